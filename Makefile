@@ -1,0 +1,50 @@
+# Everything a contributor runs. Needs Python >= 3.11 and, the first time, a network.
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+# Pyright would look for a newer version of itself and advise it.
+export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-all check format bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+venv: $(INSTALLED) ## install the package and its tools into .venv (again after a change of dependencies)
+
+demo: $(INSTALLED) ## the whole pipeline on photographs: train, tokenize, generate, evaluate
+	$(PY) -m tatok_pipe.demo
+
+test: $(INSTALLED) ## the tests a change must pass: all but slow and GPU
+	$(PY) -m pytest -m "not slow and not gpu"
+
+test-all: $(INSTALLED) ## every test that needs no GPU
+	$(PY) -m pytest -m "not gpu"
+
+check: $(INSTALLED) ## formatting, lint and types
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m pyright --pythonpath $(PY)
+
+format: $(INSTALLED) ## format the code and sort its imports
+	$(PY) -m ruff check --select I --fix .
+	$(PY) -m ruff format .
+
+bench: $(INSTALLED) ## measure throughput and report it
+	$(PY) tests/benchmarks/run.py
+
+clean: ## remove the environment, caches and build output (never datasets or runs)
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch first, alone and by its exact version: pip then takes the build this machine's index offers (CPU or CUDA),
+# and nothing that follows replaces it.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "needs Python >= 3.11: make PYTHON=python3.11")'
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install "$$(grep '^torch==' constraints.txt)"
+	$(PY) -m pip install -c constraints.txt -e ".[demo,evaluation,dev]"
+	touch $@
