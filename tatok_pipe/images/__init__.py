@@ -1,0 +1,1 @@
+"""Images in: shards to samples, bytes to pixels, and the demo corpus."""

@@ -1,0 +1,287 @@
+"""Shards: every run of files becomes one sample or one explained refusal, and a broken shard is named."""
+
+from __future__ import annotations
+
+import gc
+import io
+import json
+import pickle
+import tarfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tatok_pipe.images.shards import IMAGE_EXTENSIONS, ShardError, ShardLimits, read_samples
+from tatok_pipe.records import ImageSample, Quarantined
+
+webdataset = pytest.importorskip("webdataset")
+REAL_SHARDS = sorted((Path(__file__).parents[3] / "shared/data").glob("*/*.tar"))[::13]
+
+
+def pack(*files: tuple[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, data in files:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def read(data: bytes, **limits) -> list[ImageSample | Quarantined]:
+    return list(read_samples(io.BytesIO(data), shard="s3://bucket/x.tar", limits=ShardLimits(**limits)))
+
+
+def only(*files: tuple[str, bytes], **limits) -> ImageSample | Quarantined:
+    samples = read(pack(*files), **limits)
+    assert len(samples) == 1
+    return samples[0]
+
+
+def refused(*files: tuple[str, bytes], **limits) -> tuple[str, str]:
+    sample = only(*files, **limits)
+    assert isinstance(sample, Quarantined)
+    assert sample.num_bytes == sum(len(data) for _, data in files)
+    return sample.stage, sample.error
+
+
+def test_a_whole_sample():
+    files = [
+        ("d/a.jpg", b"pixels"),
+        ("d/a.cls", b" 7\n"),
+        ("d/a.txt", "Käse".encode()),
+        ("d/a.json", b'{"x": 1}'),
+    ]
+    expected = ImageSample("d/a", b"pixels", 7, "Käse", '{"x": 1}')
+    assert only(*files) == only(*reversed(files)) == expected
+
+
+def test_all_but_the_image_may_be_missing():
+    assert only(("a.jpg", b"pixels")) == ImageSample("a", b"pixels")
+
+
+@pytest.mark.parametrize("extension", IMAGE_EXTENSIONS)
+def test_image_extensions_in_any_case(extension):
+    assert only((f"a.{extension.upper()}", b"pixels")) == ImageSample("a", b"pixels")
+
+
+def test_written_and_read_by_webdataset():
+    samples = [ImageSample(f"k/{i:03d}", bytes([i]) * i * 100, i, f"no {i}", f"[{i}]") for i in range(1, 30)]
+    buffer = io.BytesIO()
+    with webdataset.TarWriter(buffer) as tar:
+        for s in samples:
+            fields = {"jpg": s.image, "cls": s.label, "txt": s.caption, "json": json.loads(s.meta or "")}
+            tar.write({"__key__": s.key, **fields})
+    assert read(buffer.getvalue()) == samples
+
+
+def test_a_writer_that_nobody_closed_leaves_no_marker():
+    buffer = io.BytesIO()
+    tar = webdataset.TarWriter(buffer)
+    tar.write({"__key__": "a", "jpg": b"pixels"})
+    del tar
+    gc.collect()
+    with pytest.raises(ShardError, match="no end-of-archive marker.*require_end_marker=false"):
+        read(buffer.getvalue())
+    assert read(buffer.getvalue(), require_end_marker=False) == [ImageSample("a", b"pixels")]
+
+
+@pytest.mark.skipif(not REAL_SHARDS, reason="no real shards in ../shared/data")
+def test_real_shards_as_webdataset_reads_them():
+    for path in REAL_SHARDS:
+        with open(path, "rb") as stream:
+            ours = [s for s in read_samples(stream, shard=path.name) if isinstance(s, ImageSample)]
+        with open(path, "rb") as stream:
+            files = webdataset.tariterators.tar_file_expander([{"url": path.name, "stream": stream}])
+            theirs = list(webdataset.tariterators.group_by_keys(files))
+        assert len(ours) == len(theirs) > 50
+        for sample, fields in zip(ours, theirs, strict=True):
+            assert (sample.key, sample.image, sample.label) == (
+                fields["__key__"],
+                fields["jpg"],
+                int(fields["cls"]),
+            )
+            assert sample.meta == (fields["json"].decode() if "json" in fields else None)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["README", ".hidden.jpg", "d/._a.jpg", "__meta__/a.jpg", "__header__"],
+)
+def test_names_of_no_sample(name):
+    assert only(("a.jpg", b"1"), (name, b"x"), ("a.cls", b"3")) == ImageSample("a", b"1", 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("a.jpg", "a"),
+        ("./a.jpg", "./a"),
+        ("v1.2/a.jpg", "v1.2/a"),
+        ("../../../etc/passwd.jpg", "../../../etc/passwd"),
+        ("/abs/a.jpg", "/abs/a"),
+        ("C:\\a.jpg", "C:\\a"),
+        ("a b/ü.jpg", "a b/ü"),
+    ],
+)
+def test_keys(name, key):
+    assert only((name, b"1")) == ImageSample(key, b"1")
+
+
+def test_extension_is_everything_behind_the_first_dot():
+    sample = only(("a.jpg", b"1"), ("a.mask.png", b"2"), ("a.tar.gz", b"3"))
+    assert sample == ImageSample("a", b"1")
+
+
+def test_pickles_are_never_loaded(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "sprung",))
+
+    trap = pickle.dumps(Trap())
+    assert only(("a.pyd", trap), ("a.jpg", b"1"), ("a.pkl", trap), ("a.pickle", trap)) == ImageSample(
+        "a", b"1"
+    )
+    assert not (tmp_path / "sprung").exists()
+    pickle.loads(trap)
+    assert (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "label"), [(b"0", 0), (b"-3", -3), (b"+3\r\n", 3), (b"007", 7), (b"\t2147483647", 2**31 - 1)]
+)
+def test_labels(value, label):
+    assert only(("a.jpg", b"1"), ("a.cls", value)) == ImageSample("a", b"1", label)
+
+
+@pytest.mark.parametrize(
+    "value", [b"", b"cat", b"3.0", b"1 2", b"1_000", "٣".encode(), b"2147483648", b"9" * 5000]
+)
+def test_bad_labels(value):
+    assert refused(("a.jpg", b"1"), ("a.cls", value)) == ("metadata", "BadLabel")
+
+
+@pytest.mark.parametrize("value", [b"", b"{", b"{'a': 1}", b"\xff", b"[" * 100_000])
+def test_bad_json(value):
+    assert refused(("a.jpg", b"1"), ("a.json", value)) == ("metadata", "BadJson")
+
+
+def test_captions():
+    assert only(("a.jpg", b"1"), ("a.caption", b"short")) == ImageSample("a", b"1", caption="short")
+    both = [("a.jpg", b"1"), ("a.caption", b"short"), ("a.txt", b"\xef\xbb\xbflong")]
+    assert only(*both) == ImageSample("a", b"1", caption="long")  # without its byte order mark
+    assert refused(("a.jpg", b"1"), ("a.txt", b"caf\xe9")) == ("metadata", "BadCaption")
+
+
+def test_shard_stage_refusals():
+    assert refused(("a.cls", b"1"), ("a.npy", b"123")) == ("shard", "NoImage")
+    assert refused(("a.jpg", b"1"), ("a.png", b"2")) == ("shard", "AmbiguousImage")
+    assert refused(("a.jpg", b"1"), ("a.JPG", b"2")) == ("shard", "AmbiguousImage")
+    assert refused(("a.jpg", b"1"), ("a.cls", b"2"), ("a.cls", b"2")) == ("shard", "DuplicateField")
+    assert refused(("a.jpg", b"12345"), max_member_bytes=4) == ("shard", "TooManyBytes")
+    assert refused(("a.jpg", b"1"), ("a.json", b"[1,2]"), max_member_bytes=4) == ("shard", "TooManyBytes")
+    kept = only(("a.jpg", b"1234"), ("a.npy", b"12345"), max_member_bytes=4)
+    assert kept == ImageSample("a", b"1234")
+
+
+def test_a_linked_image_is_not_lost_in_silence():
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        info = tarfile.TarInfo("b.jpg")
+        info.type, info.linkname = tarfile.LNKTYPE, "a.jpg"
+        tar.addfile(info)
+    (sample,) = read(buffer.getvalue())
+    assert (
+        isinstance(sample, Quarantined)
+        and sample.error == "NoImage"
+        and "links do not count" in sample.message
+    )
+
+
+def test_repeated_key_and_interleaved_members():
+    files = [("a.jpg", b"1"), ("b.jpg", b"2"), ("a.cls", b"3"), ("b.jpg", b"4"), ("c.jpg", b"5")]
+    samples = read(pack(*files))
+    assert [(s.key, s.error if isinstance(s, Quarantined) else s.image) for s in samples] == [
+        ("a", b"1"),
+        ("b", b"2"),
+        ("a", "DuplicateKey"),
+        ("b", "DuplicateKey"),
+        ("c", b"5"),
+    ]
+    assert isinstance(samples[2], Quarantined)
+    assert "files .cls come after another sample of this key" in samples[2].message
+
+
+def test_shard_error_names_the_shard_and_counts():
+    data = pack(("a.jpg", b"1"), ("b.jpg", b"2"), ("c.jpg", b"3"))
+    reader = read_samples(io.BytesIO(data[:2600]), shard="s3://bucket/x.tar")
+    assert next(reader) == ImageSample("a", b"1")
+    with pytest.raises(ShardError) as caught:
+        next(reader)  # b is whole, but whether it is complete nobody knows
+    assert str(caught.value) == (
+        "s3://bucket/x.tar: cut off at byte 2600, 472 bytes before the end of a member, after 1 samples; "
+        "write or copy the shard again"
+    )
+    assert caught.value.num_samples == 1
+
+
+def test_errors_of_the_stream_pass_through():
+    class Failing(io.BytesIO):
+        def read(self, size=-1):
+            raise ConnectionResetError("peer")
+
+    with pytest.raises(ConnectionResetError):
+        list(read_samples(Failing(), shard="x"))
+
+
+KEYS = st.sampled_from(["a", "b", "c", "dir/a", "dir/b"])
+FIELDS = st.dictionaries(
+    st.sampled_from(["jpg", "png", "cls", "txt", "json", "npy"]), st.binary(max_size=1200), min_size=1
+)
+
+
+def expected_samples(runs: list[tuple[str, dict[str, bytes]]]) -> list[tuple[str, bytes | str]]:
+    """What each run must become, by a slower road: key, and the image or the error class."""
+    seen: set[str] = set()
+    results: list[tuple[str, bytes | str]] = []
+    for key, fields in runs:
+        images = [fields[e] for e in ("jpg", "png") if e in fields]
+        if key in seen:
+            results.append((key, "DuplicateKey"))
+        elif len(images) != 1:
+            results.append((key, "AmbiguousImage" if images else "NoImage"))
+        else:
+            results.append((key, images[0]))
+        seen.add(key)
+    return results
+
+
+@settings(max_examples=200, deadline=None)
+@given(runs=st.lists(st.tuples(KEYS, FIELDS), max_size=5), cut=st.floats(0, 1))
+def test_any_shard_cut_anywhere(runs, cut):
+    runs = [run for i, run in enumerate(runs) if i == 0 or run[0] != runs[i - 1][0]]
+    runs = [(key, fields | {"cls": b"1", "json": b"{}", "txt": b""}) for key, fields in runs]
+    data = pack(*((f"{key}.{name}", value) for key, fields in runs for name, value in fields.items()))
+    body = sum(512 + -(-len(value) // 512) * 512 for _, fields in runs for value in fields.values())
+    expected = expected_samples(runs)
+
+    got: list[tuple[str, bytes | str]] = []
+    num_bytes = round(cut * (body + 1024))
+    error = None
+    try:
+        for sample in read_samples(io.BytesIO(data[:num_bytes]), shard="x"):
+            got.append((sample.key, sample.image if isinstance(sample, ImageSample) else sample.error))
+    except ShardError as reason:
+        error = reason
+    assert got == expected[: len(got)]  # never a wrong sample
+    if num_bytes >= body + 512:
+        assert error is None and len(got) == len(expected)
+    else:
+        assert error is not None and error.num_samples == len(got)
+
+
+def test_limits_refuse():
+    with pytest.raises(ValueError, match="max_member_bytes=0"):
+        ShardLimits(max_member_bytes=0)
