@@ -1,0 +1,31 @@
+"""Files by URL on any fsspec filesystem: list, stream, publish atomically, retry what may pass.
+
+A plain path and `file://` are the local disk; `s3://`, `gs://`, `http://`, `memory://` and the rest are
+fsspec's. Credentials and endpoints come from the environment only (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`,
+...), so that no config, log line or dataset ever holds a secret.
+"""
+
+from tatok_pipe.storage.files import SourceInfo, exists, file_info, list_files, read_bytes, read_tail, remove
+from tatok_pipe.storage.publish import publish_bytes, publish_file
+from tatok_pipe.storage.reader import open_stream
+from tatok_pipe.storage.shards import expand_shards
+from tatok_pipe.storage.urls import canonical_url, is_local, join, open_filesystem, redact
+
+__all__ = [
+    "SourceInfo",
+    "canonical_url",
+    "exists",
+    "expand_shards",
+    "file_info",
+    "is_local",
+    "join",
+    "list_files",
+    "open_filesystem",
+    "open_stream",
+    "publish_bytes",
+    "publish_file",
+    "read_bytes",
+    "read_tail",
+    "redact",
+    "remove",
+]

@@ -1,0 +1,155 @@
+"""Publishing a finished file in one step: nobody ever sees a part of it, and of several writers one wins."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+from tatok_pipe.storage import retry
+from tatok_pipe.storage.urls import is_local, is_s3, open_filesystem
+
+_PART_BYTES = 50 << 20
+# Every store that knows conditional PUT decides a race of PUTs. Of multipart completions some check the
+# condition and write in two steps (SeaweedFS 4.48: up to three of three racers told 200), so an exclusive
+# file is one PUT up to twice this size, although that holds it in memory; a token shard has a few MiB.
+_EXCLUSIVE_PART_BYTES = 512 << 20
+# Filesystems that cannot hard-link (some network and FUSE mounts) answer with one of these.
+_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
+
+
+def publish_file(
+    local_path: str | os.PathLike[str], url: str, *, exclusive: bool, part_bytes: int | None = None
+) -> bool:
+    """Make the finished local file appear at `url`, whole or not at all. True where this call created it.
+
+    With `exclusive` a file that is there already stays untouched and the answer is False, also for all but
+    one of several writers at the same time; else it is replaced and the answer is True. How:
+
+    - local disk: a copy under a hidden temporary name in the same directory, fsync, then a hard link
+      (exclusive) or a rename;
+    - S3: one PUT, conditional (`If-None-Match: *`) where exclusive; from two `part_bytes` (512 MiB where
+      exclusive, else 50 MiB) a multipart upload with a conditional completion;
+    - any other filesystem: upload under a temporary name, then move. There exclusive is a check before the
+      upload, so two writers of the same instant may both be told True; the last one's file stays.
+
+    Errors that may pass are tried again; raises OSError naming the URL where they do not.
+    """
+    source = os.fspath(local_path)
+
+    def copy(file: BinaryIO) -> None:
+        with open(source, "rb") as content:
+            shutil.copyfileobj(content, file, 1 << 20)
+
+    def upload(filesystem: Any, path: str, **options: Any) -> None:
+        if is_s3(filesystem):
+            options["chunksize"] = part_bytes or (_EXCLUSIVE_PART_BYTES if exclusive else _PART_BYTES)
+        filesystem.put_file(source, path, **options)
+
+    return _publish(url, exclusive=exclusive, write=copy, upload=upload)
+
+
+def publish_bytes(data: bytes, url: str, *, exclusive: bool) -> bool:
+    """`publish_file` for content in memory."""
+
+    def upload(filesystem: Any, path: str, **options: Any) -> None:
+        filesystem.pipe_file(path, data, **options)
+
+    return _publish(url, exclusive=exclusive, write=lambda file: _write_all(file, data), upload=upload)
+
+
+def _write_all(file: BinaryIO, data: bytes) -> None:
+    file.write(data)
+
+
+def _publish(
+    url: str, *, exclusive: bool, write: Callable[[BinaryIO], None], upload: Callable[..., None]
+) -> bool:
+    filesystem, path = open_filesystem(url)
+    if is_local(filesystem):
+        return _publish_locally(path, exclusive=exclusive, write=write)
+    if is_s3(filesystem):
+        writer = secrets.token_hex(16)
+        return retry.call(lambda: _put(filesystem, path, upload, writer=writer, exclusive=exclusive), url=url)
+    return retry.call(lambda: _upload_and_move(filesystem, path, upload, exclusive=exclusive), url=url)
+
+
+def _publish_locally(path: str, *, exclusive: bool, write: Callable[[BinaryIO], None]) -> bool:
+    directory, name = os.path.split(path)
+    os.makedirs(directory, exist_ok=True)
+    if exclusive and os.path.exists(path):
+        return False
+    temporary = os.path.join(directory, f".{name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if not exclusive:
+            os.replace(temporary, path)
+        elif not _link(temporary, path):
+            return False
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+    _sync_directory(directory)
+    return True
+
+
+def _link(temporary: str, path: str) -> bool:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        # The best such a mount offers. The file still appears whole; only two writers of the same instant are
+        # not told apart, and they write the same bytes wherever this program publishes exclusively.
+        if os.path.exists(path):
+            return False
+        os.rename(temporary, path)
+    return True
+
+
+def _sync_directory(directory: str) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _put(filesystem: Any, path: str, upload: Callable[..., None], *, writer: str, exclusive: bool) -> bool:
+    if not exclusive:
+        upload(filesystem, path)
+        return True
+    try:
+        # s3fs and botocore retry inside, so a PUT whose answer got lost can come back as "exists already".
+        # The writer's mark on the object tells whose it is; equal bytes would not, since every writer has
+        # those.
+        upload(filesystem, path, mode="create", Metadata={"writer": writer})
+        return True
+    except OSError as error:
+        if not (isinstance(error, FileExistsError) or retry.http_status(error) == 412):
+            raise
+        return filesystem.metadata(path).get("writer") == writer
+
+
+def _upload_and_move(filesystem: Any, path: str, upload: Callable[..., None], *, exclusive: bool) -> bool:
+    if exclusive and filesystem.exists(path):
+        return False
+    directory, _, name = path.rpartition("/")
+    temporary = f"{directory}/.{name}.{secrets.token_hex(8)}.tmp"
+    filesystem.makedirs(directory, exist_ok=True)
+    try:
+        upload(filesystem, temporary)
+        filesystem.mv(temporary, path)
+    except BaseException:
+        if filesystem.exists(temporary):
+            filesystem.rm_file(temporary)
+        raise
+    return True

@@ -1,0 +1,1 @@
+"""Token datasets: the format on disk and the reader."""

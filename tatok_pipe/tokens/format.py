@@ -1,0 +1,290 @@
+"""Token shards on disk, format 1: one Parquet file per image shard, which any Parquet reader reads.
+
+The bytes depend on the rows, the spec and the source alone: row groups have a fixed size however the rows
+came in, and nothing of the clock or the machine is written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tatok_pipe import storage
+from tatok_pipe.errors import UserError
+from tatok_pipe.records import Quarantined, TokenRecord
+from tatok_pipe.tokens.spec import FORMAT_VERSION, TokenSpec, quarantine_schema, token_schema
+from tatok_pipe.tokens.statistics import ShardStatistics, float32_toward_zero
+
+ROW_GROUP_ROWS = 2048
+_PREFIX = "tatok."
+_COMPRESSION: dict[str, Any] = {"compression": "zstd", "compression_level": 3}
+_FOOTER_BYTES = 1 << 16  # a first guess that holds most footers in one request
+_TRAILER_BYTES = 8  # footer length (4 bytes, little-endian) and "PAR1"
+
+
+@dataclass(frozen=True)
+class ShardSource:
+    """The image shard that a token shard was made from."""
+
+    url: str  # canonical, without secrets
+    size_bytes: int
+    etag: str = ""
+
+
+@dataclass(frozen=True)
+class ShardMetadata:
+    """What the footer of a token shard tells."""
+
+    spec: TokenSpec
+    source: ShardSource
+    statistics: ShardStatistics
+    num_rows: int
+
+
+def token_shard_name(shard_url: str) -> str:
+    """The name (without `.parquet`) of the token shard made from an image shard: `<stem>-<8 hex>`."""
+    url = storage.canonical_url(shard_url)
+    return f"{PurePosixPath(url).stem}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
+
+
+class ShardWriter:
+    """Writes one token shard to a local file, to be published once it is closed.
+
+    As a context manager it closes on success and removes the file on an error, because a Parquet file that
+    was closed early looks complete.
+    """
+
+    def __init__(self, local_path: str | os.PathLike[str], spec: TokenSpec, source: ShardSource) -> None:
+        self.statistics = empty_statistics(spec)
+        self.statistics.bytes_in = source.size_bytes
+        self._path = os.fspath(local_path)
+        self._spec = spec
+        self._source = source
+        self._schema = token_schema(spec)
+        self._pending: list[TokenRecord] = []
+        self._writer = pq.ParquetWriter(self._path, self._schema, **_COMPRESSION)
+
+    def append(self, records: Sequence[TokenRecord]) -> None:
+        """Add rows in source order. Raises ValueError naming the key of a row that breaks the format."""
+        for record in records:
+            check_record(record, self._spec)
+        self._pending.extend(records)
+        while len(self._pending) >= ROW_GROUP_ROWS:
+            self._write(self._pending[:ROW_GROUP_ROWS])
+            del self._pending[:ROW_GROUP_ROWS]
+
+    def add_quarantined(self, rows: Sequence[Quarantined]) -> None:
+        """Count source samples that have no row here, for the statistics."""
+        self.statistics.add_quarantined(rows)
+
+    def close(self) -> None:
+        """Write what is left and the footer. The file is complete from here on."""
+        if self._pending:
+            self._write(self._pending)
+            self._pending = []
+        values = {
+            "format_version": FORMAT_VERSION,
+            **self._spec.to_json(),
+            "source": dataclasses.asdict(self._source),
+            "statistics": self.statistics.to_json(),
+        }
+        self._writer.add_key_value_metadata({_PREFIX + name: _dumps(value) for name, value in values.items()})
+        self._writer.close()
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+        else:
+            self._writer.close()
+            os.unlink(self._path)
+
+    def _write(self, records: list[TokenRecord]) -> None:
+        self.statistics.update(records)
+        self._writer.write_table(to_table(records, self._schema), row_group_size=ROW_GROUP_ROWS)
+
+
+def empty_statistics(spec: TokenSpec) -> ShardStatistics:
+    """Statistics of no rows, of the shape of `spec`."""
+    return ShardStatistics.empty(
+        num_globals=spec.num_globals,
+        num_patches=spec.num_patches,
+        global_vocab=spec.global_vocab,
+        patch_vocab=spec.patch_vocab,
+    )
+
+
+def check_record(record: TokenRecord, spec: TokenSpec) -> None:
+    """Raise ValueError naming the key where a row breaks the format."""
+    problem = _find_problem(record, spec)
+    if problem:
+        raise ValueError(f"row {record.key!r}: {problem}")
+
+
+def _find_problem(record: TokenRecord, spec: TokenSpec) -> str | None:
+    num_globals, num_kept = len(record.global_codes), len(record.patch_codes)
+    positions = np.asarray(record.patch_positions, np.int64)
+    if num_globals != spec.num_globals:
+        return f"{num_globals} global codes, expected {spec.num_globals}"
+    if len(positions) != num_kept:
+        return f"{num_kept} patch codes but {len(positions)} positions"
+    if not (positions[1:] > positions[:-1]).all():
+        return "patch positions are not strictly increasing"
+    for name, values, limit in (
+        ("patch position", positions, spec.num_patches),
+        ("global code", record.global_codes, spec.global_vocab),
+        ("patch code", record.patch_codes, spec.patch_vocab),
+    ):
+        if len(values) and not 0 <= int(values.min()) <= int(values.max()) < limit:
+            return f"{name}s from {values.min()} to {values.max()}, expected 0 to {limit - 1}"
+    for name in ("entropy_total", "entropy_dropped"):
+        value = getattr(record, name)
+        if not (math.isfinite(value) and value >= 0):
+            return f"{name}={value}, expected a finite number of nats, at least 0"
+    if record.mutual_information is not None and not math.isfinite(record.mutual_information):
+        return f"mutual_information={record.mutual_information}, expected a finite number of nats"
+    if record.patch_entropy is not None and len(record.patch_entropy) != spec.num_patches:
+        return f"{len(record.patch_entropy)} patch entropies, expected {spec.num_patches}"
+    return None
+
+
+def to_table(records: Sequence[TokenRecord], schema: pa.Schema) -> pa.Table:
+    """The rows as a table of `token_schema`; `to_records` is the inverse, up to float32 and float16."""
+    columns: dict[str, Any] = {
+        name: pa.array([getattr(record, name) for record in records], schema.field(name).type)
+        for name in (
+            "key",
+            "label",
+            "caption",
+            "meta",
+            "width",
+            "height",
+            "crop",
+            "num_tokens",
+            "entropy_total",
+        )
+    }
+    columns["mutual_information"] = pa.array([record.mutual_information for record in records], pa.float32())
+    columns["entropy_dropped"] = pa.array(float32_toward_zero([record.entropy_dropped for record in records]))
+    for name in ("global_codes", "patch_codes", "patch_positions", "patch_entropy"):
+        columns[name] = _list_array([getattr(record, name) for record in records], schema.field(name).type)
+    return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def to_records(table: pa.Table) -> list[TokenRecord]:
+    """The rows of a table in the columns of `token_schema`. Arrays are read-only views of its memory."""
+    plain = ["key", "label", "caption", "meta", "width", "height", "crop", "entropy_total", "entropy_dropped"]
+    columns = {name: table.column(name).to_pylist() for name in (*plain, "mutual_information")}
+    for name in ("global_codes", "patch_codes", "patch_positions", "patch_entropy"):
+        columns[name] = [row for chunk in table.column(name).chunks for row in _split(chunk)]
+    return [
+        TokenRecord(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)
+    ]
+
+
+def iter_records(url: str) -> Iterator[TokenRecord]:
+    """The rows of a token shard in order, one row group in memory at a time (and, if remote, the file)."""
+    filesystem, path = storage.open_filesystem(url)
+    source = path if storage.is_local(filesystem) else pa.BufferReader(storage.read_bytes(url))
+    with pq.ParquetFile(source) as file:
+        for group in range(file.num_row_groups):
+            yield from to_records(file.read_row_group(group))
+
+
+def read_records(source: pa.Table | str | os.PathLike[str]) -> list[TokenRecord]:
+    """All rows of a token shard, given as a table, path or URL."""
+    return to_records(source) if isinstance(source, pa.Table) else list(iter_records(os.fspath(source)))
+
+
+def read_shard_metadata(url: str) -> ShardMetadata:
+    """What a token shard tells about itself, from its footer alone.
+
+    Raises UserError where the file is no token shard, or one of another format version.
+    """
+    tail = storage.read_tail(url, _FOOTER_BYTES)
+    needed = int.from_bytes(tail[-_TRAILER_BYTES:-4], "little") + _TRAILER_BYTES
+    if tail[-4:] == b"PAR1" and needed > len(tail):
+        tail = storage.read_tail(url, needed)
+    try:
+        footer = pq.read_metadata(pa.BufferReader(tail))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(
+            f"{storage.redact(url)}: is not a Parquet file ({error}); expected a token shard"
+        ) from error
+    prefix = _PREFIX.encode()
+    values = {
+        name.removeprefix(prefix).decode(): json.loads(value)
+        for name, value in (footer.metadata or {}).items()
+        if name.startswith(prefix)
+    }
+    if values.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{storage.redact(url)}: token format version {values.get('format_version', 'missing')}, this "
+            f"program reads version {FORMAT_VERSION}; give a shard that tokenize_corpus wrote, or use the "
+            "program that wrote this one"
+        )
+    return ShardMetadata(
+        spec=TokenSpec.from_json({each.name: values[each.name] for each in dataclasses.fields(TokenSpec)}),
+        source=ShardSource(**values["source"]),
+        statistics=ShardStatistics.from_json(values["statistics"]),
+        num_rows=footer.num_rows,
+    )
+
+
+def write_quarantine(local_path: str | os.PathLike[str], rows: Sequence[Quarantined]) -> None:
+    """Write the quarantine file of one image shard to a local path."""
+    table = pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], schema=quarantine_schema())
+    pq.write_table(table, os.fspath(local_path), **_COMPRESSION)
+
+
+def read_quarantine(url: str) -> list[Quarantined]:
+    """The rows of a quarantine file, in source order."""
+    table = pq.read_table(pa.BufferReader(storage.read_bytes(url)), schema=quarantine_schema())
+    return [Quarantined(**row) for row in table.to_pylist()]
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _list_array(rows: Sequence[np.ndarray | None], data_type: pa.DataType) -> pa.Array:
+    present = [row for row in rows if row is not None]
+    item_type = data_type.value_type.to_pandas_dtype()
+    values = pa.array(np.concatenate(present).astype(item_type) if present else np.empty(0, item_type))
+    if pa.types.is_fixed_size_list(data_type):
+        return pa.FixedSizeListArray.from_arrays(values, type=data_type)
+    lengths = [0 if row is None else len(row) for row in rows]
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+    missing = pa.array([row is None for row in rows]) if len(present) < len(rows) else None
+    return pa.ListArray.from_arrays(offsets, values, type=data_type, mask=missing)
+
+
+def _split(chunk: pa.Array) -> list[np.ndarray | None]:
+    values = chunk.values.to_numpy(zero_copy_only=False)
+    if pa.types.is_fixed_size_list(chunk.type):
+        size = chunk.type.list_size
+        starts = (np.arange(len(chunk) + 1) + chunk.offset) * size
+    else:
+        starts = chunk.offsets.to_numpy()
+    rows: list[np.ndarray | None] = [
+        values[start:stop] for start, stop in zip(starts, starts[1:], strict=False)
+    ]
+    if chunk.null_count:
+        rows = [row if valid else None for row, valid in zip(rows, chunk.is_valid().to_pylist(), strict=True)]
+    return rows

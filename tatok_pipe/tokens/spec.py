@@ -1,0 +1,134 @@
+"""What the tokens of a dataset are: counts and vocabularies, who made them, and the columns they fill."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+FORMAT_VERSION = 1
+MAX_PATCHES = 1 << 16  # positions are uint16
+MAX_VOCAB = 1 << 24  # every shard carries a count per code
+
+
+@dataclass(frozen=True)
+class TokenSpec:
+    """Everything that two token shards must have in common to belong to one dataset."""
+
+    num_globals: int  # K, per image
+    num_patches: int  # N, per image, before filtering
+    global_vocab: int  # V_g
+    patch_vocab: int  # V_p
+    image_size: int  # pixels, of the square crop that was encoded
+    patch_size: int  # pixels
+    tokenizer_fingerprint: str
+    dtf: dict[str, Any] = field(default_factory=dict)  # rule, score, value, min_patches, ...
+    encoding: dict[str, Any] = field(
+        default_factory=dict
+    )  # other settings that change codes: precision, versions
+
+    def __post_init__(self) -> None:
+        for name in ("num_globals", "num_patches", "image_size", "patch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        for name in ("global_vocab", "patch_vocab"):
+            if not 1 <= getattr(self, name) <= MAX_VOCAB:
+                raise ValueError(f"{name}={getattr(self, name)}: expected 1 to {MAX_VOCAB}")
+        if self.num_patches > MAX_PATCHES:
+            raise ValueError(
+                f"num_patches={self.num_patches}: expected at most {MAX_PATCHES}, positions are uint16"
+            )
+        if self.image_size % self.patch_size or (self.image_size // self.patch_size) ** 2 != self.num_patches:
+            raise ValueError(
+                f"num_patches={self.num_patches}: expected (image_size / patch_size)^2 with "
+                f"image_size={self.image_size} and patch_size={self.patch_size}"
+            )
+        if not self.tokenizer_fingerprint:
+            raise ValueError(
+                "tokenizer_fingerprint is empty: expected the fingerprint of the tokenizer checkpoint"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """The spec as JSON types; `from_json` is the inverse."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> TokenSpec:
+        """The spec of a JSON object. Raises ValueError where a field is missing, unknown or out of range."""
+        expected = [each.name for each in dataclasses.fields(cls)]
+        if sorted(value) != sorted(expected):
+            raise ValueError(f"token spec has fields {sorted(value)}, expected {sorted(expected)}")
+        return cls(**value)
+
+    def differences(self, other: TokenSpec) -> list[str]:
+        """One line "field: mine, not theirs" for each field, or key of `dtf` and `encoding`, that differs."""
+        mine, theirs = _flatten(self.to_json()), _flatten(other.to_json())
+        return [
+            f"{name}: {_shown(mine, name)}, not {_shown(theirs, name)}"
+            for name in sorted({**mine, **theirs})
+            if _shown(mine, name) != _shown(theirs, name)
+        ]
+
+
+def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, item in value.items():
+        if isinstance(item, dict):
+            flat.update(_flatten(item, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = item
+    return flat
+
+
+def _shown(values: dict[str, Any], name: str) -> str:
+    return json.dumps(values[name], sort_keys=True) if name in values else "unset"
+
+
+def code_type(vocab: int) -> pa.DataType:
+    """The smallest of uint16 and uint32 that holds the codes 0 to vocab - 1."""
+    return pa.uint16() if vocab <= 1 << 16 else pa.uint32()
+
+
+def token_schema(spec: TokenSpec) -> pa.Schema:
+    """The columns of a token shard, format 1: one row per image (per crop), in source order."""
+
+    def item(data_type: pa.DataType) -> pa.Field:
+        return pa.field("element", data_type, nullable=False)
+
+    return pa.schema(
+        [
+            pa.field("key", pa.string(), nullable=False),
+            pa.field("label", pa.int32()),
+            pa.field("caption", pa.string()),
+            pa.field("meta", pa.string()),  # JSON text
+            pa.field("width", pa.int32(), nullable=False),  # source pixels
+            pa.field("height", pa.int32(), nullable=False),
+            pa.field("crop", pa.int16(), nullable=False),
+            pa.field(
+                "global_codes", pa.list_(item(code_type(spec.global_vocab)), spec.num_globals), nullable=False
+            ),
+            pa.field("patch_codes", pa.list_(item(code_type(spec.patch_vocab))), nullable=False),  # kept only
+            pa.field("patch_positions", pa.list_(item(pa.uint16())), nullable=False),  # strictly increasing
+            pa.field("num_tokens", pa.int32(), nullable=False),  # K + kept
+            pa.field("entropy_total", pa.float32(), nullable=False),  # nats
+            pa.field("entropy_dropped", pa.float32(), nullable=False),  # nats
+            pa.field("mutual_information", pa.float32()),  # nats
+            pa.field("patch_entropy", pa.list_(item(pa.float16()))),  # nats, all N
+        ]
+    )
+
+
+def quarantine_schema() -> pa.Schema:
+    """The columns of a quarantine file: one row per source sample that produced no token row."""
+    return pa.schema(
+        [
+            pa.field("key", pa.string(), nullable=False),
+            pa.field("stage", pa.string(), nullable=False),
+            pa.field("error", pa.string(), nullable=False),
+            pa.field("message", pa.string(), nullable=False),
+            pa.field("num_bytes", pa.int64(), nullable=False),
+        ]
+    )

@@ -1,0 +1,83 @@
+"""Fixtures for every test: a real S3 server, and made-up token rows that are valid."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from tatok_pipe import demo_server
+from tatok_pipe.errors import UserError
+from tatok_pipe.records import TokenRecord
+from tatok_pipe.tokens.spec import TokenSpec
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[demo_server.S3Server]:
+    """A running S3 server with the bucket "tatok". Mark tests that use it with `s3`."""
+    try:
+        with demo_server.s3_server(tmp_path_factory.mktemp("s3-server"), bucket="tatok") as server:
+            yield server
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def s3_url(s3_server: demo_server.S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty prefix on the S3 server, of this test alone, with the environment set to reach it."""
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{s3_server.bucket}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def token_spec() -> TokenSpec:
+    """A small spec: 3 globals, 16 patches; the patch codes need 32 bits."""
+    return TokenSpec(
+        num_globals=3,
+        num_patches=16,
+        global_vocab=512,
+        patch_vocab=70_000,
+        image_size=32,
+        patch_size=8,
+        tokenizer_fingerprint="sha256:" + "ab" * 32,
+        dtf={"rule": "threshold", "score": "entropy", "value": 0.25, "min_patches": 1},
+        encoding={"precision": "float32"},
+    )
+
+
+@pytest.fixture(scope="session")
+def make_token_records() -> Callable[..., list[TokenRecord]]:
+    """`make_token_records(spec, count, seed=0)`: random valid rows, optional columns filled now and then."""
+    return _make_token_records
+
+
+def _make_token_records(spec: TokenSpec, count: int, seed: int = 0) -> list[TokenRecord]:
+    random = np.random.default_rng(seed)
+    return [_make_token_record(spec, index, random) for index in range(count)]
+
+
+def _make_token_record(spec: TokenSpec, index: int, random: np.random.Generator) -> TokenRecord:
+    num_kept = int(random.integers(0, spec.num_patches + 1))
+    positions = np.sort(random.choice(spec.num_patches, num_kept, replace=False)).astype(np.uint16)
+    entropy = random.gamma(2.0, 1.0, spec.num_patches)
+    is_odd = bool(random.integers(0, 2))
+    return TokenRecord(
+        key=f"image-{index:06d}",
+        label=int(random.integers(0, 1000)) if is_odd else None,
+        caption=f"a caption, № {index}" if random.integers(0, 2) else None,
+        meta=json.dumps({"index": index}) if is_odd else None,
+        width=int(random.integers(1, 5000)),
+        height=int(random.integers(1, 5000)),
+        crop=int(random.integers(0, 2)),
+        global_codes=random.integers(0, spec.global_vocab, spec.num_globals).astype(np.uint16),
+        patch_codes=random.integers(0, spec.patch_vocab, num_kept).astype(np.uint32),
+        patch_positions=positions,
+        entropy_total=float(entropy.sum()),
+        entropy_dropped=float(np.delete(entropy, positions).sum()),
+        mutual_information=float(random.normal(5.0, 2.0)) if is_odd else None,
+        patch_entropy=entropy.astype(np.float16) if random.integers(0, 2) else None,
+    )

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tatok_pipe import storage
+
+
+def check_files(base: str) -> None:
+    directory = storage.join(base, "data")
+    assert storage.list_files(directory) == {}
+    assert not storage.exists(storage.join(directory, "a"))
+    for name, data in (("b", b"123"), ("a", b""), ("below/c", b"1")):
+        storage.publish_bytes(data, storage.join(directory, name), exclusive=True)
+        assert storage.exists(storage.join(directory, name))
+    assert list(storage.list_files(directory).items()) == [("a", 0), ("b", 3)]
+    assert list(storage.list_files(directory + "/").items()) == [("a", 0), ("b", 3)]
+    assert storage.read_bytes(storage.join(directory, "b")) == b"123"
+    assert storage.file_info(storage.join(directory, "b")).size_bytes == 3
+    for num_bytes, expected in ((1, b"3"), (2, b"23"), (3, b"123"), (9, b"123")):
+        assert storage.read_tail(storage.join(directory, "b"), num_bytes) == expected
+    storage.remove(storage.join(directory, "b"))
+    storage.remove(storage.join(directory, "b"))
+    assert storage.list_files(directory) == {"a": 0}
+    with pytest.raises(FileNotFoundError, match="data/b"):
+        storage.read_bytes(storage.join(directory, "b"))
+    with pytest.raises(FileNotFoundError, match="data/b"):
+        storage.file_info(storage.join(directory, "b"))
+    with pytest.raises(IsADirectoryError, match="expected a file"):
+        storage.file_info(directory)
+
+
+def test_local(tmp_path: Path) -> None:
+    check_files(str(tmp_path))
+    assert storage.file_info(str(tmp_path / "data" / "a")).etag == ""
+
+
+def test_other_filesystems(probe: Any) -> None:
+    check_files("probe://base")
+
+
+@pytest.mark.s3
+def test_s3(s3_url: str) -> None:
+    check_files(s3_url)
+
+
+@pytest.mark.s3
+def test_s3_etag_tells_contents_apart(s3_url: str) -> None:
+    etags = []
+    for name, data in (("a", b"one"), ("b", b"one"), ("c", b"two")):
+        storage.publish_bytes(data, storage.join(s3_url, name), exclusive=True)
+        etags.append(storage.file_info(storage.join(s3_url, name)).etag)
+    assert etags[0] == etags[1] != etags[2]
+    assert '"' not in etags[0]
+    assert etags[0]

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import errno
+
+import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ReadTimeoutError
+
+from tatok_pipe.errors import UserError
+from tatok_pipe.storage import retry
+
+
+def client_error(status: int, code: str) -> ClientError:
+    response = {"Error": {"Code": code, "Message": "?"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(response, "GetObject")  # pyright: ignore[reportArgumentType]
+
+
+def translated(error: Exception) -> OSError:
+    """As s3fs raises it: an OSError caused by the client's error."""
+    result = OSError(errno.EINVAL, "translated")
+    result.__cause__ = error
+    return result
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        TimeoutError(),
+        ConnectionResetError(),
+        OSError(errno.EIO, "broken"),
+        client_error(503, "SlowDown"),
+        client_error(500, "InternalError"),
+        client_error(400, "RequestTimeout"),
+        translated(client_error(409, "ConditionalRequestConflict")),
+        EndpointConnectionError(endpoint_url="http://x"),
+        ReadTimeoutError(endpoint_url="http://x"),
+    ],
+)
+def test_transient(error: Exception) -> None:
+    assert retry.is_transient(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(),
+        PermissionError(),
+        OSError(errno.ENOSPC, "full"),
+        client_error(403, "AccessDenied"),
+        translated(client_error(412, "PreconditionFailed")),
+        translated(client_error(416, "InvalidRange")),
+        NoCredentialsError(),
+        ValueError(),
+        KeyError("status"),
+    ],
+)
+def test_permanent(error: Exception) -> None:
+    assert not retry.is_transient(error)
+
+
+class Flaky:
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+        self.num_calls = 0
+
+    def __call__(self) -> str:
+        self.num_calls += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return "done"
+
+
+def test_pauses_grow_until_it_works() -> None:
+    pauses: list[float] = []
+    action = Flaky(TimeoutError(), TimeoutError(), TimeoutError())
+    assert retry.call(action, url="s3://b/x", pause=pauses.append) == "done"
+    assert action.num_calls == 4
+    for attempt, pause in enumerate(pauses):
+        assert 0.5 <= pause / (retry.FIRST_DELAY_S * 2**attempt) <= 1
+    assert len(pauses) == 3
+
+
+def test_gives_up_after_the_last_attempt_and_names_the_file() -> None:
+    action = Flaky(*[ConnectionResetError("reset")] * 9)
+    with pytest.raises(OSError, match=r"https://\*\*\*@host/x: reset") as raised:
+        retry.call(action, url="https://me:pw@host/x", num_attempts=3, pause=lambda _: None)
+    assert action.num_calls == 3
+    assert isinstance(raised.value.__cause__, ConnectionResetError)
+
+
+@pytest.mark.parametrize("kind", [FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError])
+def test_a_permanent_error_keeps_its_kind_and_is_not_repeated(kind: type[OSError]) -> None:
+    action = Flaky(kind("no"), kind("no"))
+    with pytest.raises(kind, match="s3://b/x: no"):
+        retry.call(action, url="s3://b/x")
+    assert action.num_calls == 1
+
+
+def test_missing_credentials_are_the_users_to_give() -> None:
+    with pytest.raises(UserError, match="AWS_ACCESS_KEY_ID"):
+        retry.call(Flaky(NoCredentialsError()), url="s3://b/x")
+
+
+def test_a_bug_passes_through_unchanged() -> None:
+    bug = ZeroDivisionError("mine")
+    with pytest.raises(ZeroDivisionError) as raised:
+        retry.call(Flaky(bug), url="s3://b/x")
+    assert raised.value is bug
+
+
+def test_connection_failures_of_the_client_become_os_errors() -> None:
+    action = Flaky(*[EndpointConnectionError(endpoint_url="http://x")] * 2)
+    with pytest.raises(OSError, match="s3://b/x: Could not connect"):
+        retry.call(action, url="s3://b/x", num_attempts=2, pause=lambda _: None)
