@@ -1,0 +1,126 @@
+"""Training images: an endless, seeded stream of augmented crops from WebDataset shards on any URL.
+
+Order and augmentation depend on (seed, epoch, position) alone, never on threads or timing; the position can be
+saved and restored. Letters: B batch, S image size in pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+import numpy as np
+
+from tatok_pipe import storage
+from tatok_pipe.errors import UserError
+from tatok_pipe.images.decode import DecodeError, PreprocessConfig, decode_image
+from tatok_pipe.images.shards import read_samples
+from tatok_pipe.records import ImageSample
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingImages:
+    """Batches (B, S, S, 3) uint8, without end.
+
+    Shards are shuffled each epoch and split over ranks, samples pass a shuffle buffer of encoded images, each
+    image is decoded at a random scale and cut and flipped at random. Images that do not decode are skipped
+    and logged. Raises UserError where there are fewer shards than ranks or no readable image.
+    """
+
+    def __init__(
+        self,
+        shards: list[str],
+        *,
+        image_size: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        num_ranks: int = 1,
+        num_threads: int = 2,
+        buffer_images: int = 1024,
+        max_scale: float = 1.6,
+    ):
+        if len(shards) < num_ranks:
+            raise UserError(
+                f"{len(shards)} image shards for {num_ranks} workers: expected at least one a worker"
+            )
+        self.shards = shards
+        self.image_size = image_size
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.num_ranks = num_ranks
+        self.num_threads = num_threads
+        self.buffer_images = buffer_images
+        self.max_scale = max_scale
+        self.epoch = 0
+        self.offset = 0  # samples of this epoch that batches were made of
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "offset": self.offset}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.offset = state["epoch"], state["offset"]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        batch: list[np.ndarray] = []
+        with ThreadPoolExecutor(self.num_threads) as pool:
+            while True:
+                found = False
+                for offset, pixels in self._decode_epoch(pool):
+                    found = True
+                    self.offset = offset + 1
+                    if pixels is None:
+                        continue
+                    batch.append(pixels)
+                    if len(batch) == self.batch_size:
+                        yield np.stack(batch)
+                        batch = []
+                if not found and self.offset == 0:
+                    raise UserError(f"no image in the {len(self.shards)} shards of input.shards")
+                self.epoch, self.offset = self.epoch + 1, 0
+
+    def _decode_epoch(self, pool: ThreadPoolExecutor) -> Iterator[tuple[int, np.ndarray | None]]:
+        epoch = self.epoch
+        samples = islice(enumerate(self._shuffled(epoch)), self.offset, None)
+
+        def decode(item: tuple[int, ImageSample]) -> tuple[int, np.ndarray | None]:
+            offset, sample = item
+            return offset, self._augment(sample, np.random.default_rng([self.seed, epoch, self.rank, offset]))
+
+        # Chunks bound what is decoded ahead: map() alone would read the whole epoch at once.
+        while chunk := list(islice(samples, 4 * self.num_threads)):
+            yield from pool.map(decode, chunk)
+
+    def _shuffled(self, epoch: int) -> Iterator[ImageSample]:
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.shards))
+        random = np.random.default_rng([self.seed, epoch, self.rank])
+        buffer: list[ImageSample] = []
+        for index in order[self.rank :: self.num_ranks]:
+            url = self.shards[index]
+            with storage.open_stream(url) as stream:
+                for sample in read_samples(stream, shard=url):
+                    if not isinstance(sample, ImageSample):
+                        logger.warning("%s: %s skipped: %s", storage.redact(url), sample.key, sample.message)
+                        continue
+                    buffer.append(sample)
+                    if len(buffer) >= self.buffer_images:
+                        pick = int(random.integers(len(buffer)))
+                        buffer[pick], buffer[-1] = buffer[-1], buffer[pick]
+                        yield buffer.pop()
+        yield from (buffer[i] for i in random.permutation(len(buffer)))
+
+    def _augment(self, sample: ImageSample, random: np.random.Generator) -> np.ndarray | None:
+        size = self.image_size
+        scaled = int(round(size * random.uniform(1.0, self.max_scale)))
+        try:
+            pixels, _, _ = decode_image(sample.image, PreprocessConfig(image_size=scaled))
+        except DecodeError as error:
+            logger.warning("%s skipped: %s: %s", sample.key, error.error, error)
+            return None
+        top, left = random.integers(scaled - size + 1, size=2)
+        pixels = pixels[top : top + size, left : left + size]
+        return pixels[:, ::-1] if random.random() < 0.5 else pixels

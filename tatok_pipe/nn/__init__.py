@@ -1,0 +1,1 @@
+"""Transformer parts that the tokenizer and the generator share."""

@@ -1,0 +1,191 @@
+"""Dynamic Token Filtering (TaTok, arXiv 2605.16384): from the cost of losing each patch token to a keep mask.
+
+Pure maths: no model, no disk, no global. Letters: B images, N patches.
+
+One order serves every rule: a patch matters more than another if its cost is higher or, at equal cost, if it
+comes first in raster order. Sums run in float64, so that a rule means the same on every device.
+
+What the `budget` rule bounds. For a dropped set D and a kept set S, the chain rule in raster order gives
+H(Z_D | G, Z_S) <= sum of h_i over D, since all that precedes i is either kept or dropped earlier. So with the
+`entropy` score at most `value` nats of code information are lost, for a fixed D or one decided causally; a rule
+that sorts makes the mask itself information, which the bound does not count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tatok_pipe.options import check_choices, option
+
+RULES = ("threshold", "budget", "coverage", "top_k", "none")
+SCORES = ("entropy",)
+CALIBRATED_RULES = ("threshold", "budget", "coverage")
+
+
+@dataclass(frozen=True)
+class DTFConfig:
+    """What a user asks for. `resolve` turns it into a `Filter` with the help of a checkpoint's ladder."""
+
+    rule: str = option(
+        "threshold",
+        choices=RULES,
+        help="threshold: cost > value, one value for the corpus; budget: drop at most value nats an image; "
+        "coverage: keep that share of the total cost; top_k: a fixed count; none: keep all",
+    )
+    score: str = option("entropy", choices=SCORES, help="what losing a patch costs: its conditional entropy")
+    target_tokens: float | None = option(
+        None,
+        help="mean tokens an image (globals included) to aim at; null with no value: a quarter of the patches",
+        unit="tokens, mean over the calibration images",
+    )
+    value: float | None = option(
+        None,
+        help="threshold tau (nats), budget epsilon (nats), coverage share (0 to 1) or k (patches); "
+        "null: taken from target_tokens",
+        unit="by rule",
+    )
+    min_patches: int = option(1, help="patches that an image keeps whatever the rule says", unit="patches")
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if self.min_patches < 0:
+            raise ValueError(f"min_patches={self.min_patches}: expected 0 or more")
+        if self.value is not None and self.target_tokens is not None:
+            raise ValueError(f"value={self.value} and target_tokens={self.target_tokens}: give one of them")
+        if self.value is not None:
+            check_value(self.rule, self.value)
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A rule with its number: all that decides a mask, given the costs."""
+
+    rule: str
+    value: float
+    score: str = "entropy"
+    min_patches: int = 1
+
+    def __post_init__(self) -> None:
+        check_value(self.rule, self.value)
+
+
+def check_value(rule: str, value: float) -> None:
+    """Raise ValueError where `value` cannot belong to `rule`."""
+    if value != value:
+        raise ValueError(f"value={value}: expected a number")
+    if rule == "coverage" and not 0 <= value <= 1:
+        raise ValueError(f"value={value}: coverage expects a share between 0 and 1")
+    if rule == "top_k" and (value < 0 or value != int(value)):
+        raise ValueError(f"value={value}: top_k expects a whole number of patches")
+    if rule == "budget" and value < 0:
+        raise ValueError(f"value={value}: budget expects 0 nats or more")
+
+
+def keep_mask(cost: Tensor, filter: Filter) -> Tensor:
+    """Which patches stay: cost (B, N) finite floats to (B, N) bool.
+
+    - threshold: every patch with cost > value.
+    - budget: drops from the least important on while the running sum of dropped cost stays <= value.
+    - coverage: keeps from the most important on until the kept sum reaches value × total.
+    - top_k: the `value` most important ones.
+    - none: all.
+
+    Under every rule the `min_patches` most important ones stay.
+    """
+    num_patches = cost.shape[1]
+    cost = cost.double()
+    if filter.rule == "none":
+        return torch.ones_like(cost, dtype=torch.bool)
+    order = cost.argsort(dim=1, descending=True, stable=True)  # most important first
+    ranked = cost.gather(1, order)
+    rank = torch.arange(num_patches, device=cost.device).expand_as(order)
+    if filter.rule == "threshold":
+        keep = ranked > filter.value
+    elif filter.rule == "budget":
+        within = ranked.flip(1).cumsum(1) <= filter.value  # from the least important on
+        # A negative cost could bring the sum back under the budget: dropping has stopped by then.
+        keep = ~within.int().cummin(1).values.bool().flip(1)
+    elif filter.rule == "coverage":
+        before = ranked.cumsum(1) - ranked
+        keep = before < filter.value * ranked.sum(1, keepdim=True)
+    else:
+        keep = rank < filter.value
+    keep = keep | (rank < filter.min_patches)
+    return torch.zeros_like(keep).scatter_(1, order, keep)
+
+
+def calibrate(cost: Tensor, *, rule: str, target_patches: float, min_patches: int) -> float:
+    """The value at which `rule` keeps `target_patches` on average over the images of `cost` (M, N).
+
+    Bisection on a monotone function: deterministic, and as near to the target as the costs allow. Raises
+    ValueError for a rule that has nothing to calibrate.
+    """
+    if rule not in CALIBRATED_RULES:
+        raise ValueError(f"rule={rule!r}: only {', '.join(CALIBRATED_RULES)} have a value to calibrate")
+    high = {
+        "threshold": float(cost.max()),
+        "budget": float(cost.double().sum(1).max()),
+        "coverage": 1.0,
+    }[rule]
+    low = min(float(cost.min()), 0.0) if rule == "threshold" else 0.0
+    keeps_more_when_higher = rule == "coverage"
+    for _ in range(40):
+        middle = (low + high) / 2
+        kept = keep_mask(cost, Filter(rule, middle, min_patches=min_patches)).sum(1).double().mean().item()
+        if (kept < target_patches) == keeps_more_when_higher:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
+def interpolate(ladder: list[list[float]], target_patches: float) -> float:
+    """The value for a mean of `target_patches`, from rungs [mean kept patches, value], linearly between rungs.
+
+    Raises ValueError where the target lies outside the ladder.
+    """
+    rungs = sorted(ladder)
+    if not rungs or not rungs[0][0] <= target_patches <= rungs[-1][0]:
+        reach = f"{rungs[0][0]:.1f} to {rungs[-1][0]:.1f}" if rungs else "nothing"
+        raise ValueError(
+            f"{target_patches:.1f} kept patches on average: this checkpoint was calibrated for {reach}"
+        )
+    for (below, low), (above, high) in zip(rungs, rungs[1:], strict=False):
+        if target_patches <= above:
+            share = (target_patches - below) / (above - below) if above > below else 0.0
+            return low + share * (high - low)
+    return rungs[-1][1]
+
+
+def resolve(
+    config: DTFConfig, *, ladders: dict[str, dict[str, list[list[float]]]], num_globals: int, num_patches: int
+) -> Filter:
+    """A config and a checkpoint's ladders, `ladders[score][rule]`, to a filter.
+
+    Raises ValueError where the target is out of reach or the checkpoint has no ladder for the rule.
+    """
+
+    def done(value: float) -> Filter:
+        return Filter(config.rule, float(value), score=config.score, min_patches=config.min_patches)
+
+    if config.rule == "none":
+        return done(0.0)
+    if config.value is not None:
+        return done(config.value)
+    target = num_globals + num_patches / 4 if config.target_tokens is None else config.target_tokens
+    if config.rule == "top_k":
+        if not 0 <= target - num_globals <= num_patches:
+            raise ValueError(f"target_tokens={target}: expected {num_globals} to {num_globals + num_patches}")
+        return done(round(target - num_globals))
+    ladder = ladders.get(config.score, {}).get(config.rule)
+    if not ladder:
+        raise ValueError(
+            f"rule={config.rule}, score={config.score}: this checkpoint carries no calibration for them; give value"
+        )
+    try:
+        return done(interpolate(ladder, target - num_globals))
+    except ValueError as error:
+        raise ValueError(f"target_tokens={target}: {error} (and {num_globals} globals)") from None

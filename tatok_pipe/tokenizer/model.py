@@ -1,0 +1,212 @@
+"""TaTok, the adaptive discrete tokenizer (arXiv 2605.16384): encoder, quantizers, entropy model, decoder.
+
+Letters: B images, H = W image size in pixels, p patch size, N = (H/p)² patches in raster order, K globals,
+V_g and V_p codebook sizes, D width, C code dimension.
+
+Images are float (B, 3, H, W) in [0, 1], sRGB.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tatok_pipe.nn.blocks import Transformer
+from tatok_pipe.nn.rotary import grid_coordinates, rotary_table
+from tatok_pipe.options import option, section
+from tatok_pipe.tokenizer.dtf import Filter, keep_mask
+from tatok_pipe.tokenizer.prior import Prior, PriorOutput, entropy_nats
+from tatok_pipe.tokenizer.quantizer import Quantized, QuantizerConfig, build_quantizer
+
+
+@dataclass(frozen=True)
+class StackConfig:
+    """One transformer."""
+
+    width: int = option(768, help="width of the residual stream", unit="channels")
+    depth: int = option(12, help="number of blocks", unit="blocks")
+    heads: int = option(12, help="attention heads; width / heads must be a multiple of 4", unit="heads")
+
+    def __post_init__(self) -> None:
+        if (
+            min(self.width, self.depth, self.heads) < 1
+            or self.width % self.heads
+            or self.width // self.heads % 4
+        ):
+            raise ValueError(
+                f"width={self.width}, depth={self.depth}, heads={self.heads}: expected width / heads to be a "
+                "multiple of 4, and all three at least 1"
+            )
+
+
+@dataclass(frozen=True)
+class TaTokConfig:
+    image_size: int = option(256, help="side of the square images", unit="pixels")
+    patch_size: int = option(16, help="side of a patch", unit="pixels")
+    num_globals: int = option(32, help="global tokens an image, K", unit="tokens")
+    encoder: StackConfig = section(
+        StackConfig, help="bidirectional transformer over patches and global queries"
+    )
+    decoder: StackConfig = section(StackConfig, help="bidirectional transformer from tokens to pixels")
+    prior: StackConfig = section(StackConfig, help="entropy model: causal transformer over the codes")
+    global_codebook: QuantizerConfig = section(QuantizerConfig, help="quantizer of the global tokens")
+    patch_codebook: QuantizerConfig = section(QuantizerConfig, help="quantizer of the patch tokens")
+
+    def __post_init__(self) -> None:
+        if self.patch_size < 1 or self.image_size < 1 or self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size={self.image_size}, patch_size={self.patch_size}: expected a multiple of the patch size"
+            )
+        if self.num_globals < 0:
+            raise ValueError(f"num_globals={self.num_globals}: expected 0 or more")
+        if self.num_patches > 65_536:
+            raise ValueError(
+                f"{self.num_patches} patches: positions are stored in 16 bits, so at most 65,536"
+            )
+
+    @property
+    def grid_side(self) -> int:
+        return self.image_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid_side**2
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What tokenizing a batch gives. All on the model's device."""
+
+    global_codes: Tensor  # (B, K) int64
+    patch_codes: Tensor  # (B, N) int64, all of them
+    keep: Tensor  # (B, N) bool
+    patch_entropy: Tensor  # (B, N) float32, h_i in nats
+    mutual_information: Tensor | None  # (B,) float32, nats
+
+
+class TaTok(nn.Module):
+    encoder_rotary: Tensor
+    decoder_rotary: Tensor
+
+    def __init__(self, config: TaTokConfig):
+        super().__init__()
+        self.config = config
+        patch_values = 3 * config.patch_size**2
+        coordinates = grid_coordinates(config.grid_side)
+        centre = torch.full((config.num_globals, 2), (config.grid_side - 1) / 2)
+        coordinates = torch.cat([centre, coordinates])  # globals first, as in every sequence here
+
+        def rotary(stack: StackConfig) -> Tensor:
+            return rotary_table(coordinates, head_dim=stack.width // stack.heads)
+
+        def bidirectional(stack: StackConfig) -> Transformer:
+            return Transformer(width=stack.width, depth=stack.depth, num_heads=stack.heads, causal=False)
+
+        def positions(stack: StackConfig) -> nn.Parameter:
+            return nn.Parameter(torch.randn(config.num_globals + config.num_patches, stack.width) * 0.02)
+
+        encoder, decoder, prior = config.encoder, config.decoder, config.prior
+        self.global_quantizer = build_quantizer(config.global_codebook)
+        self.patch_quantizer = build_quantizer(config.patch_codebook)
+
+        self.patch_embed = nn.Linear(patch_values, encoder.width)
+        self.encoder_positions = positions(encoder)  # a global's position is its query
+        self.encoder = bidirectional(encoder)
+        self.register_buffer("encoder_rotary", rotary(encoder), persistent=False)
+        self.to_global = nn.Linear(encoder.width, self.global_quantizer.dim)
+        self.to_patch = nn.Linear(encoder.width, self.patch_quantizer.dim)
+
+        self.from_global = nn.Linear(self.global_quantizer.dim, decoder.width)
+        self.from_patch = nn.Linear(self.patch_quantizer.dim, decoder.width)
+        self.dropped = nn.Parameter(torch.randn(decoder.width) * 0.02)
+        self.decoder_positions = positions(decoder)
+        self.decoder = bidirectional(decoder)
+        self.register_buffer("decoder_rotary", rotary(decoder), persistent=False)
+        self.to_pixels = nn.Linear(decoder.width, patch_values)
+
+        self.prior = Prior(
+            width=prior.width,
+            depth=prior.depth,
+            num_heads=prior.heads,
+            num_globals=config.num_globals,
+            grid_side=config.grid_side,
+            global_quantizer=self.global_quantizer,
+            patch_quantizer=self.patch_quantizer,
+        )
+
+    def quantize(self, images: Tensor) -> tuple[Quantized, Quantized]:
+        """Images (B, 3, H, W) to quantized globals (B, K, ·) and patches (B, N, ·); gradients pass through."""
+        patches = self.patch_embed(self.patchify(images * 2 - 1))  # (B, N, D)
+        queries = self.encoder_positions[: self.config.num_globals].expand(len(images), -1, -1)
+        patches = patches + self.encoder_positions[self.config.num_globals :]
+        x = self.encoder(torch.cat([queries, patches], dim=1), self.encoder_rotary)  # (B, K + N, D)
+        global_features, patch_features = x.split([self.config.num_globals, self.config.num_patches], dim=1)
+        return (
+            self.global_quantizer.quantize(self.to_global(global_features)),
+            self.patch_quantizer.quantize(self.to_patch(patch_features)),
+        )
+
+    def predict(
+        self, global_codes: Tensor, patch_codes: Tensor, *, without_globals: Tensor | None = None
+    ) -> PriorOutput:
+        """The entropy model's teacher-forced pass over codes (B, K) and (B, N)."""
+        return self.prior(
+            self.global_quantizer.codes_to_vectors(global_codes),
+            self.patch_quantizer.codes_to_vectors(patch_codes),
+            without_globals=without_globals,
+        )
+
+    def reconstruct(self, global_vectors: Tensor, patch_vectors: Tensor, keep: Tensor) -> Tensor:
+        """Code vectors (B, K, C), (B, N, C) and keep mask (B, N) to images (B, 3, H, W), not clamped."""
+        patches = self.from_patch(patch_vectors)
+        patches = torch.where(keep[:, :, None], patches, self.dropped.to(patches.dtype))
+        x = torch.cat([self.from_global(global_vectors), patches], dim=1) + self.decoder_positions
+        x = self.decoder(x, self.decoder_rotary)[:, self.config.num_globals :]  # (B, N, D)
+        return (self.unpatchify(self.to_pixels(x)) + 1) / 2
+
+    @torch.no_grad()
+    def decode(self, global_codes: Tensor, patch_codes: Tensor, keep: Tensor) -> Tensor:
+        """Codes (B, K), (B, N) int64 and keep mask (B, N) bool to images (B, 3, H, W) float32 in [0, 1].
+
+        `patch_codes` may hold any valid code where `keep` is False: it is not read.
+        """
+        return (
+            self.reconstruct(
+                self.global_quantizer.codes_to_vectors(global_codes),
+                self.patch_quantizer.codes_to_vectors(patch_codes),
+                keep,
+            )
+            .float()
+            .clamp(0, 1)
+        )
+
+    @torch.no_grad()
+    def tokenize(self, images: Tensor, filter: Filter, *, with_mutual_information: bool = False) -> Tokens:
+        """Encode, measure entropies and filter a batch of images (B, 3, H, W).
+
+        `with_mutual_information` adds a second pass of the entropy model, without globals:
+        Î(G;P) = sum of H(z_i | z_<i) - H(z_i | G, z_<i).
+        """
+        global_quantized, patch_quantized = self.quantize(images)
+        global_codes, patch_codes = global_quantized.codes, patch_quantized.codes
+        entropy = entropy_nats(self.predict(global_codes, patch_codes).patch_logits)  # (B, N)
+        mutual_information = None
+        if with_mutual_information:
+            hidden = torch.ones(len(images), dtype=torch.bool, device=images.device)
+            alone = entropy_nats(self.predict(global_codes, patch_codes, without_globals=hidden).patch_logits)
+            mutual_information = (alone - entropy).sum(dim=1)
+        return Tokens(global_codes, patch_codes, keep_mask(entropy, filter), entropy, mutual_information)
+
+    def patchify(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) to (B, N, 3·p²)."""
+        batch, side, patch = len(images), self.config.grid_side, self.config.patch_size
+        x = images.reshape(batch, 3, side, patch, side, patch)
+        return x.permute(0, 2, 4, 1, 3, 5).reshape(batch, side * side, -1)
+
+    def unpatchify(self, patches: Tensor) -> Tensor:
+        """(B, N, 3·p²) to (B, 3, H, W)."""
+        batch, side, patch = len(patches), self.config.grid_side, self.config.patch_size
+        x = patches.reshape(batch, side, side, 3, patch, patch)
+        return x.permute(0, 3, 1, 4, 2, 5).reshape(batch, 3, side * patch, side * patch)

@@ -1,0 +1,61 @@
+"""The model card that lies beside a tokenizer: what it is, how it was made, what it does on held-out images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tatok_pipe.tokenizer.model import TaTokConfig
+
+
+def model_card(config: TaTokConfig, training: dict[str, Any], *, fingerprint: str, num_weights: int) -> str:
+    """Markdown from the figures that training recorded; nothing is typed in by hand."""
+    figures = training["held_out"]
+    side = config.image_size
+    lines = [
+        f"# TaTok tokenizer, {side} px, {config.num_patches} patches, {config.num_globals} globals",
+        "",
+        f"- weights: {num_weights / 1e6:.2f} M, fingerprint `{fingerprint}`",
+        f"- patch size {config.patch_size} px; codebooks: {_codebook(config.patch_codebook)} for patches, "
+        f"{_codebook(config.global_codebook)} for globals",
+        f"- made by: `{training['command']}`",
+        f"- {training['num_steps']} steps of {training['config']['batch_size']} images in {training['train_s']} s on "
+        f"{training['device']}, torch {training['torch']}, seed {training['seed']}",
+        f"- filters calibrated on {training['calibration_images']} training images",
+        "",
+        f"## On {figures['num_images']} held-out images",
+        "",
+        "PSNR is the mean over images, dB, of centre crops. `entropy`, `random` and `variance` keep the same count of",
+        "patches in every image: those of highest conditional entropy, by chance, those of highest pixel variance.",
+        "`threshold` keeps what lies above one entropy for all images, at the same mean count.",
+        "",
+        "| patches kept | entropy | threshold | random | variance | tokens with threshold, mean ± std |",
+        "|---|---|---|---|---|---|",
+        f"| 100 % | {figures['psnr_none']:.2f} | | | | |",
+    ]
+    for row in figures["filtered"]:
+        lines.append(
+            f"| {row['kept_share']:.0%} | {row['psnr_entropy']:.2f} | {row['psnr_threshold']:.2f} | "
+            f"{row['psnr_random']:.2f} | {row['psnr_variance']:.2f} | "
+            f"{row['tokens_threshold_mean']:.1f} ± {row['tokens_threshold_std']:.1f} |"
+        )
+    lines += [
+        f"| none, globals only | {figures['psnr_globals_only']:.2f} | | | | |",
+        f"| none, another image's globals | {figures['psnr_globals_shuffled']:.2f} | | | | |",
+        "",
+        f"- default filter (threshold {figures['default_threshold_nats']:.3f} nats): "
+        f"{figures['default_tokens_mean']:.1f} ± {figures['default_tokens_std']:.1f} tokens an image, "
+        f"{figures['default_tokens_min']:.0f} to {figures['default_tokens_max']:.0f}; a flat grey image keeps "
+        f"{figures['flat_image_patches']} of {config.num_patches} patches",
+        f"- entropy model: mean entropy {figures['entropy_mean_nats']:.3f} nats a patch code, mean surprisal "
+        f"{figures['surprisal_mean_nats']:.3f}",
+        f"- codes used on these images: patches {figures['patch_codes_used_share']:.1%}, globals "
+        f"{figures['global_codes_used_share']:.1%}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _codebook(config: Any) -> str:
+    if config.kind == "fsq":
+        return f"FSQ {list(config.levels)} = {config.vocab_size:,} codes"
+    return f"cosine VQ of {config.vocab_size:,} codes"
