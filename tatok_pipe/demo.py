@@ -1,0 +1,99 @@
+"""The main job from end to end on real photographs: `python -m tatok_pipe.demo`, or `make demo`.
+
+Starts a real S3 server, puts the demo corpus into a bucket, tokenizes s3:// to s3:// with two actors, copies the
+token dataset out and writes the report. Everything but the result lies in a temporary folder and is gone at the end.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tatok_pipe import storage
+from tatok_pipe.config import load_config, run_entry
+from tatok_pipe.demo_server import S3Server, s3_server
+from tatok_pipe.errors import UserError
+from tatok_pipe.images.demo import write_demo_corpus
+from tatok_pipe.options import option, section
+from tatok_pipe.tokenize_corpus import format_duration
+
+logger = logging.getLogger("tatok_pipe.demo")
+
+_BUCKET = "tatok"
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    url: str = option("tatok_out", help="local folder for the token dataset and report.html; replaced")
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    output: OutputConfig = section(OutputConfig, help="where the result goes")
+
+
+def main(argv: list[str]) -> int:
+    config = load_config(
+        DemoConfig, argv, prog="tatok_pipe.demo", description=(__doc__ or "").split("\n\n")[0]
+    )
+    target = Path(config.output.url).absolute()
+    if target.exists() and not (target / "_dataset.json").exists():
+        raise UserError(f"{target}: exists and is no token dataset; give another output.url")
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="tatok-demo-") as folder:
+        corpus = write_demo_corpus(Path(folder, "corpus"))
+        logger.info("demo corpus: %d images in %d shards", corpus.num_images, len(corpus.shards))
+        with s3_server(Path(folder, "server"), bucket=_BUCKET) as server:
+            logger.info("S3 server at %s", server.endpoint_url)
+            os.environ.update(server.environment())
+            for shard in corpus.shards:
+                storage.publish_file(shard, f"s3://{_BUCKET}/corpus/{Path(shard).name}", exclusive=False)
+            code = _run_jobs(server)
+            if code:
+                return code
+            _copy_out(f"s3://{_BUCKET}/tokens", target)
+    print(f"\ndone in {format_duration(time.monotonic() - start)}")
+    print(f"token dataset: {target}\nreport:        {target / 'report.html'}")
+    return 0
+
+
+def _run_jobs(server: S3Server) -> int:
+    """The commands that a user would type, each as its own process; the exit code of the first that fails."""
+    tokens = f"s3://{_BUCKET}/tokens"
+    commands = (
+        ("tokenize_corpus", f"input.shards=s3://{_BUCKET}/corpus/*.tar", f"output.url={tokens}",
+         "actors.min=2", "actors.max=2", "record.mutual_information=true"),
+        ("inspect_tokens", f"input.url={tokens}"),
+    )  # fmt: skip
+    for entry, *arguments in commands:
+        print(f"\n$ python -m tatok_pipe.{entry} {' '.join(arguments)}", flush=True)
+        code = subprocess.run(
+            [sys.executable, "-m", f"tatok_pipe.{entry}", *arguments],
+            env={**os.environ, **server.environment()},
+            check=False,
+        ).returncode
+        if code:
+            return code
+    return 0
+
+
+def _copy_out(url: str, target: Path) -> None:
+    """The dataset from the bucket into a local folder, which appears whole."""
+    filesystem, path = storage.open_filesystem(url)
+    with tempfile.TemporaryDirectory(prefix=".tatok-", dir=target.parent) as folder:
+        copy = Path(folder, "dataset")
+        filesystem.get(path, str(copy), recursive=True)
+        if target.exists():
+            shutil.rmtree(target)
+        copy.rename(target)
+
+
+if __name__ == "__main__":
+    run_entry(main)
