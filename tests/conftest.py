@@ -8,11 +8,18 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+import torch
 
 from tatok_pipe import demo_server
 from tatok_pipe.errors import UserError
 from tatok_pipe.records import TokenRecord
 from tatok_pipe.tokens.spec import TokenSpec
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_torch_thread() -> None:
+    """Models here are tiny: threads would only wait for each other, for minutes on a busy machine."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,201 @@
+"""One shard through the whole chain, without Ray: nothing lost, bytes that depend on content alone, true figures."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tatok_pipe import storage
+from tatok_pipe.images.decode import PreprocessConfig, decode_image
+from tatok_pipe.images.shards import ShardLimits, read_samples
+from tatok_pipe.records import ImageSample
+from tatok_pipe.shard_tokenizer import Progress, ShardJob, ShardTokenizer, map_ahead
+from tatok_pipe.tokenizer.checkpoint import load_tokenizer
+from tatok_pipe.tokenizer.dtf import DTFConfig
+from tatok_pipe.tokenizer.heldout import psnr
+from tatok_pipe.tokenizer.trainer import to_model_input
+from tatok_pipe.tokens.dataset import TokenDataset, create_or_check
+from tatok_pipe.tokens.spec import TokenSpec
+
+from .pictures import crop_members, hostile_members, small_tokenizer, write_shard
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return small_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+def make_job(checkpoint: str, output: Path, dtf: DTFConfig | None = None, **changes: object) -> ShardJob:
+    tokenizer = load_tokenizer(checkpoint)
+    config = tokenizer.model.config
+    filter = tokenizer.filter(dtf or DTFConfig())
+    spec = TokenSpec(
+        num_globals=config.num_globals,
+        num_patches=config.num_patches,
+        global_vocab=config.global_codebook.vocab_size,
+        patch_vocab=config.patch_codebook.vocab_size,
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+        tokenizer_fingerprint=tokenizer.fingerprint,
+        dtf={"rule": filter.rule, "value": filter.value},
+    )
+    job = ShardJob(
+        checkpoint=checkpoint,
+        output_url=str(output),
+        spec=spec,
+        filter=filter,
+        preprocess=PreprocessConfig(image_size=config.image_size),
+        limits=ShardLimits(),
+        precision="fp32",
+        batch_size=4,
+        mutual_information=True,
+        patch_entropy=True,
+    )
+    create_or_check(str(output), spec, {})
+    return replace(job, **changes)  # type: ignore[arg-type]
+
+
+def digest(output: Path) -> dict[str, str]:
+    files = [path for path in output.rglob("*.parquet")]
+    return {str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_every_hostile_sample_is_a_row_or_a_quarantine_row(checkpoint: str, tmp_path: Path) -> None:
+    members, keys, errors = hostile_members()
+    shard = write_shard(tmp_path / "hostile.tar", members)
+    job = make_job(checkpoint, tmp_path / "out")
+    result = ShardTokenizer(job, device="cpu", num_threads=2)(shard)
+    assert result.error == ""
+    dataset = TokenDataset(job.output_url)
+    assert [row.key for row in dataset.rows()] == keys
+    assert {row.key: row.error for _, row in dataset.quarantined()} == errors
+    assert (result.num_images, result.num_quarantined) == (len(keys), len(errors))
+    sizes = {row.key: (row.width, row.height) for row in dataset.rows()}
+    assert sizes["line"] == (20000, 1) and sizes["pixel"] == (1, 1)
+    assert sizes["rotated"] == (30, 40)
+    assert all(row.label is None for row in dataset.rows())
+    assert {path.name for path in tmp_path.iterdir()} == {"hostile.tar", "out"}
+
+
+def test_bytes_do_not_depend_on_threads_or_runs(checkpoint: str, tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "a.tar", crop_members(11) + hostile_members()[0])
+    seen = []
+    for name, threads in (("one", 1), ("four", 4), ("again", 4)):
+        job = make_job(checkpoint, tmp_path / name)
+        assert ShardTokenizer(job, device="cpu", num_threads=threads)(shard).error == ""
+        seen.append(digest(tmp_path / name))
+    assert seen[0] == seen[1] == seen[2]
+    assert len(seen[0]) == 2  # data and quarantine
+
+
+def test_rows_decode_to_what_the_model_gave_in_memory(checkpoint: str, tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "a.tar", crop_members(9))
+    job = make_job(checkpoint, tmp_path / "out")
+    assert ShardTokenizer(job, device="cpu", num_threads=2)(shard).num_images == 9
+    with storage.open_stream(shard) as stream:
+        samples = [s for s in read_samples(stream, shard=shard) if isinstance(s, ImageSample)]
+    images = to_model_input(np.stack([decode_image(s.image, job.preprocess)[0] for s in samples]), "cpu")
+    model = load_tokenizer(checkpoint).model
+    tokens = model.tokenize(images, job.filter, with_mutual_information=True)
+    expected = model.decode(tokens.global_codes, tokens.patch_codes, tokens.keep)
+    dataset = TokenDataset(job.output_url)
+    rows = list(dataset.rows())
+    assert [row.key for row in rows] == [s.key for s in samples]
+    assert [row.label for row in rows] == [s.label for s in samples]
+    got = dataset.decode(rows, model)
+    assert torch.allclose(psnr(got, images), psnr(expected, images), atol=1e-4)
+    for i, row in enumerate(rows):
+        assert row.entropy_total == pytest.approx(float(tokens.patch_entropy[i].sum()), rel=1e-5)
+        assert row.entropy_dropped <= row.entropy_total
+        assert row.patch_entropy is not None
+        assert np.allclose(row.patch_entropy, tokens.patch_entropy[i], rtol=2e-3)
+        assert tokens.mutual_information is not None
+        assert row.mutual_information == pytest.approx(float(tokens.mutual_information[i]), abs=1e-3)
+
+
+@pytest.mark.parametrize("budget", [0.1, 3.0, 20.0, 33.333])
+def test_a_budget_holds_for_the_stored_rows(checkpoint: str, tmp_path: Path, budget: float) -> None:
+    shard = write_shard(tmp_path / "a.tar", crop_members(8))
+    job = make_job(checkpoint, tmp_path / "out", DTFConfig(rule="budget", value=budget))
+    assert ShardTokenizer(job, device="cpu", num_threads=1)(shard).error == ""
+    dropped = [float(row.entropy_dropped) for row in TokenDataset(job.output_url).rows()]
+    assert len(dropped) == 8 and all(value <= budget for value in dropped)
+    assert budget < 4 or max(dropped) > budget - 6  # and the budget is used: one code costs at most 4.8 nats
+
+
+def test_progress_adds_up_to_the_result(checkpoint: str, tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "a.tar", crop_members(10) + [("x.jpg", b"")])
+    reports: list[Progress] = []
+    result = ShardTokenizer(make_job(checkpoint, tmp_path / "out"), device="cpu", num_threads=2)(
+        shard, reports.append
+    )
+    assert sum(report.num_images for report in reports) == result.num_images == 10
+    assert sum(report.num_tokens for report in reports) == result.num_tokens
+    assert sum(report.num_quarantined for report in reports) == result.num_quarantined == 1
+    shares = [report.share for report in reports]
+    assert shares == sorted(shares) and 0 < shares[0] < shares[-1] <= 1
+
+
+def test_an_unreadable_shard_is_a_result_and_leaves_nothing(checkpoint: str, tmp_path: Path) -> None:
+    whole = Path(write_shard(tmp_path / "a.tar", crop_members(6)))
+    whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    tokenize = ShardTokenizer(make_job(checkpoint, tmp_path / "out"), device="cpu", num_threads=1)
+    assert "a.tar" in tokenize(str(whole)).error
+    assert "b.tar" in tokenize(str(tmp_path / "b.tar")).error
+    assert digest(tmp_path / "out") == {}
+
+
+def test_an_empty_shard_is_a_shard_of_no_rows(checkpoint: str, tmp_path: Path) -> None:
+    job = make_job(checkpoint, tmp_path / "out")
+    result = ShardTokenizer(job, device="cpu", num_threads=1)(write_shard(tmp_path / "a.tar", []))
+    assert (result.error, result.num_images) == ("", 0)
+    assert list(TokenDataset(job.output_url).rows()) == []
+
+
+def test_weights_that_give_no_numbers_fail_the_shard(checkpoint: str, tmp_path: Path) -> None:
+    tokenize = ShardTokenizer(make_job(checkpoint, tmp_path / "out"), device="cpu", num_threads=1)
+    tokenize.tokenizer.model.prior.patch_head.rows.fill_(float("nan"))
+    result = tokenize(write_shard(tmp_path / "a.tar", crop_members(2)))
+    assert "not finite" in result.error
+    assert digest(tmp_path / "out") == {}
+
+
+def test_map_ahead_keeps_order_and_bounds() -> None:
+    running, most, lock = 0, 0, threading.Lock()
+
+    def work(item: int) -> int:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.001 * (item % 3))
+        with lock:
+            running -= 1
+        return item * item
+
+    started: list[int] = []
+
+    def items():
+        for item in range(60):
+            started.append(item)
+            yield item
+
+    with ThreadPoolExecutor(8) as pool:
+        results = map_ahead(pool, work, items(), max_items=5)
+        first = next(results)
+        assert first == 0 and len(started) <= 6
+        assert [first, *results] == [item * item for item in range(60)]
+    assert most <= 5
+    with ThreadPoolExecutor(8) as pool:
+        heavy = map_ahead(pool, work, range(10), max_items=100, weigh=lambda item: 10, max_weight=25)
+        most = 0
+        assert list(heavy) == [item * item for item in range(10)]
+    assert most <= 2

@@ -1,0 +1,210 @@
+"""The job as users start it: real processes, real Ray actors, a real S3 server; killed, interrupted, repeated."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tatok_pipe import demo_server, storage
+from tatok_pipe.tokens.dataset import TokenDataset
+from tatok_pipe.tokens.format import token_shard_name
+
+from .pictures import crop_members, hostile_members, small_tokenizer, write_shard
+
+pytestmark = pytest.mark.ray
+
+NUM_SHARDS = 6
+COPIES = 40  # of each crop, so that a shard takes long enough to be killed in
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "tatok_pipe.tokenize_corpus", *arguments]
+
+
+def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments),
+        capture_output=True,
+        text=True,
+        env={**os.environ, **(env or {})},
+        timeout=240,
+        check=False,
+    )
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.glob("data/*.parquet"))
+    }
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return small_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("shards")
+    urls = []
+    for i in range(NUM_SHARDS):
+        crops = crop_members(4, first=4 * i)
+        members = [(f"{copy}-{name}", data) for copy in range(COPIES) for name, data in crops]
+        urls.append(write_shard(folder / f"{i:06d}.tar", members + (hostile_members()[0] if i == 2 else [])))
+    return urls
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    checkpoint: str, shards: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    """Digests of the token shards of one run with one actor that nothing happened to."""
+    output = tmp_path_factory.mktemp("undisturbed")
+    folder = Path(shards[0]).parent
+    done = run(
+        f"input.shards={folder}", f"output.url={output}", f"tokenizer.checkpoint={checkpoint}", "actors.max=1"
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{NUM_SHARDS} of {NUM_SHARDS} shards" in done.stderr
+    assert "Traceback" not in done.stderr
+    dataset = TokenDataset(str(output))
+    quarantined = len(hostile_members()[2])
+    assert dataset.num_rows == NUM_SHARDS * 4 * COPIES + len(hostile_members()[1])
+    assert dataset.summary is not None
+    assert dataset.summary["statistics"]["num_quarantined"] == quarantined == len(list(dataset.quarantined()))
+    return digests(output)
+
+
+def test_two_actors_and_another_order_give_the_same_bytes(
+    checkpoint: str, shards: list[str], undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    listing = tmp_path / "list.txt"
+    listing.write_text("\n".join([shards[4], shards[1], shards[5], shards[0], shards[3], shards[2]]))
+    done = run(
+        f"input.shards=@{listing}", f"output.url={tmp_path}/out", f"tokenizer.checkpoint={checkpoint}",
+        "actors.min=2", "actors.max=2", "actors.cpus=1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert digests(tmp_path / "out") == undisturbed
+    # Once more: nothing is left to do, and nothing changes.
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    start = time.monotonic()
+    again = run(
+        f"input.shards=@{listing}", f"output.url={tmp_path}/out", f"tokenizer.checkpoint={checkpoint}"
+    )
+    assert again.returncode == 0 and "0 to do" in again.stderr
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+    assert time.monotonic() - start < 30
+    # And other settings are refused, with what is there and what was asked for.
+    other = run(
+        f"input.shards=@{listing}", f"output.url={tmp_path}/out", f"tokenizer.checkpoint={checkpoint}",
+        "dtf.rule=budget", "dtf.value=2",
+    )  # fmt: skip
+    assert other.returncode == 3
+    assert "threshold" in other.stderr and "budget" in other.stderr and "Traceback" not in other.stderr
+
+
+@pytest.mark.parametrize("kind", ["SIGKILL", "SIGINT"])
+def test_a_stopped_run_is_completed_by_the_same_command(
+    checkpoint: str, shards: list[str], undisturbed: dict[str, str], tmp_path: Path, kind: str
+) -> None:
+    copies = tmp_path / "shards"
+    copies.mkdir()
+    arguments = (
+        f"output.url={tmp_path}/out",
+        f"tokenizer.checkpoint={checkpoint}",
+        "actors.max=1",
+        "actors.cpus=1",
+    )
+    # The shard's URL is part of the bytes, so the run reads the originals; what it has read is spoilt afterwards.
+    originals = {url: Path(url).read_bytes() for url in shards}
+    process = subprocess.Popen(
+        command(f"input.shards={Path(shards[0]).parent}", *arguments),
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 180
+        while len(digests(tmp_path / "out")) < 2:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        if kind == "SIGKILL":
+            process.kill()
+        else:
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: everybody gets it
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == (-signal.SIGKILL if kind == "SIGKILL" else 4), stderr
+        if kind == "SIGINT":
+            assert "the same command does the rest" in stderr and "Traceback" not in stderr
+        time.sleep(3)  # actors of a killed driver may still finish a shard
+        done_before = digests(tmp_path / "out")
+        assert 2 <= len(done_before) < NUM_SHARDS
+        for url in shards:
+            if f"{token_shard_name(url)}.parquet" in done_before:
+                Path(url).write_bytes(b"not to be read again")
+        done = run(f"input.shards={Path(shards[0]).parent}", *arguments)
+        assert done.returncode == 0, done.stderr
+        assert f"{len(done_before)} done before" in done.stderr
+        assert digests(tmp_path / "out") == undisturbed
+    finally:
+        process.kill()
+        for url, data in originals.items():
+            Path(url).write_bytes(data)
+
+
+@pytest.mark.s3
+def test_s3_to_s3_with_a_shard_that_cannot_be_read(
+    checkpoint: str, shards: list[str], s3_server: demo_server.S3Server, s3_url: str, tmp_path: Path
+) -> None:
+    for i in range(3):
+        storage.publish_file(shards[i], f"{s3_url}/in/{i}.tar", exclusive=True)
+    storage.publish_bytes(Path(shards[3]).read_bytes()[:20_000], f"{s3_url}/in/3.tar", exclusive=True)
+    arguments = (
+        f"input.shards={s3_url}/in/*.tar", f"output.url={s3_url}/out", f"tokenizer.checkpoint={checkpoint}",
+        "actors.min=2", "actors.max=2",
+    )  # fmt: skip
+    done = run(*arguments, env=s3_server.environment())
+    assert done.returncode == 1
+    assert "3 of 4 shards" in done.stderr
+    assert f"failed {s3_url}/in/3.tar" in done.stderr
+    assert s3_server.secret_key not in done.stderr
+    dataset = TokenDataset(f"{s3_url}/out")
+    assert dataset.num_rows == 3 * 4 * COPIES + len(hostile_members()[1])
+    assert dataset.summary is not None
+    assert list(dataset.summary["failed_shards"]) == [f"{s3_url}/in/3.tar"]
+    assert dataset.shard_metadata(dataset.shards[0]).source.etag
+    # Mended, the same command does just this shard.
+    storage.publish_file(shards[3], f"{s3_url}/in/3.tar", exclusive=False)
+    done = run(*arguments, env=s3_server.environment())
+    assert done.returncode == 0, done.stderr
+    assert "3 done before, 1 to do" in done.stderr
+    assert json.loads(storage.read_bytes(f"{s3_url}/out/_summary.json"))["failed_shards"] == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["output.uri=x"], "output.url"),
+        (["input.shards=/nowhere/*.tar"], "/nowhere"),
+        (["tokenizer.checkpoint=/nowhere"], "tokenizer.checkpoint=/nowhere"),
+        (["dtf.rule=sometimes"], "threshold"),
+        (["dtf.target_tokens=100000"], "dtf.target_tokens=100000"),
+        (["actors.min=3", "actors.max=2"], "actors.max=2"),
+        (["nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: list[str], message: str, shards: list[str], tmp_path: Path) -> None:
+    given = [f"input.shards={shards[0]}", f"output.url={tmp_path}/out", *arguments]
+    done = run(*given)
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
