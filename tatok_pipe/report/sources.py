@@ -1,0 +1,179 @@
+"""The rows that the report shows or samples, and the images they came from, where those are still there.
+
+Rows come from the token shards, images from the image shards that their footers name: both are streamed, and
+no further than needed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tatok_pipe import storage
+from tatok_pipe.errors import UserError
+from tatok_pipe.images.shards import DEFAULT_LIMITS, ShardError, ShardLimits, read_samples
+from tatok_pipe.records import ImageSample, TokenRecord
+from tatok_pipe.report.figures import SourceSizes
+from tatok_pipe.report.inventory import Inventory, Shard
+from tatok_pipe.report.selection import SAMPLE_IMAGES, Pick, plan_sample
+from tatok_pipe.tokens.dataset import TokenDataset
+from tatok_pipe.tokens.format import ShardSource
+
+_JPEG = b"\xff\xd8\xff"
+_NUM_READERS = 4
+_PART_BYTES = 4 << 20  # a reader often stops within the first parts
+_NUM_PARTS_AHEAD = 4
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A row of the gallery and its source image; where that is missing, `problem` says why."""
+
+    record: TokenRecord
+    image: bytes | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Everything that the report takes from rows and image shards."""
+
+    shown: dict[Pick, Shown]
+    sizes: SourceSizes
+
+
+@dataclass
+class _Wish:
+    """What is asked of one shard."""
+
+    picks: set[Pick] = field(default_factory=set)
+    with_originals: bool = False
+    num_sampled: int = 0  # rows, from the first one on
+
+
+@dataclass
+class _Found:
+    """What one shard gave."""
+
+    records: dict[Pick, TokenRecord] = field(default_factory=dict)
+    sampled: list[TokenRecord] = field(default_factory=list)
+    images: dict[str, bytes] = field(default_factory=dict)  # by key
+    sizes: dict[str, tuple[int, bool]] = field(default_factory=dict)  # by key: bytes, is JPEG
+    problem: str = ""
+
+
+def read_sample(
+    dataset: TokenDataset, inventory: Inventory, picks: Sequence[Pick], *, max_image_shards: int
+) -> Sample:
+    """Read the picked rows with their images, and the source sizes of at most SAMPLE_IMAGES rows.
+
+    At most `max_image_shards` image shards are opened. A source that is gone, changed or unreadable is no
+    error: the result says what is missing and why.
+    """
+    originals, sampled = plan_sample(
+        len(inventory.shards), [pick.shard for pick in picks], max_shards=max_image_shards
+    )
+    wishes: dict[int, _Wish] = {}
+    for pick in picks:
+        wishes.setdefault(pick.shard, _Wish()).picks.add(pick)
+    for shard in originals:
+        wishes[shard].with_originals = True
+    for shard in sampled:
+        wishes.setdefault(shard, _Wish()).num_sampled = SAMPLE_IMAGES // len(sampled)
+
+    limits = _limits(dataset.spec.encoding)
+    order = sorted(wishes)
+    with ThreadPoolExecutor(_NUM_READERS) as pool:
+        found = dict(
+            zip(
+                order,
+                pool.map(lambda i: _read_shard(dataset, inventory.shards[i], wishes[i], limits), order),
+                strict=True,
+            )
+        )
+    shown = {}
+    for pick in picks:
+        parts = found[pick.shard]
+        record = parts.records[pick]
+        image, problem = parts.images.get(record.key), parts.problem
+        if not wishes[pick.shard].with_originals:
+            problem = f"input.image_shards={max_image_shards} allows no more image shards to be read"
+        elif image is None:
+            problem = problem or f"its image shard has no sample {record.key!r} any more"
+        shown[pick] = Shown(record, image, "" if image is not None else problem)
+    return Sample(shown, _gather_sizes([found[shard] for shard in sampled], inventory))
+
+
+def _read_shard(dataset: TokenDataset, shard: Shard, wish: _Wish, limits: ShardLimits) -> _Found:
+    found = _Found()
+    _read_rows(dataset, shard, wish, found)
+    wanted = {record.key for record in found.records.values()} if wish.with_originals else set()
+    measured = {record.key for record in found.sampled}
+    if wanted or measured:
+        try:
+            _read_images(shard.source, wanted, measured, limits, found)
+        except (OSError, ShardError, UserError) as error:
+            found.problem = " ".join(storage.redact(str(error)).split())
+    return found
+
+
+def _read_rows(dataset: TokenDataset, shard: Shard, wish: _Wish, found: _Found) -> None:
+    wanted = {(pick.kept, pick.ordinal): pick for pick in wish.picks}
+    seen: Counter[int] = Counter()
+    for record in dataset.rows(shard.name):
+        if len(found.records) == len(wanted) and len(found.sampled) == wish.num_sampled:
+            return
+        kept = len(record.patch_codes)
+        if (kept, seen[kept]) in wanted:
+            found.records[wanted[kept, seen[kept]]] = record
+        seen[kept] += 1
+        if len(found.sampled) < wish.num_sampled:
+            found.sampled.append(record)
+
+
+def _read_images(
+    source: ShardSource, wanted: Set[str], measured: Set[str], limits: ShardLimits, found: _Found
+) -> None:
+    info = storage.file_info(source.url)
+    if info.size_bytes != source.size_bytes or info.etag != source.etag:
+        raise OSError(f"{source.url}: has changed since it was tokenized")
+    missing = {*wanted, *measured}
+    with storage.open_stream(
+        source.url, part_bytes=_PART_BYTES, num_parallel=_NUM_PARTS_AHEAD, info=info
+    ) as stream:
+        for sample in read_samples(stream, shard=source.url, limits=limits):
+            if isinstance(sample, ImageSample) and sample.key in missing:
+                missing.remove(sample.key)
+                if sample.key in wanted:
+                    found.images[sample.key] = sample.image
+                found.sizes[sample.key] = len(sample.image), sample.image.startswith(_JPEG)
+            if not missing:
+                return
+
+
+def _gather_sizes(found: Sequence[_Found], inventory: Inventory) -> SourceSizes:
+    rows = [
+        (record.num_tokens, parts.sizes[record.key], record.width * record.height)
+        for parts in found
+        for record in parts.sampled
+        if record.key in parts.sizes
+    ]
+    return SourceSizes(
+        num_tokens=np.array([tokens for tokens, _, _ in rows], np.int64),
+        num_bytes=np.array([size for _, (size, _), _ in rows], np.int64),
+        num_pixels=np.array([pixels for _, _, pixels in rows], np.int64),
+        is_jpeg=np.array([is_jpeg for _, (_, is_jpeg), _ in rows], np.bool_),
+        num_shards=sum(bool(parts.sizes) for parts in found),
+        is_complete=len(rows) == inventory.statistics.num_images,
+        problems=tuple(parts.problem for parts in found if parts.problem),
+    )
+
+
+def _limits(encoding: dict[str, Any]) -> ShardLimits:
+    """Those that the corpus was read with: other ones would find other samples."""
+    return ShardLimits(**encoding["limits"]) if "limits" in encoding else DEFAULT_LIMITS
