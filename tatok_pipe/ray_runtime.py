@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 import time
 import warnings
@@ -97,7 +98,7 @@ class ActorPlan:
         return "cuda" if self.gpus else "cpu"
 
 
-def start_ray(*, with_dashboard: bool = False) -> None:
+def start_ray(*, for_training: bool = False) -> None:
     """Join the cluster that RAY_ADDRESS or a submitted job names; otherwise start Ray embedded in this process.
 
     Raises UserError where the named cluster does not answer.
@@ -106,16 +107,32 @@ def start_ray(*, with_dashboard: bool = False) -> None:
         return
     environment = {name: os.environ[name] for name in _FORWARDED if name in os.environ}
     address = os.environ.get("RAY_ADDRESS")
+    embedded: dict[str, Any] = {}
+    if not address:
+        embedded = {"include_dashboard": for_training}
+        if for_training:
+            # Ray Train's guard asks the dashboard whether the controller lives, and looks for the dashboard of
+            # any Ray on this machine: with two of them it may ask the wrong one, hear "dead" and end the
+            # training. So it is told which one.
+            port = _free_port()
+            embedded |= {"dashboard_host": "127.0.0.1", "dashboard_port": port}
+            environment["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
     _quieten()
     try:
         ray.init(
             address=address or "local",
-            include_dashboard=None if address else with_dashboard,
             logging_level=logging.WARNING,
             runtime_env={"env_vars": environment} if environment else None,
+            **embedded,
         )
     except ConnectionError as error:
         raise UserError(f"RAY_ADDRESS={address}: no Ray cluster answers there: {error}") from None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _quieten() -> None:
@@ -180,11 +197,18 @@ class TokenizerActor:
     _REPORT_EVERY_S = 1.0
 
     def __init__(self, job: ShardJob, plan: ActorPlan, board: Any) -> None:
-        self._tokenize = ShardTokenizer(job, device=plan.device, num_threads=max(1, int(plan.cpus)))
         self._board = board
+        self._tokenize: ShardTokenizer | None = None
+        self._broken = ""
+        try:
+            self._tokenize = ShardTokenizer(job, device=plan.device, num_threads=max(1, int(plan.cpus)))
+        except Exception as error:  # raised here, it would have Ray start the actor again and again
+            self._broken = f"the actor cannot start: {' '.join(str(error).split())}"
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         url = str(batch["url"][0])
+        if self._tokenize is None:
+            return _to_row(ShardResult(url, error=self._broken))
         waiting = np.zeros(3, np.int64)
         last_sent = time.monotonic()
 
@@ -201,7 +225,11 @@ class TokenizerActor:
         result = self._tokenize(url, report)
         self._board.add.remote(url, Progress(*(int(count) for count in waiting), share=0.0))
         self._board.done.remote(url)
-        return {name: [value] for name, value in asdict(result).items()}
+        return _to_row(result)
+
+
+def _to_row(result: ShardResult) -> dict[str, list[Any]]:
+    return {name: [value] for name, value in asdict(result).items()}
 
 
 def tokenize_shards(
@@ -271,7 +299,7 @@ def run_training(
     """Run `train_loop(loop_config)` in Ray Train workers and return the metrics that were reported last.
 
     Checkpoints that the loop reports go to `<output_url>/checkpoints`; a job started again with the same output
-    finds the newest one through `ray.train.get_checkpoint()`.
+    finds the newest one through `ray.train.get_checkpoint()`. A UserError that a worker raises is raised here.
     """
     use_gpu = has_gpu()
     cpus = workers.cpus or max(1, int(ray.cluster_resources().get("CPU", 1)) // workers.count)
@@ -292,7 +320,13 @@ def run_training(
             failure_config=ray.train.FailureConfig(max_failures=3),
         ),
     )
-    return dict(trainer.fit().metrics or {})
+    try:
+        return dict(trainer.fit().metrics or {})
+    except ray.train.WorkerGroupError as error:
+        for failure in error.worker_failures.values():
+            if isinstance(failure, UserError):
+                raise failure from None
+        raise
 
 
 def _training_storage(url: str) -> tuple[str, pyarrow.fs.FileSystem | None]:

@@ -109,7 +109,10 @@ class TokenizeCorpusConfig:
 
 def main(argv: list[str]) -> int:
     config = load_config(
-        TokenizeCorpusConfig, argv, prog="tatok_pipe.tokenize_corpus", description=(__doc__ or "").split("\n\n")[0]
+        TokenizeCorpusConfig,
+        argv,
+        prog="tatok_pipe.tokenize_corpus",
+        description=(__doc__ or "").split("\n\n")[0],
     )
     signal.signal(signal.SIGTERM, _interrupt)
     tokenizer = load_tokenizer(config.tokenizer.checkpoint)
@@ -140,6 +143,11 @@ def main(argv: list[str]) -> int:
 def make_spec(config: TokenizeCorpusConfig, tokenizer: Tokenizer) -> TokenSpec:
     """What the rows of this run will be. Raises UserError where the settings do not fit the checkpoint."""
     model = tokenizer.model.config
+    if not model.num_globals:
+        raise UserError(
+            f"tokenizer.checkpoint={storage.redact(config.tokenizer.checkpoint)}: has no global tokens; "
+            "token datasets hold at least one an image"
+        )
     filter = tokenizer.filter(config.dtf)
     precision, batch_size = config.encode.precision, config.encode.batch_size
     if precision == "auto" or batch_size is None:

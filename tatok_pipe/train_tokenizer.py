@@ -14,7 +14,7 @@ import os
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class ValidationConfig:
 
 @dataclass(frozen=True)
 class OutputConfig:
-    url: str = option("", help="folder for checkpoints/, metrics.jsonl and the finished tokenizer/")
+    url: str = option("", help="folder for checkpoints/ and the finished tokenizer/, on any URL")
     half: bool = option(False, help="store the finished weights as bfloat16, half the size")
 
 
@@ -87,6 +87,14 @@ class TrainTokenizerConfig:
             )
 
 
+@dataclass
+class TrainingLog:
+    """What training leaves behind beside weights; it travels with the checkpoints."""
+
+    train_s: float = 0.0  # time spent in training, over all attempts up to their last checkpoint
+    curve: list[dict[str, Any]] = field(default_factory=list)  # losses, every `logging.every_steps`
+
+
 def main(argv: list[str]) -> int:
     config = load_config(
         TrainTokenizerConfig,
@@ -101,28 +109,39 @@ def main(argv: list[str]) -> int:
     ):
         if not value:
             raise UserError(f"{key}: not given; expected a URL or path")
-    train_shards = storage.expand_shards(config.input.shards)
-    held_out = storage.expand_shards(config.validation.shards)
+    # Absolute from here on: Ray Train's workers run in a folder of their own.
+    train_shards = [storage.canonical_url(url) for url in storage.expand_shards(config.input.shards)]
+    held_out = [storage.canonical_url(url) for url in storage.expand_shards(config.validation.shards)]
+    output_url = storage.canonical_url(config.output.url)
     if both := set(train_shards) & set(held_out):
         raise UserError(
             f"{storage.redact(min(both))}: in input.shards and in validation.shards; give it to one of them"
         )
-    start_ray(
-        with_dashboard=True
-    )  # Ray Train asks the dashboard's state service whether its controller lives
+    if config.workers.count > len(train_shards):
+        raise UserError(
+            f"workers.count={config.workers.count}: expected at most one worker an image shard, "
+            f"input.shards={storage.redact(config.input.shards)} has {len(train_shards)}"
+        )
+    start_ray(for_training=True)
     start = time.monotonic()
     command = " ".join(["python -m tatok_pipe.train_tokenizer", *argv])
     run_training(
         _train_loop,
-        {"config": to_dict(config), "train_shards": train_shards, "held_out": held_out, "command": command},
+        {
+            "config": to_dict(config),
+            "train_shards": train_shards,
+            "held_out": held_out,
+            "output_url": output_url,
+            "command": command,
+        },
         workers=config.workers,
-        output_url=config.output.url,
+        output_url=output_url,
     )
-    tokenizer = load_tokenizer(storage.join(config.output.url, "tokenizer"))
+    tokenizer = load_tokenizer(storage.join(output_url, "tokenizer"))
     logger.info(
         "done in %.0f s: %s, fingerprint %s, held-out PSNR %.2f dB with all patches",
         time.monotonic() - start,
-        storage.redact(storage.join(config.output.url, "tokenizer")),
+        storage.redact(storage.join(output_url, "tokenizer")),
         tokenizer.fingerprint[:12],
         tokenizer.training["held_out"]["psnr_none"],
     )
@@ -152,11 +171,10 @@ def _train_loop(loop: dict[str, Any]) -> None:
         rank=rank,
         num_ranks=num_ranks,
     )
-    elapsed_before = _restore(trainer, images)
-    start = time.monotonic() - elapsed_before
-    _train(trainer, images, config, device=device, start=start, lead=rank == 0)
+    log = _restore(trainer, images)
+    _train(trainer, images, config, device=device, log=log, lead=rank == 0)
     if rank == 0:
-        _finish(model, loop, config, device=device, train_s=time.monotonic() - start)
+        _finish(model, loop, config, device=device, log=log)
     ray.train.report({"steps": trainer.num_steps_done})
 
 
@@ -166,10 +184,11 @@ def _train(
     config: TrainTokenizerConfig,
     *,
     device: torch.device,
-    start: float,
+    log: TrainingLog,
     lead: bool,
 ) -> None:
     total = config.training.num_steps
+    start = time.monotonic()
     window_start, window_step = time.monotonic(), trainer.num_steps_done
     batches = iter(images)
     while trainer.num_steps_done < total:
@@ -179,6 +198,9 @@ def _train(
         if lead and (step % config.logging.every_steps == 0 or step == total):
             now = time.monotonic()
             rate = (step - window_step) / (now - window_start)
+            log.curve.append(
+                {"step": step, "stage": stage} | {name: round(x, 6) for name, x in terms.items()}
+            )
             line = " ".join(f"{name} {value:.4g}" for name, value in terms.items())
             logger.info(
                 "step %d/%d %s %s | %.1f images/s, %.0f s left",
@@ -186,11 +208,14 @@ def _train(
             )  # fmt: skip
             window_start, window_step = now, step
         if step % config.logging.checkpoint_every_steps == 0 and step < total:
-            _report_checkpoint(trainer, images, terms, elapsed_s=time.monotonic() - start)
+            log.train_s += time.monotonic() - start
+            start = time.monotonic()
+            _report_checkpoint(trainer, images, terms, log)
+    log.train_s += time.monotonic() - start
 
 
 def _report_checkpoint(
-    trainer: TokenizerTrainer, images: TrainingImages, terms: dict[str, float], *, elapsed_s: float
+    trainer: TokenizerTrainer, images: TrainingImages, terms: dict[str, float], log: TrainingLog
 ) -> None:
     """Hand the state of this rank to Ray Train: rank 0 brings model and optimizer, each its own stream."""
     rank = ray.train.get_context().get_world_rank()
@@ -200,7 +225,7 @@ def _report_checkpoint(
             save_file(
                 {name: tensor.contiguous() for name, tensor in tensors.items()}, f"{folder}/state.safetensors"
             )
-        state = {"trainer": counters, "images": images.state_dict(), "elapsed_s": elapsed_s}
+        state = {"trainer": counters, "images": images.state_dict(), "log": asdict(log)}
         Path(folder, f"rank-{rank}.json").write_text(json.dumps(state))
         ray.train.report(
             terms | {"step": trainer.num_steps_done},
@@ -209,21 +234,26 @@ def _report_checkpoint(
         )
 
 
-def _restore(trainer: TokenizerTrainer, images: TrainingImages) -> float:
-    """Load the newest checkpoint, if there is one; the training seconds it had behind it."""
+def _restore(trainer: TokenizerTrainer, images: TrainingImages) -> TrainingLog:
+    """Load the newest checkpoint, if there is one, and what was logged until then."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return 0.0
+        return TrainingLog()
     with checkpoint.as_directory() as folder:
         state = json.loads(Path(folder, f"rank-{trainer.rank}.json").read_text())
         trainer.load_state_dict(load_file(f"{folder}/state.safetensors"), state["trainer"])
         images.load_state_dict(state["images"])
     logger.info("resumed at step %d", trainer.num_steps_done)
-    return state["elapsed_s"]
+    return TrainingLog(**state["log"])
 
 
 def _finish(
-    model: TaTok, loop: dict[str, Any], config: TrainTokenizerConfig, *, device: torch.device, train_s: float
+    model: TaTok,
+    loop: dict[str, Any],
+    config: TrainTokenizerConfig,
+    *,
+    device: torch.device,
+    log: TrainingLog,
 ) -> None:
     """Calibrate on training images, measure on held-out ones, and publish checkpoint and model card."""
     model.eval()
@@ -240,13 +270,14 @@ def _finish(
         "config": loop["config"]["training"],
         "seed": config.seed,
         "num_steps": config.training.num_steps,
-        "train_s": round(train_s),
+        "train_s": round(log.train_s),
+        "curve": log.curve,
         "device": device.type,
         "torch": torch.__version__,
         "calibration_images": len(calibration),
         "held_out": figures,
     }
-    url = storage.join(config.output.url, "tokenizer")
+    url = storage.join(loop["output_url"], "tokenizer")
     mark = save_tokenizer(url, model, ladders=ladders, training=training, half=config.output.half)
     card = model_card(
         config.model, training, fingerprint=mark, num_weights=sum(p.numel() for p in model.parameters())

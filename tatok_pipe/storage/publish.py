@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mimetypes
 import os
 import secrets
 import shutil
@@ -124,14 +125,16 @@ def _sync_directory(directory: str) -> None:
 
 
 def _put(filesystem: Any, path: str, upload: Callable[..., None], *, writer: str, exclusive: bool) -> bool:
+    # So that a browser shows a report instead of saving it.
+    kind = {"ContentType": mimetypes.guess_type(path)[0] or "application/octet-stream"}
     if not exclusive:
-        upload(filesystem, path)
+        upload(filesystem, path, **kind)
         return True
     try:
         # s3fs and botocore retry inside, so a PUT whose answer got lost can come back as "exists already".
         # The writer's mark on the object tells whose it is; equal bytes would not, since every writer has
         # those.
-        upload(filesystem, path, mode="create", Metadata={"writer": writer})
+        upload(filesystem, path, mode="create", Metadata={"writer": writer}, **kind)
         return True
     except OSError as error:
         if not (isinstance(error, FileExistsError) or retry.http_status(error) == 412):

@@ -114,6 +114,7 @@ class CosineVQ(nn.Module):
     codebook: Tensor  # (V, C), unit length
     ema_count: Tensor  # (V,) uses a step
     ema_sum: Tensor  # (V, C)
+    num_updates: Tensor  # seeds the choice of latents for revival, so that a resumed run repeats it
 
     def __init__(self, config: QuantizerConfig):
         super().__init__()
@@ -125,6 +126,7 @@ class CosineVQ(nn.Module):
         self.register_buffer("codebook", codebook)
         self.register_buffer("ema_count", torch.ones(self.vocab_size))
         self.register_buffer("ema_sum", codebook.clone())
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
 
     def quantize(self, latents: Tensor) -> Quantized:
         latents = F.normalize(latents.float(), dim=-1)
@@ -146,7 +148,9 @@ class CosineVQ(nn.Module):
             0, codes, torch.ones_like(codes, dtype=torch.float32)
         )
         total = torch.zeros_like(self.ema_sum).index_add_(0, codes, flat)
-        picks = flat[torch.randint(len(flat), (self.vocab_size,), device=flat.device)]
+        generator = torch.Generator().manual_seed(int(self.num_updates))
+        picks = flat[torch.randint(len(flat), (self.vocab_size,), generator=generator).to(flat.device)]
+        self.num_updates += 1
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(count)
             dist.all_reduce(total)

@@ -82,12 +82,3 @@ def test_a_target_out_of_reach_names_the_key(model: TaTok, tmp_path: Path) -> No
     assert tokenizer.filter(DTFConfig(target_tokens=5)).value == 3.0
     with pytest.raises(UserError, match=r"dtf\.target_tokens=1000"):
         tokenizer.filter(DTFConfig(target_tokens=1000))
-
-
-def test_the_packaged_tokenizer_loads_and_carries_its_figures() -> None:
-    tokenizer = load_tokenizer("packaged")
-    figures = tokenizer.training["held_out"]
-    assert tokenizer.model.config.image_size == 128
-    assert set(tokenizer.ladders["entropy"]) == {"threshold", "budget", "coverage"}
-    assert figures["num_images"] >= 100 and figures["psnr_none"] > 15
-    assert not tokenizer.model.training

@@ -80,11 +80,12 @@ def test_losses_go_down_in_every_stage(pictures: Tensor, kind: str) -> None:
     assert after["psnr_none"] > after["psnr_globals_only"]
 
 
-def test_a_resumed_run_is_the_uninterrupted_run(pictures: Tensor) -> None:
+@pytest.mark.parametrize("kind", ["fsq", "vq"])
+def test_a_resumed_run_is_the_uninterrupted_run(pictures: Tensor, kind: str) -> None:
     config = TrainingConfig(joint_steps=4, prior_steps=2, decoder_steps=2, batch_size=8, warmup_steps=1)
-    straight = TokenizerTrainer(build(), config, seed=1)
+    straight = TokenizerTrainer(build(kind), config, seed=1)
     expected = run(straight, pictures, 8)
-    first = TokenizerTrainer(build(), config, seed=1)
+    first = TokenizerTrainer(build(kind), config, seed=1)
     got = run(first, pictures, 3)
     tensors, counters = first.state_dict()
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}

@@ -1,0 +1,117 @@
+"""Tokenizer training as users start it: a Ray Train job that is killed and goes on to the same weights."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tatok_pipe.tokenizer.checkpoint import load_tokenizer
+
+from .pictures import crop_members, write_shard
+
+pytestmark = pytest.mark.ray
+
+CONFIG = """
+model:
+  image_size: 32
+  patch_size: 8
+  num_globals: 2
+  encoder: {width: 32, depth: 1, heads: 2}
+  decoder: {width: 32, depth: 1, heads: 2}
+  prior: {width: 32, depth: 1, heads: 2}
+  global_codebook: {levels: [5, 5]}
+  patch_codebook: {levels: [5, 5, 5]}
+training: {batch_size: 8, joint_steps: 30, prior_steps: 10, decoder_steps: 10, learning_rate: 3.0e-3, warmup_steps: 4}
+logging: {every_steps: 5, checkpoint_every_steps: 5}
+"""
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("training")
+    (folder / "config.yaml").write_text(CONFIG)
+    for i in range(2):
+        write_shard(folder / f"train-{i}.tar", crop_members(6, first=6 * i))
+    write_shard(folder / "held-out.tar", crop_members(6, first=12))
+    return [
+        str(folder / "config.yaml"),
+        f"input.shards={folder}/train-*.tar",
+        f"validation.shards={folder}/held-out.tar",
+        "workers.cpus=1",
+    ]
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "tatok_pipe.train_tokenizer", *arguments]
+
+
+def test_a_killed_training_ends_in_the_same_weights(arguments: list[str], tmp_path: Path) -> None:
+    straight = subprocess.run(
+        command(*arguments, "output.url=straight"),  # relative: Ray Train's workers have another folder
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert straight.returncode == 0, straight.stderr
+    tokenizer = load_tokenizer(f"{tmp_path}/straight/tokenizer")
+    curve = tokenizer.training["curve"]
+    assert [point["step"] for point in curve] == list(range(5, 51, 5))
+    assert curve[5]["mse"] < curve[0]["mse"]
+    assert tokenizer.training["held_out"]["num_images"] == 6
+    card = (tmp_path / "straight/tokenizer/README.md").read_text()
+    assert tokenizer.fingerprint in card and f"{tokenizer.training['held_out']['psnr_none']:.2f}" in card
+
+    killed = [*arguments, f"output.url={tmp_path}/killed"]
+    process = subprocess.Popen(command(*killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 200
+        while not list(tmp_path.glob("killed/checkpoints/step-*/state.safetensors")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.wait()
+    time.sleep(3)  # Ray's processes notice that their driver is gone
+    assert not (tmp_path / "killed/tokenizer").exists()
+    resumed = subprocess.run(command(*killed), capture_output=True, text=True, timeout=240, check=False)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumed at step" in resumed.stdout + resumed.stderr
+    again = load_tokenizer(f"{tmp_path}/killed/tokenizer")
+    assert again.fingerprint == tokenizer.fingerprint
+    assert again.training["curve"] == curve
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["input.shards="], "input.shards: not given"),
+        (["workers.count=4"], "workers.count=4"),
+        (["training.joint_steps=-1"], "training"),
+        (["model.patch_size=7"], "image_size=32, patch_size=7"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    arguments: list[str], changes: list[str], message: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        command(*arguments, f"output.url={tmp_path}/out", *changes), capture_output=True, text=True,
+        env=dict(os.environ), timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_training_on_the_held_out_shards_is_refused(arguments: list[str], tmp_path: Path) -> None:
+    same = arguments[1].split("=")[1]
+    done = subprocess.run(
+        command(*arguments, f"validation.shards={same}", f"output.url={tmp_path}/out"),
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and "in validation.shards" in done.stderr
