@@ -15,7 +15,7 @@ help: ## this list
 
 venv: $(INSTALLED) ## install the package and its tools into .venv (again after a change of dependencies)
 
-demo: $(INSTALLED) ## the whole pipeline on photographs: train, tokenize, generate, evaluate
+demo: $(INSTALLED) ## the main job on real photographs, s3 to s3; leaves tatok_out/report.html
 	$(PY) -m tatok_pipe.demo
 
 test: $(INSTALLED) ## the tests a change must pass: all but slow and GPU
@@ -33,7 +33,7 @@ format: $(INSTALLED) ## format the code and sort its imports
 	$(PY) -m ruff check --select I --fix .
 	$(PY) -m ruff format .
 
-bench: $(INSTALLED) ## measure throughput and report it
+bench: $(INSTALLED) ## speed of the stages on this machine, each beside what bounds it
 	$(PY) tests/benchmarks/run.py
 
 clean: ## remove the environment, caches and build output (never datasets or runs)
@@ -45,6 +45,7 @@ clean: ## remove the environment, caches and build output (never datasets or run
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "needs Python >= 3.11: make PYTHON=python3.11")'
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install "$$(grep '^torch==' constraints.txt)"
-	$(PY) -m pip install -c constraints.txt -e ".[demo,evaluation,dev]"
+	@echo "installing into $(VENV): some minutes the first time"
+	$(PY) -m pip install -q "$$(grep '^torch==' constraints.txt)"
+	$(PY) -m pip install -q -c constraints.txt -e ".[demo,evaluation,dev]"
 	touch $@

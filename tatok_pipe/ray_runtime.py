@@ -28,18 +28,10 @@ from tatok_pipe.shard_tokenizer import Progress, ShardJob, ShardResult, ShardTok
 
 logger = logging.getLogger(__name__)
 
-# What a worker needs from the environment of the command that started the job, on a cluster that was started
-# by somebody else: where the object store is and who we are there.
-_FORWARDED = (
-    "AWS_ENDPOINT_URL",
-    "AWS_ENDPOINT_URL_S3",
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_DEFAULT_REGION",
-    "AWS_REGION",
-    "AWS_PROFILE",
-)
+# What workers on a cluster that somebody else started need to know of the command's environment: where the object
+# store is. Not who we are there: Ray shows a job's environment to whoever sees its dashboard, so credentials are
+# the nodes' own (or the submitter's explicit choice, with --runtime-env). Embedded workers inherit everything.
+_FORWARDED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "AWS_REGION")
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,17 @@ def test_a_budget_holds_for_the_stored_rows(checkpoint: str, tmp_path: Path, bud
     assert budget < 4 or max(dropped) > budget - 6  # and the budget is used: one code costs at most 4.8 nats
 
 
+def test_bf16_gives_nearly_the_same_codes(checkpoint: str, tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "a.tar", crop_members(6))
+    rows = {}
+    for precision in ("fp32", "bf16"):
+        job = make_job(checkpoint, tmp_path / precision, DTFConfig(rule="none"), precision=precision)
+        assert ShardTokenizer(job, device="cpu", num_threads=1)(shard).error == ""
+        rows[precision] = np.stack([row.patch_codes for row in TokenDataset(job.output_url).rows()])
+    same = (rows["fp32"] == rows["bf16"]).mean()
+    assert 0.7 < same < 1  # close, and not the same computation
+
+
 def test_progress_adds_up_to_the_result(checkpoint: str, tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "a.tar", crop_members(10) + [("x.jpg", b"")])
     reports: list[Progress] = []

@@ -23,6 +23,7 @@ from tatok_pipe.options import check_choices, option
 RULES = ("threshold", "budget", "coverage", "top_k", "none")
 SCORES = ("entropy",)
 CALIBRATED_RULES = ("threshold", "budget", "coverage")
+DEFAULT_KEEP_SHARE = 0.5  # of the patches, on average, where neither a value nor a target is given
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class DTFConfig:
     score: str = option("entropy", choices=SCORES, help="what losing a patch costs: its conditional entropy")
     target_tokens: float | None = option(
         None,
-        help="mean tokens an image (globals included) to aim at; null with no value: a quarter of the patches",
+        help="mean tokens an image (globals included) to aim at; null with no value: half of the patches",
         unit="tokens, mean over the calibration images",
     )
     value: float | None = option(
@@ -175,7 +176,11 @@ def resolve(
         return done(0.0)
     if config.value is not None:
         return done(config.value)
-    target = num_globals + num_patches / 4 if config.target_tokens is None else config.target_tokens
+    target = (
+        num_globals + DEFAULT_KEEP_SHARE * num_patches
+        if config.target_tokens is None
+        else config.target_tokens
+    )
     if config.rule == "top_k":
         if not 0 <= target - num_globals <= num_patches:
             raise ValueError(f"target_tokens={target}: expected {num_globals} to {num_globals + num_patches}")

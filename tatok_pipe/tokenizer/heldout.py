@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tatok_pipe.tokenizer.dtf import CALIBRATED_RULES, Filter, calibrate, keep_mask
+from tatok_pipe.tokenizer.dtf import CALIBRATED_RULES, DTFConfig, Filter, calibrate, keep_mask, resolve
 from tatok_pipe.tokenizer.model import TaTok
 from tatok_pipe.tokenizer.prior import entropy_nats, surprisal_nats
 
@@ -91,21 +91,20 @@ def measure(
         row["tokens_threshold_std"] = masks.sum(1).double().std().item()
         rows.append(row)
     flat = images.new_full((1, 3, config.image_size, config.image_size), 0.5)
-    ladder = ladders["entropy"]["threshold"]
-    quarter = min(ladder, key=lambda rung: abs(rung[0] - num_patches / 4))
-    calibrated = keep_mask(entropy, Filter("threshold", quarter[1])).sum(1).double()
+    default = resolve(DTFConfig(), ladders=ladders, num_globals=config.num_globals, num_patches=num_patches)
+    calibrated = keep_mask(entropy, default).sum(1).double()
     return {
         "num_images": len(images),
         "psnr_none": quality(everything).mean().item(),
         "psnr_globals_only": globals_only.mean().item(),
         "psnr_globals_shuffled": quality(nothing, others).mean().item(),
         "filtered": rows,
-        "default_threshold_nats": quarter[1],
+        "default_threshold_nats": default.value,
         "default_tokens_mean": config.num_globals + calibrated.mean().item(),
         "default_tokens_std": calibrated.std().item(),
         "default_tokens_min": config.num_globals + calibrated.min().item(),
         "default_tokens_max": config.num_globals + calibrated.max().item(),
-        "flat_image_patches": int(keep_mask(_encode(model, flat)[2], Filter("threshold", quarter[1])).sum()),
+        "flat_image_patches": int(keep_mask(_encode(model, flat)[2], default).sum()),
         "entropy_mean_nats": entropy.mean().item(),
         "surprisal_mean_nats": surprisal.mean().item(),
         "patch_codes_used_share": patch_codes.unique().numel() / model.patch_quantizer.vocab_size,

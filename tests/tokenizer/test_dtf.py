@@ -145,7 +145,7 @@ def test_resolve_takes_the_value_or_the_ladder() -> None:
 
     assert resolved(value=1.25).value == 1.25
     assert resolved(target_tokens=14).value == 4.0
-    assert resolved().value == pytest.approx(interpolate(ladders["entropy"]["threshold"], 16))
+    assert resolved().value == pytest.approx(interpolate(ladders["entropy"]["threshold"], 32))
     assert resolved(rule="top_k", target_tokens=14) == Filter("top_k", 10.0)
     assert resolved(rule="none").rule == "none"
     with pytest.raises(ValueError, match="no calibration"):
