@@ -13,11 +13,10 @@ import logging
 import os
 import tempfile
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ import torch
 from tatok_pipe import storage
 from tatok_pipe.images.decode import DecodeError, PreprocessConfig, decode_image
 from tatok_pipe.images.shards import ShardError, ShardLimits, read_samples
+from tatok_pipe.parallel import map_ahead
 from tatok_pipe.records import DecodedImage, ImageSample, Quarantined, TokenRecord
 from tatok_pipe.tokenizer.checkpoint import Tokenizer, load_tokenizer
 from tatok_pipe.tokenizer.dtf import Filter
@@ -35,11 +35,24 @@ from tatok_pipe.tokens.spec import TokenSpec
 
 logger = logging.getLogger(__name__)
 
-In = TypeVar("In")
-Out = TypeVar("Out")
-
 # Encoded images that may wait for a decoder, or be with one. Bounds memory where members are large.
 _WAITING_BYTES = 256 << 20
+
+
+def token_spec(tokenizer: Tokenizer, filter: Filter, *, encoding: dict[str, Any]) -> TokenSpec:
+    """What the rows of a run with this tokenizer and filter will be."""
+    model = tokenizer.model.config
+    return TokenSpec(
+        num_globals=model.num_globals,
+        num_patches=model.num_patches,
+        global_vocab=model.global_codebook.vocab_size,
+        patch_vocab=model.patch_codebook.vocab_size,
+        image_size=model.image_size,
+        patch_size=model.patch_size,
+        tokenizer_fingerprint=tokenizer.fingerprint,
+        dtf=asdict(filter),
+        encoding=encoding,
+    )
 
 
 @dataclass(frozen=True)
@@ -244,31 +257,3 @@ def gather(decoded: Iterable[DecodedImage | Quarantined], batch_size: int) -> It
             group = Group([], [])
     if group.images or group.quarantined:
         yield group
-
-
-def map_ahead(
-    pool: ThreadPoolExecutor,
-    function: Callable[[In], Out],
-    items: Iterable[In],
-    *,
-    max_items: int,
-    weigh: Callable[[In], int] = lambda item: 0,
-    max_weight: int = 1,
-) -> Iterator[Out]:
-    """`function` of every item, in order, with at most `max_items` of them and about `max_weight` under way."""
-    pending: deque[tuple[Future[Out], int]] = deque()
-    weight = 0
-    try:
-        for item in items:
-            cost = weigh(item)
-            while pending and (len(pending) >= max_items or weight + cost > max_weight):
-                future, done = pending.popleft()
-                weight -= done
-                yield future.result()
-            pending.append((pool.submit(function, item), cost))
-            weight += cost
-        while pending:
-            yield pending.popleft()[0].result()
-    finally:
-        for future, _ in pending:
-            future.cancel()

@@ -22,7 +22,7 @@ from tatok_pipe.images.demo import write_demo_corpus
 from tatok_pipe.images.shards import ShardLimits
 from tatok_pipe.options import check_choices, option, section
 from tatok_pipe.ray_runtime import ActorsConfig, has_gpu, plan_actors, start_ray, tokenize_shards
-from tatok_pipe.shard_tokenizer import Progress, ShardJob
+from tatok_pipe.shard_tokenizer import Progress, ShardJob, token_spec
 from tatok_pipe.tokenizer.checkpoint import PACKAGED, Tokenizer, load_tokenizer
 from tatok_pipe.tokenizer.dtf import DTFConfig
 from tatok_pipe.tokens import dataset
@@ -163,20 +163,9 @@ def make_spec(config: TokenizeCorpusConfig, tokenizer: Tokenizer) -> TokenSpec:
             )
         precision = begun["precision"] if precision == "auto" else precision
         batch_size = begun["batch_size"] if batch_size is None else batch_size
-    return TokenSpec(
-        num_globals=model.num_globals,
-        num_patches=model.num_patches,
-        global_vocab=model.global_codebook.vocab_size,
-        patch_vocab=model.patch_codebook.vocab_size,
-        image_size=model.image_size,
-        patch_size=model.patch_size,
-        tokenizer_fingerprint=tokenizer.fingerprint,
-        dtf={
-            "rule": filter.rule,
-            "score": filter.score,
-            "value": filter.value,
-            "min_patches": filter.min_patches,
-        },
+    return token_spec(
+        tokenizer,
+        filter,
         encoding={
             "precision": precision,
             "batch_size": batch_size,

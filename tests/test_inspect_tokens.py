@@ -21,7 +21,7 @@ from tatok_pipe.images.decode import PreprocessConfig, decode_image
 from tatok_pipe.images.demo import held_out_crops, write_demo_corpus
 from tatok_pipe.images.shards import ShardLimits
 from tatok_pipe.inspect_tokens import main
-from tatok_pipe.shard_tokenizer import ShardJob, ShardTokenizer
+from tatok_pipe.shard_tokenizer import ShardJob, ShardTokenizer, token_spec
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer, save_tokenizer
 from tatok_pipe.tokenizer.dtf import DTFConfig
 from tatok_pipe.tokenizer.heldout import calibrate_ladders
@@ -30,7 +30,6 @@ from tatok_pipe.tokenizer.quantizer import QuantizerConfig
 from tatok_pipe.tokenizer.trainer import to_model_input
 from tatok_pipe.tokens import dataset
 from tatok_pipe.tokens.format import token_shard_name
-from tatok_pipe.tokens.spec import TokenSpec
 
 STACK = StackConfig(width=32, depth=1, heads=2)
 BAD_SAMPLES = {"bad_1.jpg": b"\xff\xd8\xff and no more", "bad_2.jpg": b"<html>", "bad_2.cls": b"3"}
@@ -57,18 +56,8 @@ def save_random_tokenizer(url: str, *, seed: int) -> str:
 def tokenize(url: str, checkpoint: str, shards: list[str], *, planned: list[str] | None = None) -> None:
     """What tokenize_corpus does, in this process."""
     tokenizer = load_tokenizer(checkpoint)
-    model = tokenizer.model.config
     kept = tokenizer.filter(DTFConfig(target_tokens=10))
-    spec = TokenSpec(
-        num_globals=model.num_globals,
-        num_patches=model.num_patches,
-        global_vocab=model.global_codebook.vocab_size,
-        patch_vocab=model.patch_codebook.vocab_size,
-        image_size=model.image_size,
-        patch_size=model.patch_size,
-        tokenizer_fingerprint=tokenizer.fingerprint,
-        dtf={"rule": kept.rule, "score": kept.score, "value": kept.value, "min_patches": kept.min_patches},
-    )
+    spec = token_spec(tokenizer, kept, encoding={})
     dataset.create_or_check(url, spec, {"tokenizer": {"checkpoint": checkpoint}, "source": "demo"})
     job = ShardJob(
         checkpoint, url, spec, kept, PreprocessConfig(32), ShardLimits(), "fp32", 4, True, False

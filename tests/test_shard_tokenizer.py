@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,13 +14,12 @@ from tatok_pipe import storage
 from tatok_pipe.images.decode import PreprocessConfig, decode_image
 from tatok_pipe.images.shards import ShardLimits, read_samples
 from tatok_pipe.records import ImageSample
-from tatok_pipe.shard_tokenizer import Progress, ShardJob, ShardTokenizer, map_ahead
+from tatok_pipe.shard_tokenizer import Progress, ShardJob, ShardTokenizer, token_spec
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer
 from tatok_pipe.tokenizer.dtf import DTFConfig
 from tatok_pipe.tokenizer.heldout import psnr
 from tatok_pipe.tokenizer.trainer import to_model_input
 from tatok_pipe.tokens.dataset import TokenDataset, create_or_check
-from tatok_pipe.tokens.spec import TokenSpec
 
 from .pictures import crop_members, hostile_members, small_tokenizer, write_shard
 
@@ -35,24 +31,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def make_job(checkpoint: str, output: Path, dtf: DTFConfig | None = None, **changes: object) -> ShardJob:
     tokenizer = load_tokenizer(checkpoint)
-    config = tokenizer.model.config
     filter = tokenizer.filter(dtf or DTFConfig())
-    spec = TokenSpec(
-        num_globals=config.num_globals,
-        num_patches=config.num_patches,
-        global_vocab=config.global_codebook.vocab_size,
-        patch_vocab=config.patch_codebook.vocab_size,
-        image_size=config.image_size,
-        patch_size=config.patch_size,
-        tokenizer_fingerprint=tokenizer.fingerprint,
-        dtf={"rule": filter.rule, "value": filter.value},
-    )
+    spec = token_spec(tokenizer, filter, encoding={})
     job = ShardJob(
         checkpoint=checkpoint,
         output_url=str(output),
         spec=spec,
         filter=filter,
-        preprocess=PreprocessConfig(image_size=config.image_size),
+        preprocess=PreprocessConfig(image_size=spec.image_size),
         limits=ShardLimits(),
         precision="fp32",
         batch_size=4,
@@ -177,36 +163,3 @@ def test_weights_that_give_no_numbers_fail_the_shard(checkpoint: str, tmp_path: 
     result = tokenize(write_shard(tmp_path / "a.tar", crop_members(2)))
     assert "not finite" in result.error
     assert digest(tmp_path / "out") == {}
-
-
-def test_map_ahead_keeps_order_and_bounds() -> None:
-    running, most, lock = 0, 0, threading.Lock()
-
-    def work(item: int) -> int:
-        nonlocal running, most
-        with lock:
-            running += 1
-            most = max(most, running)
-        time.sleep(0.001 * (item % 3))
-        with lock:
-            running -= 1
-        return item * item
-
-    started: list[int] = []
-
-    def items():
-        for item in range(60):
-            started.append(item)
-            yield item
-
-    with ThreadPoolExecutor(8) as pool:
-        results = map_ahead(pool, work, items(), max_items=5)
-        first = next(results)
-        assert first == 0 and len(started) <= 6
-        assert [first, *results] == [item * item for item in range(60)]
-    assert most <= 5
-    with ThreadPoolExecutor(8) as pool:
-        heavy = map_ahead(pool, work, range(10), max_items=100, weigh=lambda item: 10, max_weight=25)
-        most = 0
-        assert list(heavy) == [item * item for item in range(10)]
-    assert most <= 2

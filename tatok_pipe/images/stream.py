@@ -17,6 +17,7 @@ from tatok_pipe import storage
 from tatok_pipe.errors import UserError
 from tatok_pipe.images.decode import DecodeError, PreprocessConfig, decode_image
 from tatok_pipe.images.shards import read_samples
+from tatok_pipe.parallel import map_ahead
 from tatok_pipe.records import ImageSample
 
 logger = logging.getLogger(__name__)
@@ -91,9 +92,7 @@ class TrainingImages:
             offset, sample = item
             return offset, self._augment(sample, np.random.default_rng([self.seed, epoch, self.rank, offset]))
 
-        # Chunks bound what is decoded ahead: map() alone would read the whole epoch at once.
-        while chunk := list(islice(samples, 4 * self.num_threads)):
-            yield from pool.map(decode, chunk)
+        yield from map_ahead(pool, decode, samples, max_items=8 * self.num_threads)
 
     def _shuffled(self, epoch: int) -> Iterator[ImageSample]:
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.shards))

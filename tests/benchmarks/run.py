@@ -28,14 +28,13 @@ from tatok_pipe.images.decode import PreprocessConfig, decode_image
 from tatok_pipe.images.demo import write_demo_corpus
 from tatok_pipe.images.shards import ShardLimits, read_samples
 from tatok_pipe.records import ImageSample
-from tatok_pipe.shard_tokenizer import ShardJob, ShardTokenizer
+from tatok_pipe.shard_tokenizer import ShardJob, ShardTokenizer, token_spec
 from tatok_pipe.tokenizer.checkpoint import PACKAGED, load_tokenizer
 from tatok_pipe.tokenizer.dtf import DTFConfig, keep_mask
 from tatok_pipe.tokenizer.prior import entropy_nats
 from tatok_pipe.tokenizer.trainer import to_model_input
 from tatok_pipe.tokens.dataset import TokenDataset, create_or_check
 from tatok_pipe.tokens.format import ShardSource, ShardWriter
-from tatok_pipe.tokens.spec import TokenSpec
 
 REPEATS = 5
 BATCH = 16
@@ -143,12 +142,7 @@ def main() -> int:
                 print("tokenize and its parts disagree", file=sys.stderr)
                 return 1
 
-        spec = TokenSpec(
-            num_globals=config.num_globals, num_patches=config.num_patches,
-            global_vocab=config.global_codebook.vocab_size, patch_vocab=config.patch_codebook.vocab_size,
-            image_size=config.image_size, patch_size=config.patch_size,
-            tokenizer_fingerprint=tokenizer.fingerprint,
-        )  # fmt: skip
+        spec = token_spec(tokenizer, filter, encoding={})
         output = Path(folder, "out")
         job = ShardJob(
             checkpoint=PACKAGED, output_url=str(output), spec=spec, filter=filter, preprocess=preprocess,
