@@ -316,8 +316,9 @@ def run_training(
         return dict(trainer.fit().metrics or {})
     except ray.train.WorkerGroupError as error:
         for failure in error.worker_failures.values():
-            if isinstance(failure, UserError):
-                raise failure from None
+            cause = getattr(failure, "_base_exc", failure)  # Ray Train wraps what a worker's loop raised
+            if isinstance(cause, UserError):
+                raise cause from None
         raise
 
 

@@ -124,7 +124,7 @@ def main(argv: list[str]) -> int:
         )
     start_ray(for_training=True)
     start = time.monotonic()
-    command = " ".join(["python -m tatok_pipe.train_tokenizer", *argv])
+    command = " ".join(["python -m tatok_pipe.train_tokenizer", *map(_redact_argument, argv)])
     run_training(
         _train_loop,
         {
@@ -146,6 +146,12 @@ def main(argv: list[str]) -> int:
         tokenizer.training["held_out"]["psnr_none"],
     )
     return 0
+
+
+def _redact_argument(argument: str) -> str:
+    """An argument as it may stand in a model card: `key=value` without the credentials of a URL."""
+    key, equals, value = argument.partition("=")
+    return f"{key}={storage.redact(value)}" if equals else argument
 
 
 def _train_loop(loop: dict[str, Any]) -> None:

@@ -531,7 +531,7 @@ class Config:
 def main(argv):
     config = load_config(Config, argv, prog="entry", description="An entry.")
     logging.getLogger(__name__).info("doing %s", config.do)
-    logging.getLogger("another.library").info("chatter")
+    logging.getLogger("somebody.else").info("chatter")
     if config.do == "refuse":
         raise RefusedError("first\\nsecond")
     if config.do == "interrupt":

@@ -76,6 +76,9 @@ class DecodeError(Exception):
         super().__init__(message)
         self.error = error
 
+    def __reduce__(self) -> tuple[type[DecodeError], tuple[str, str]]:
+        return type(self), (self.error, str(self))
+
 
 def decoder_version() -> str:
     """What, beside PreprocessConfig, decides the pixels: Pillow with the libraries in it, and this module's

@@ -50,6 +50,11 @@ class ShardError(Exception):
     def __init__(self, shard: str, num_samples: int, reason: str) -> None:
         super().__init__(f"{shard}: {reason}, after {num_samples} samples; write or copy the shard again")
         self.num_samples = num_samples
+        self._arguments = (shard, num_samples, reason)
+
+    def __reduce__(self) -> tuple[type[ShardError], tuple[str, int, str]]:
+        """Errors cross processes: by their arguments, since the default would pass the message as the first."""
+        return type(self), self._arguments
 
 
 def read_samples(

@@ -10,15 +10,16 @@ import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from typing import BinaryIO
 
 import numpy as np
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
 from tatok_pipe.images.decode import DecodeError, PreprocessConfig, decode_image
-from tatok_pipe.images.shards import read_samples
+from tatok_pipe.images.shards import ShardError, read_samples
 from tatok_pipe.parallel import map_ahead
-from tatok_pipe.records import ImageSample
+from tatok_pipe.records import ImageSample, Quarantined
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,8 @@ class TrainingImages:
 
     Shards are shuffled each epoch and split over ranks, samples pass a shuffle buffer of encoded images, each
     image is decoded at a random scale and cut and flipped at random. Images that do not decode are skipped
-    and logged. Raises UserError where there are fewer shards than ranks or no readable image.
+    and logged. Raises UserError where there are fewer shards than ranks, no readable image, or a shard that
+    cannot be read to its end.
     """
 
     def __init__(
@@ -101,7 +103,7 @@ class TrainingImages:
         for index in order[self.rank :: self.num_ranks]:
             url = self.shards[index]
             with storage.open_stream(url) as stream:
-                for sample in read_samples(stream, shard=url):
+                for sample in self._read(stream, url):
                     if not isinstance(sample, ImageSample):
                         logger.warning("%s: %s skipped: %s", storage.redact(url), sample.key, sample.message)
                         continue
@@ -111,6 +113,12 @@ class TrainingImages:
                         buffer[pick], buffer[-1] = buffer[-1], buffer[pick]
                         yield buffer.pop()
         yield from (buffer[i] for i in random.permutation(len(buffer)))
+
+    def _read(self, stream: BinaryIO, url: str) -> Iterator[ImageSample | Quarantined]:
+        try:
+            yield from read_samples(stream, shard=storage.redact(url))
+        except ShardError as error:
+            raise UserError(str(error)) from error
 
     def _augment(self, sample: ImageSample, random: np.random.Generator) -> np.ndarray | None:
         size = self.image_size

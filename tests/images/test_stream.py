@@ -84,5 +84,9 @@ def test_too_few_shards_and_no_images_are_user_errors(shards: list[str], tmp_pat
         stream(shards, rank=0, num_ranks=4)
     empty = tmp_path / "empty.tar"
     tarfile.open(empty, "w").close()
+    cut = tmp_path / "cut.tar"
+    cut.write_bytes(Path(shards[0]).read_bytes()[:1500])
+    with pytest.raises(UserError, match=r"cut\.tar.*write or copy the shard again"):
+        next(iter(stream([str(cut)])))
     with pytest.raises(UserError, match="no image"):
         next(iter(stream([str(empty)])))
