@@ -5,13 +5,26 @@ fsspec's. Credentials and endpoints come from the environment only (`AWS_ACCESS_
 ...), so that no config, log line or dataset ever holds a secret.
 """
 
-from tatok_pipe.storage.files import SourceInfo, exists, file_info, list_files, read_bytes, read_tail, remove
+from tatok_pipe.storage.files import (
+    ListedFile,
+    SourceInfo,
+    exists,
+    file_info,
+    list_files,
+    read_bytes,
+    read_tail,
+    remove,
+    scan_files,
+)
 from tatok_pipe.storage.publish import publish_bytes, publish_file
+from tatok_pipe.storage.random_access import open_random_access
 from tatok_pipe.storage.reader import open_stream
-from tatok_pipe.storage.shards import expand_shards
-from tatok_pipe.storage.urls import canonical_url, is_local, join, open_filesystem, redact
+from tatok_pipe.storage.shards import ShardFile, expand_shards
+from tatok_pipe.storage.urls import canonical_url, is_local, join, open_filesystem, openable_url, redact
 
 __all__ = [
+    "ListedFile",
+    "ShardFile",
     "SourceInfo",
     "canonical_url",
     "exists",
@@ -21,11 +34,14 @@ __all__ = [
     "join",
     "list_files",
     "open_filesystem",
+    "open_random_access",
     "open_stream",
+    "openable_url",
     "publish_bytes",
     "publish_file",
     "read_bytes",
     "read_tail",
     "redact",
     "remove",
+    "scan_files",
 ]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from tatok_pipe.storage import retry
 from tatok_pipe.storage.urls import open_filesystem, redact
 
+# The time of modification, as filesystems call it.
+_TIMES = ("LastModified", "mtime", "last_modified", "updated", "modified", "created")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class SourceInfo:
     """What tells one version of a file from another."""
 
@@ -17,13 +21,30 @@ class SourceInfo:
     etag: str = ""  # the store's content tag, without quotes; empty where the filesystem has none
 
 
+@dataclass(frozen=True, slots=True)
+class ListedFile:
+    """A file as a listing of its directory tells it."""
+
+    name: str  # without the directory
+    size_bytes: int
+    version: str  # ETag, else the time of modification: another one after the file was replaced; or empty
+
+
 def file_info(url: str) -> SourceInfo:
     """Size and ETag of the file at `url`. Raises FileNotFoundError, or IsADirectoryError."""
+    entry = file_entry(url)
+    if entry.get("size") is None:
+        raise OSError(f"{redact(url)}: the server does not tell the size of the file")
+    return SourceInfo(size_bytes=int(entry["size"]), etag=etag_of(entry))
+
+
+def file_entry(url: str) -> dict[str, Any]:
+    """What the filesystem tells of the file at `url`, as fsspec's `info`. Raises as `file_info`."""
     filesystem, path = open_filesystem(url)
     entry = retry.call(lambda: filesystem.info(path), url=url)
     if entry.get("type") == "directory":
         raise IsADirectoryError(f"{redact(url)}: is a directory, expected a file")
-    return SourceInfo(size_bytes=_size_of(entry, url), etag=_etag_of(entry))
+    return entry
 
 
 def exists(url: str) -> bool:
@@ -44,26 +65,31 @@ def read_tail(url: str, num_bytes: int) -> bytes:
     return retry.call(lambda: filesystem.cat_file(path, start=-num_bytes), url=url)
 
 
-def list_files(url: str) -> dict[str, int]:
-    """Name -> size in bytes of the files directly below the directory `url`; empty where there is none.
+def scan_files(url: str) -> Iterator[ListedFile]:
+    """The files directly below the directory `url`, in no order; none where there is no directory.
 
-    One listing, never from a cache: what another machine committed a moment ago is in it.
+    One listing, never from a cache: what another machine committed a moment ago is in it. What the filesystem
+    answered takes about 1 KB a file and is let go of file by file, so keep less of each.
     """
     filesystem, path = open_filesystem(url)
     try:
         entries = retry.call(lambda: filesystem.ls(path, detail=True), url=url)
     except FileNotFoundError:
-        return {}
-    named = (
-        (str(entry["name"]).rstrip("/").rpartition("/")[2], entry) for entry in entries if _is_file(entry)
-    )
+        return
     # An object store may hold an empty object that stands for the directory itself; it is no file in it.
     directory = path.rstrip("/")
-    return {
-        name: int(entry["size"] or 0)
-        for name, entry in sorted(named)
-        if entry["name"].rstrip("/") != directory
-    }
+    while entries:
+        entry = entries.pop()
+        full_name = str(entry["name"]).rstrip("/")
+        if entry.get("type") == "file" and full_name != directory:
+            yield ListedFile(
+                full_name.rpartition("/")[2], int(entry["size"] or 0), etag_of(entry) or _time_of(entry)
+            )
+
+
+def list_files(url: str) -> dict[str, int]:
+    """Name -> size in bytes of the files directly below the directory `url`, by name; as `scan_files`."""
+    return dict(sorted((file.name, file.size_bytes) for file in scan_files(url)))
 
 
 def remove(url: str) -> None:
@@ -75,15 +101,10 @@ def remove(url: str) -> None:
         return
 
 
-def _is_file(entry: dict[str, Any]) -> bool:
-    return entry.get("type") == "file"
+def etag_of(entry: dict[str, Any]) -> str:
+    """The content tag in an entry of fsspec's `info` or listings, without quotes; empty where it has none."""
+    return str(entry.get("ETag") or entry.get("etag") or "").removeprefix("W/").strip('"')
 
 
-def _size_of(entry: dict[str, Any], url: str) -> int:
-    if entry.get("size") is None:
-        raise OSError(f"{redact(url)}: the server does not tell the size of the file")
-    return int(entry["size"])
-
-
-def _etag_of(entry: dict[str, Any]) -> str:
-    return str(entry.get("ETag") or entry.get("etag") or "").strip('"')
+def _time_of(entry: dict[str, Any]) -> str:
+    return next((str(entry[name]) for name in _TIMES if entry.get(name)), "")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import errno
+import hashlib
 import mimetypes
 import os
 import secrets
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from tatok_pipe.storage import retry
 from tatok_pipe.storage.urls import is_local, is_s3, open_filesystem
 
 _PART_BYTES = 50 << 20
+_READ_BYTES = 16 << 20
 # Every store that knows conditional PUT decides a race of PUTs. Of multipart completions some check the
 # condition and write in two steps (SeaweedFS 4.48: up to three of three racers told 200), so an exclusive
 # file is one PUT up to twice this size, although that holds it in memory; a token shard has a few MiB.
@@ -37,6 +41,11 @@ def publish_file(
     - any other filesystem: upload under a temporary name, then move. There exclusive is a check before the
       upload, so two writers of the same instant may both be told True; the last one's file stays.
 
+    On S3 a PUT carries the Content-MD5 of the file, and the store refuses a body that arrives otherwise (each
+    part of a multipart upload carries botocore's CRC32). Where exclusive nothing is left to the store's word:
+    afterwards the ETag must be that MD5, and where it is no MD5 of the content (KMS encryption, parts) the
+    object is read back. What is found wrong is removed and uploaded again.
+
     Errors that may pass are tried again; raises OSError naming the URL where they do not.
     """
     source = os.fspath(local_path)
@@ -50,32 +59,53 @@ def publish_file(
             options["chunksize"] = part_bytes or (_EXCLUSIVE_PART_BYTES if exclusive else _PART_BYTES)
         filesystem.put_file(source, path, **options)
 
-    return _publish(url, exclusive=exclusive, write=copy, upload=upload)
+    def digest() -> bytes:
+        with open(source, "rb") as content:
+            return hashlib.file_digest(content, _md5).digest()
+
+    return _publish(url, _Content(copy, upload, digest), exclusive=exclusive)
 
 
 def publish_bytes(data: bytes, url: str, *, exclusive: bool) -> bool:
     """`publish_file` for content in memory."""
 
+    def copy(file: BinaryIO) -> None:
+        file.write(data)
+
     def upload(filesystem: Any, path: str, **options: Any) -> None:
         filesystem.pipe_file(path, data, **options)
 
-    return _publish(url, exclusive=exclusive, write=lambda file: _write_all(file, data), upload=upload)
+    return _publish(url, _Content(copy, upload, lambda: _md5(data).digest()), exclusive=exclusive)
 
 
-def _write_all(file: BinaryIO, data: bytes) -> None:
-    file.write(data)
+@dataclass(frozen=True)
+class _Content:
+    """What is published, as the ways of publishing it need it."""
+
+    copy: Callable[[BinaryIO], None]  # into an open local file
+    upload: Callable[..., None]  # to (filesystem, path, **options of the filesystem)
+    digest: Callable[[], bytes]  # MD5
 
 
-def _publish(
-    url: str, *, exclusive: bool, write: Callable[[BinaryIO], None], upload: Callable[..., None]
-) -> bool:
+def _md5(data: bytes = b"") -> Any:
+    # The only checksum that every S3 store takes; it is not there for security.
+    return hashlib.md5(data, usedforsecurity=False)
+
+
+def _publish(url: str, content: _Content, *, exclusive: bool) -> bool:
     filesystem, path = open_filesystem(url)
     if is_local(filesystem):
-        return _publish_locally(path, exclusive=exclusive, write=write)
+        return _publish_locally(path, exclusive=exclusive, write=content.copy)
     if is_s3(filesystem):
-        writer = secrets.token_hex(16)
-        return retry.call(lambda: _put(filesystem, path, upload, writer=writer, exclusive=exclusive), url=url)
-    return retry.call(lambda: _upload_and_move(filesystem, path, upload, exclusive=exclusive), url=url)
+        writer, digest = secrets.token_hex(16), content.digest()
+
+        def put() -> bool:
+            return _put(filesystem, path, content.upload, digest=digest, writer=writer, exclusive=exclusive)
+
+        return retry.call(put, url=url)
+    return retry.call(
+        lambda: _upload_and_move(filesystem, path, content.upload, exclusive=exclusive), url=url
+    )
 
 
 def _publish_locally(path: str, *, exclusive: bool, write: Callable[[BinaryIO], None]) -> bool:
@@ -124,22 +154,55 @@ def _sync_directory(directory: str) -> None:
         os.close(descriptor)
 
 
-def _put(filesystem: Any, path: str, upload: Callable[..., None], *, writer: str, exclusive: bool) -> bool:
-    # So that a browser shows a report instead of saving it.
-    kind = {"ContentType": mimetypes.guess_type(path)[0] or "application/octet-stream"}
+def _put(
+    filesystem: Any,
+    path: str,
+    upload: Callable[..., None],
+    *,
+    digest: bytes,
+    writer: str,
+    exclusive: bool,
+) -> bool:
+    options = {
+        # So that a browser shows a report instead of saving it.
+        "ContentType": mimetypes.guess_type(path)[0] or "application/octet-stream",
+        # Made from our content before any library had it. Means nothing to a multipart upload, and is dropped there.
+        "ContentMD5": base64.b64encode(digest).decode("ascii"),
+    }
     if not exclusive:
-        upload(filesystem, path, **kind)
+        upload(filesystem, path, **options)
         return True
     try:
         # s3fs and botocore retry inside, so a PUT whose answer got lost can come back as "exists already".
         # The writer's mark on the object tells whose it is; equal bytes would not, since every writer has
         # those.
-        upload(filesystem, path, mode="create", Metadata={"writer": writer}, **kind)
-        return True
+        upload(filesystem, path, mode="create", Metadata={"writer": writer}, **options)
     except OSError as error:
         if not (isinstance(error, FileExistsError) or retry.http_status(error) == 412):
             raise
-        return filesystem.metadata(path).get("writer") == writer
+        if filesystem.metadata(path).get("writer") != writer:
+            return False
+    _check_arrived(filesystem, path, digest=digest, writer=writer)
+    return True
+
+
+def _check_arrived(filesystem: Any, path: str, *, digest: bytes, writer: str) -> None:
+    """Raise OSError, one that may pass, where the object of this `writer` has other content, and remove it."""
+    found = filesystem.info(path)
+    if str(found.get("ETag") or "").strip('"') == digest.hex():
+        return
+    if _digest_of_object(filesystem, path, int(found["size"])) == digest:
+        return
+    if filesystem.metadata(path).get("writer") == writer:
+        filesystem.rm_file(path)
+    raise OSError("the object that arrived is not the file that was sent")
+
+
+def _digest_of_object(filesystem: Any, path: str, size_bytes: int) -> bytes:
+    found = _md5()
+    for start in range(0, size_bytes, _READ_BYTES):
+        found.update(filesystem.cat_file(path, start=start, end=min(start + _READ_BYTES, size_bytes)))
+    return found.digest()
 
 
 def _upload_and_move(filesystem: Any, path: str, upload: Callable[..., None], *, exclusive: bool) -> bool:

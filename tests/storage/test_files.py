@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,34 @@ def test_other_filesystems(probe: Any) -> None:
 @pytest.mark.s3
 def test_s3(s3_url: str) -> None:
     check_files(s3_url)
+
+
+def check_versions(base: str) -> None:
+    """A replaced file has another version, also one of the same size."""
+    for name in ("a", "b"):
+        storage.publish_bytes(b"one", storage.join(base, name), exclusive=True)
+    before = {file.name: file for file in storage.scan_files(base)}
+    time.sleep(0.02)
+    storage.publish_bytes(b"two", storage.join(base, "b"), exclusive=False)
+    after = {file.name: file for file in storage.scan_files(base)}
+    assert before["a"] == after["a"]
+    assert before["b"].size_bytes == after["b"].size_bytes == 3
+    assert before["b"].version != after["b"].version
+
+
+def test_local_versions(tmp_path: Path) -> None:
+    check_versions(str(tmp_path))
+
+
+def test_versions_on_other_filesystems(probe: Any) -> None:
+    check_versions("probe://base")
+
+
+@pytest.mark.s3
+def test_s3_versions_are_etags(s3_url: str) -> None:
+    check_versions(s3_url)
+    for file in storage.scan_files(s3_url):
+        assert file.version == storage.file_info(storage.join(s3_url, file.name)).etag
 
 
 @pytest.mark.s3

@@ -1,19 +1,28 @@
 from __future__ import annotations
 
+import base64
 import errno
+import hashlib
 import os
+import resource
+import signal
+import socket
 import stat
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from botocore.exceptions import ClientError
 
 from tatok_pipe import storage
-from tatok_pipe.storage import publish
+from tatok_pipe.demo_server import S3Server
+from tatok_pipe.storage import publish, retry
 
 NUM_RACERS = 8
 
@@ -80,6 +89,50 @@ def test_a_failed_copy_leaves_nothing(tmp_path: Path, exclusive: bool) -> None:
     with pytest.raises(FileNotFoundError):
         storage.publish_file(tmp_path / "nothing", str(tmp_path / "out" / "x"), exclusive=exclusive)
     assert os.listdir(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_a_full_disk_leaves_nothing_and_replaces_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exclusive: bool
+) -> None:
+    """The error is the kernel's, and comes when half of the file is in its place."""
+    source, target = tmp_path / "finished", tmp_path / "out" / "x"
+    source.write_bytes(b"new" * 1000)
+    target.parent.mkdir()
+    if not exclusive:
+        target.write_bytes(b"old")
+    before = list(target.parent.iterdir())
+    seen = []
+
+    def fill_the_disk(content: Any, file: Any, length: int) -> None:
+        file.write(content.read(1500))
+        file.flush()
+        seen.append(sorted(os.listdir(target.parent)))
+        with open("/dev/full", "wb", buffering=0) as full:
+            full.write(content.read())
+
+    monkeypatch.setattr(publish.shutil, "copyfileobj", fill_the_disk)
+    with pytest.raises(OSError) as caught:
+        storage.publish_file(source, str(target), exclusive=exclusive)
+    assert caught.value.errno == errno.ENOSPC
+    assert len(seen[0]) == len(before) + 1  # the half was there
+    assert list(target.parent.iterdir()) == before
+    assert exclusive or target.read_bytes() == b"old"
+
+
+def test_a_write_that_the_kernel_cuts_leaves_nothing(tmp_path: Path) -> None:
+    def allow_64_kib() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then the write fails instead
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+
+    (tmp_path / "finished").write_bytes(bytes(1 << 20))
+    program = (
+        "import sys; from tatok_pipe import storage; storage.publish_file(*sys.argv[1:], exclusive=True)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "finished"), str(tmp_path / "out" / "x")]
+    done = subprocess.run(command, preexec_fn=allow_64_kib, capture_output=True, text=True, timeout=60)
+    assert "File too large" in done.stderr
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_mount_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,3 +237,158 @@ def test_s3_refused_credentials_fail_at_once(s3_url: str, monkeypatch: pytest.Mo
     monkeypatch.setenv("AWS_ENDPOINT_URL", os.environ["AWS_ENDPOINT_URL"].replace("127.0.0.1", "localhost"))
     with pytest.raises(PermissionError, match=s3_url):
         storage.publish_bytes(b"x", storage.join(s3_url, "x"), exclusive=True)
+
+
+BODY = b"what was meant to arrive, whole " * 100
+
+
+class FlippingProxy:
+    """Between a client and a server: flips a bit in the first `num_flips` bodies that begin like BODY."""
+
+    def __init__(self, endpoint_url: str, num_flips: float) -> None:
+        self.left, self.num_bodies = num_flips, 0
+        url = urlsplit(endpoint_url)
+        self._target = (url.hostname or "", url.port or 0)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._sockets: list[socket.socket] = [self._listener]
+        self.endpoint_url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        for each in self._sockets:
+            each.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection(self._target)
+            self._sockets += [client, server]
+            for pair in ((client, server, True), (server, client, False)):
+                threading.Thread(target=self._pass_on, args=pair, daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket, is_request: bool) -> None:
+        try:
+            while data := source.recv(1 << 20):
+                if is_request and (at := data.find(BODY[:64])) >= 0:
+                    self.num_bodies += 1
+                    if self.left > 0:
+                        self.left -= 1
+                        data = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+        except OSError:
+            return
+
+
+@pytest.fixture
+def flip(
+    s3_server: S3Server, s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[float], FlippingProxy]]:
+    """`flip(n)` puts a proxy that flips n bodies between us and the server; only our own retries are left."""
+    proxies = []
+
+    def start(num_flips: float) -> FlippingProxy:
+        proxies.append(FlippingProxy(s3_server.endpoint_url, num_flips))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxies[-1].endpoint_url)
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        monkeypatch.setattr(retry, "FIRST_DELAY_S", 0.001)
+        return proxies[-1]
+
+    yield start
+    for proxy in proxies:
+        proxy.close()
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_s3_a_body_flipped_on_the_way_is_sent_again(
+    flip: Callable[[float], FlippingProxy], s3_url: str, exclusive: bool
+) -> None:
+    proxy = flip(2)
+    url = storage.join(s3_url, "x")
+    assert storage.publish_bytes(BODY, url, exclusive=exclusive) is True
+    assert (proxy.left, proxy.num_bodies) == (0, 3)
+    assert storage.read_bytes(url) == BODY
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_s3_a_body_that_never_arrives_whole_is_an_error_and_no_object(
+    flip: Callable[[float], FlippingProxy], s3_url: str, tmp_path: Path, exclusive: bool
+) -> None:
+    flip(float("inf"))
+    (tmp_path / "file").write_bytes(BODY)
+    with pytest.raises(OSError, match=f"{s3_url}/x: .*did not match what we received"):
+        storage.publish_file(tmp_path / "file", storage.join(s3_url, "x"), exclusive=exclusive)
+    assert storage.list_files(s3_url) == {}
+
+
+@pytest.fixture
+def put_calls(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Every call to the store, with its options."""
+    calls: list[dict[str, Any]] = []
+    filesystem, _ = storage.open_filesystem(s3_url)
+    call_s3 = filesystem._call_s3
+
+    async def call(method: str, *arguments: Any, **options: Any) -> Any:
+        calls.append({"method": method, **options})
+        return await call_s3(method, *arguments, **options)
+
+    monkeypatch.setattr(filesystem, "_call_s3", call)
+    return calls
+
+
+@pytest.mark.s3
+def test_s3_a_put_carries_the_md5_of_the_file(put_calls: list[dict[str, Any]], s3_url: str) -> None:
+    storage.publish_bytes(BODY, storage.join(s3_url, "x"), exclusive=True)
+    expected = base64.b64encode(hashlib.md5(BODY).digest()).decode()
+    puts = [call for call in put_calls if call["method"] == "put_object"]
+    assert [call["ContentMD5"] for call in puts] == [expected]
+    assert [call["method"] for call in put_calls] == ["put_object", "head_object"]  # the ETag says all
+
+
+def corrupt_inside(filesystem: Any, num_times: int) -> Callable[..., Any]:
+    """A client library that breaks the body before it signs it, for a store that does not know Content-MD5."""
+    call_s3, left = filesystem._call_s3, [num_times]
+
+    async def call(method: str, *arguments: Any, **options: Any) -> Any:
+        if method == "put_object" and left[0]:
+            left[0] -= 1
+            options["Body"] = b"?" + options["Body"][1:]
+            del options["ContentMD5"]
+        return await call_s3(method, *arguments, **options)
+
+    return call
+
+
+@pytest.mark.s3
+def test_s3_wrong_content_that_the_store_took_is_removed_and_sent_again(
+    s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = storage.join(s3_url, "x")
+    filesystem, _ = storage.open_filesystem(url)
+    monkeypatch.setattr(retry, "FIRST_DELAY_S", 0.001)
+    monkeypatch.setattr(filesystem, "_call_s3", corrupt_inside(filesystem, 1))
+    assert storage.publish_bytes(BODY, url, exclusive=True) is True
+    assert storage.read_bytes(url) == BODY
+    other = storage.join(s3_url, "y")
+    monkeypatch.setattr(filesystem, "_call_s3", corrupt_inside(filesystem, 100))
+    with pytest.raises(OSError, match="the object that arrived is not the file that was sent"):
+        storage.publish_bytes(BODY, other, exclusive=True)
+    assert list(storage.list_files(s3_url)) == ["x"]
+
+
+@pytest.mark.s3
+def test_s3_without_an_md5_for_an_etag_the_object_is_read_back(
+    put_calls: list[dict[str, Any]], s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filesystem, _ = storage.open_filesystem(s3_url)
+    info = filesystem.info
+    monkeypatch.setattr(filesystem, "info", lambda path: {**info(path), "ETag": '"' + "0" * 32 + '"'})
+    monkeypatch.setattr(publish, "_READ_BYTES", 1000)
+    assert storage.publish_bytes(BODY, storage.join(s3_url, "x"), exclusive=True) is True
+    assert [call["method"] for call in put_calls].count("get_object") == 4  # 3,200 bytes
+    assert storage.read_bytes(storage.join(s3_url, "x")) == BODY

@@ -1,5 +1,11 @@
 from __future__ import annotations
 
+import os
+import pickle
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +13,11 @@ import pytest
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
-from tatok_pipe.storage import expand_shards
+from tatok_pipe.storage import ShardFile
+
+
+def expand_shards(spec: str | list[str]) -> list[str]:
+    return [shard.url for shard in storage.expand_shards(spec)]
 
 
 def fill(base: str, *names: str) -> list[str]:
@@ -44,7 +54,7 @@ def check_errors(base: str) -> None:
         with pytest.raises(UserError, match="do not exist"):
             expand_shards(storage.join(base, wrong))
     for wrong in ("b*.tar", "empty"):
-        with pytest.raises(UserError, match="no .tar file there"):
+        with pytest.raises(UserError, match="no .tar or .parquet file there"):
             expand_shards(storage.join(base, wrong))
     with pytest.raises(UserError, match="cannot read the list of shards"):
         expand_shards("@" + storage.join(base, "nothing.txt"))
@@ -57,7 +67,7 @@ def test_local(tmp_path: Path) -> None:
 def test_local_errors(tmp_path: Path) -> None:
     check_errors(str(tmp_path))
     (tmp_path / "bare").mkdir()
-    with pytest.raises(UserError, match="no .tar file there"):
+    with pytest.raises(UserError, match="no .tar or .parquet file there"):
         expand_shards(str(tmp_path / "bare"))
 
 
@@ -102,6 +112,157 @@ def test_a_directory_is_listed_once(probe: Any) -> None:
     probe.calls.clear()
     assert expand_shards("probe:///shards/*.tar") == urls
     assert probe.calls.total() <= 3  # of the directory, none of a shard
+    of_pattern = probe.calls.copy()
+    probe.calls.clear()
+    assert expand_shards([urls[7], "probe:///shards/*.tar"])[0] == urls[7]
+    assert probe.calls == of_pattern  # the pattern's listing has it
+
+
+def check_sizes_and_etags(base: str) -> None:
+    """Whatever the way in, size and ETag are those that the store tells of each file by itself."""
+    for index in range(40):
+        data = bytes([index]) * (index + 1)
+        storage.publish_bytes(data, storage.join(base, f"{index:02d}.tar"), exclusive=True)
+    ways = ("{00..39}.tar", "{00..07}.tar", "*.tar", "", "0[0-3].tar", "05.tar")
+    for way, num_shards in zip(ways, (40, 8, 40, 40, 4, 1), strict=True):
+        files = storage.expand_shards(storage.join(base, way))
+        assert len(files) == num_shards
+        for file in files:
+            info = storage.file_info(file.url)
+            assert (file.size_bytes, file.etag) == (info.size_bytes, info.etag)
+            assert file.size_bytes == int(file.url[-6:-4]) + 1
+    named = [storage.join(base, "39.tar"), storage.join(base, "*.tar")]
+    assert storage.expand_shards(named)[0] == files_by_name(base)["39.tar"]
+
+
+def files_by_name(base: str) -> dict[str, ShardFile]:
+    return {file.url.rpartition("/")[2]: file for file in storage.expand_shards(base)}
+
+
+def test_local_sizes(tmp_path: Path) -> None:
+    check_sizes_and_etags(str(tmp_path))
+
+
+def test_other_filesystems_sizes(probe: Any) -> None:
+    check_sizes_and_etags("probe:///shards")
+
+
+@pytest.mark.s3
+def test_s3_sizes_and_etags(s3_url: str) -> None:
+    check_sizes_and_etags(s3_url)
+    assert all(len(file.etag) == 32 for file in storage.expand_shards(s3_url))
+
+
+def test_a_store_that_lists_nothing(probe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill("probe:///shards", *(f"{index:03d}.tar" for index in range(100)))
+    refused = []
+    lock = threading.Lock()
+    num_now = num_most = 0
+    info = probe.info
+
+    def count(*arguments: Any, **options: Any) -> Any:
+        nonlocal num_now, num_most
+        with lock:
+            num_now += 1
+            num_most = max(num_most, num_now)
+        time.sleep(0.02)
+        with lock:
+            num_now -= 1
+        return info(*arguments, **options)
+
+    def refuse(*arguments: Any, **options: Any) -> Any:
+        refused.append(arguments)
+        raise PermissionError("AccessDenied")
+
+    monkeypatch.setattr(probe, "ls", refuse)
+    monkeypatch.setattr(probe, "info", count)
+    files = storage.expand_shards("probe:///shards/{000..099}.tar")
+    assert [file.size_bytes for file in files] == [1] * 100
+    assert len(refused) == 1
+    assert 1 < num_most <= 32
+    with pytest.raises(UserError, match="1 of 101 image shards do not exist: .*100.tar"):
+        storage.expand_shards("probe:///shards/{000..100}.tar")
+
+
+@pytest.mark.parametrize(
+    ("names", "pattern", "expected"),
+    [
+        (["a.tar", "a.parquet", "a_stats.json", "b/b.tar"], "", ["a.tar", "b/b.tar"]),
+        (["a.tar", "a.parquet", "a_stats.json"], "*", ["a.tar"]),
+        (["a.tar", "a.parquet"], "*.parquet", ["a.parquet"]),
+        (["a.tar", "a.parquet"], "a.parquet", ["a.parquet"]),
+        (["b.parquet", "a.parquet", "README.md"], "", ["a.parquet", "b.parquet"]),
+        (["b.parquet", "a.parquet", "README.md"], "*", ["a.parquet", "b.parquet"]),
+        (["part-0", "part-1", "other"], "part-?", ["part-0", "part-1"]),
+        (["_a.tar", ".b.tar", "c.tar", "_temporary/d.tar", ".cache/e.tar"], "", ["c.tar"]),
+        (["_a.tar", ".b.tar", "c.tar"], "*.tar", ["c.tar"]),
+        (["_a.tar", "c.tar"], "_*.tar", ["_a.tar"]),
+        (["_a.tar", "c.tar"], "_a.tar", ["_a.tar"]),
+        (["x.tar/y.txt", "a.tar"], "*.tar", ["a.tar"]),  # a directory is no shard
+    ],
+)
+def test_what_counts_as_a_shard(tmp_path: Path, names: list[str], pattern: str, expected: list[str]) -> None:
+    fill(str(tmp_path), *names)
+    spec = storage.join(str(tmp_path), pattern) if pattern else str(tmp_path)
+    assert [os.path.relpath(url, tmp_path) for url in expand_shards(spec)] == expected
+
+
+def test_a_folder_of_hidden_names_only(tmp_path: Path) -> None:
+    fill(str(tmp_path), "_dataset.json", ".a.tar", "_index.parquet")
+    with pytest.raises(UserError, match="no .tar or .parquet file there"):
+        expand_shards(str(tmp_path))
+
+
+class WebServer(BaseHTTPRequestHandler):
+    """Tells no size of what is called chunked."""
+
+    def do_HEAD(self) -> None:
+        is_there = "missing" not in self.path
+        self.send_response(200 if is_there else 404)
+        if is_there:
+            self.send_header("ETag", f'W/"{self.path[-5:]}"')
+            if "chunked" not in self.path:
+                self.send_header("Content-Length", "77")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.send_response(404 if "missing" in self.path else 200)
+        self.end_headers()
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def web_url() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), WebServer)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_http(web_url: str) -> None:
+    files = storage.expand_shards([f"{web_url}/{{000..049}}.tar", f"{web_url}/chunked.tar?part=1"])
+    assert files[:2] == [
+        ShardFile(f"{web_url}/000.tar", 77, "0.tar"), ShardFile(f"{web_url}/001.tar", 77, "1.tar")
+    ]  # fmt: skip
+    assert files[-1] == ShardFile(f"{web_url}/chunked.tar?part=1", None, "art=1")
+    with pytest.raises(UserError, match="1 of 2 image shards do not exist: .*missing.tar"):
+        storage.expand_shards([f"{web_url}/missing.tar", f"{web_url}/0.tar"])
+
+
+def test_a_signed_link_stays_usable_and_is_one_shard(web_url: str) -> None:
+    signed = [f"{web_url}/0.tar?X-Amz-Signature={each}" for each in ("aa", "bb")]
+    assert [file.url for file in storage.expand_shards(signed)] == [signed[0]]
+
+
+def test_shard_files_are_small() -> None:
+    file = ShardFile("s3://bucket/0.tar", 1)
+    assert not hasattr(file, "__dict__")
+    assert pickle.loads(pickle.dumps(file)) == file
 
 
 def test_messages_hide_secrets(probe: Any) -> None:

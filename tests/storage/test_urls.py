@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
+from tatok_pipe.storage import urls
 
 
 def test_a_local_file_has_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,6 +26,72 @@ def test_canonical_url_of_remote_files_keeps_no_secret() -> None:
     assert storage.canonical_url("https://me:pw@host/0.tar?part=2") == "https://host/0.tar?part=2"
     signed = "https://host/0.tar?X-Amz-Date={}&X-Amz-Signature={}"
     assert storage.canonical_url(signed.format(1, "aa")) == storage.canonical_url(signed.format(2, "bb"))
+
+
+ROOTS = (
+    "", "/", "//", "./", "../", "~/", "file:///", "file://", "local://", "s3://bucket/", "s3a://bucket/", "s3://",
+    "memory://", "memory:///", "https://host/", "http://me:pw@host:80/", "https://host/x?part=1&token=",
+)  # fmt: skip
+PARTS = st.one_of(
+    st.sampled_from(
+        ["data", "..", ".", "", "~", "a:b", "me:pw@host", "x?token=1", "sig=2", "a&key", "éa", "@"]
+    ),
+    st.text("ab01._-+,=~?&;#@% *é", max_size=6),
+)
+
+
+def answer(action: Callable[[str], str], url: str) -> str:
+    try:
+        return action(url)
+    except Exception as error:
+        return type(error).__name__
+
+
+def slowly(url: str) -> str:
+    """The canonical name as fsspec spells it, asked for every URL by itself."""
+    filesystem, path = storage.open_filesystem(url)
+    if storage.is_local(filesystem):
+        return os.path.abspath(path)
+    name = re.sub(r"(?<=://)[^/@\s]*@", "", filesystem.unstrip_protocol(path))
+    secret = re.compile(r"[?&;][^=&#\s]*(sig|token|key|secret|credential|passw|auth)[^=&#\s]*=[^&#\s]", re.I)
+    return name.partition("?")[0] if secret.search(name) else name
+
+
+@given(
+    root=st.sampled_from(ROOTS),
+    parts=st.lists(PARTS, min_size=1, max_size=4),
+    suffix=st.sampled_from(["", ".tar"]),
+)
+def test_names_are_those_that_fsspec_gives(root: str, parts: list[str], suffix: str) -> None:
+    url = root + "/".join(parts) + suffix
+    assert answer(storage.canonical_url, url) == answer(slowly, url)
+
+
+def test_plain_names_do_not_ask_fsspec(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(
+        urls, "open_filesystem", lambda url: asked.append(url) or storage.open_filesystem(url)
+    )
+    names = [
+        f"s3://a-bucket-of-its-own/train/{part}/{index:05d}.tar" for part in range(3) for index in range(9)
+    ]
+    assert [storage.canonical_url(name) for name in names] == names
+    assert len(asked) == 1
+
+
+def test_openable_urls_keep_what_opens_them() -> None:
+    assert storage.openable_url("https://me:pw@host/a/0.tar") == "https://me:pw@host/a/0.tar"
+    assert storage.openable_url("https://host/0.tar?sig=a") == "https://host/0.tar?sig=a"
+    assert storage.openable_url("s3a://bucket/a/0.tar") == "s3://bucket/a/0.tar"
+    assert storage.openable_url("0.tar") == os.path.join(os.getcwd(), "0.tar")
+
+
+def test_relative_names_follow_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        assert storage.canonical_url("x.tar") == str(tmp_path / name / "x.tar")
+        assert storage.canonical_url("deep/x.tar") == str(tmp_path / name / "deep/x.tar")
 
 
 @pytest.mark.parametrize(
