@@ -31,9 +31,13 @@ class Quarantined:
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """A sample ready for the encoder."""
+    """A sample ready for the encoder. Its encoded image is gone, so that what waits in queues stays small."""
 
-    sample: ImageSample
+    key: str
+    label: int | None
+    caption: str | None
+    meta: str | None
+    num_bytes: int  # of the encoded image
     pixels: np.ndarray  # (image_size, image_size, 3) uint8, sRGB
     width: int  # of the source after EXIF orientation, pixels
     height: int

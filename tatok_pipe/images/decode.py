@@ -16,6 +16,7 @@ import numpy as np
 import PIL
 from PIL import ExifTags, Image, ImageCms, ImageFile, JpegImagePlugin, TiffImagePlugin
 
+from tatok_pipe.images.decode_budget import PixelBudget
 from tatok_pipe.options import option
 
 # The formats that may be opened, so that Pillow tries no other: some of its readers run programs.
@@ -29,6 +30,9 @@ FORMATS = tuple(_SIGNATURES.groupindex)
 
 # Twice Pillow's MAX_IMAGE_PIXELS, from where Image.open refuses by itself.
 PILLOW_PIXEL_LIMIT = 178_956_970
+
+# A pixel takes up to 16 bytes on its way (loaded, cropped, flattened, converted), so about 2 GB in a process.
+_BUDGET = PixelBudget(128_000_000)
 
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -117,19 +121,24 @@ def _decode(image: ImageFile.ImageFile, config: PreprocessConfig) -> tuple[np.nd
     if width * height > config.max_pixels:
         message = f"{width}x{height} = {width * height} pixels, more than max_pixels={config.max_pixels}"
         raise DecodeError("TooManyPixels", message)
-    scale = 1.0
-    if isinstance(image, JpegImagePlugin.JpegImageFile):
-        orientation = _orientation(image)
-        # A JPEG decodes at 1/2, 1/4 or 1/8 for less. The last factor of two and more is left to the filter.
-        drafted = image.draft(None, (2 * config.image_size, 2 * config.image_size))
-        if drafted is not None:
-            scale = width / drafted[1][2]
+    is_jpeg = isinstance(image, JpegImagePlugin.JpegImageFile)
+    # A JPEG decodes at 1/2, 1/4 or 1/8 for less. The last factor of two and more is left to the filter.
+    drafted = image.draft(None, (2 * config.image_size, 2 * config.image_size)) if is_jpeg else None
+    scale = width / drafted[1][2] if drafted is not None else 1.0
+    # A progressive JPEG holds the coefficients of the whole picture, however small it is decoded.
+    num_held = width * height if "progressive" in image.info else image.width * image.height
+    with _BUDGET.hold(num_held):
         image.load()
-    else:
-        image.load()  # a PNG may keep its EXIF behind the pixels; TIFF applies its orientation here
-        orientation = _orientation(image)
-        width, height = image.size
+        if not is_jpeg:
+            width, height = image.size  # a TIFF applies its orientation as it loads
+        return _resample(image, width, height, scale, config)
 
+
+def _resample(
+    image: ImageFile.ImageFile, width: int, height: int, scale: float, config: PreprocessConfig
+) -> tuple[np.ndarray, int, int]:
+    """The crop of a loaded image that was `width` x `height` and came at 1 / `scale` of it."""
+    orientation = _orientation(image)  # only now: a PNG may keep its EXIF behind the pixels
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
     # The origin rounds down in the upright picture, so a stored image that runs the other way rounds up.

@@ -2,19 +2,28 @@
 
 A sample is a run of consecutive files that share their path up to the first dot of the base name (its key);
 the rest of the name, lower-cased, says what the file holds. Every run ends as ImageSample or Quarantined, so
-nothing in a shard is lost in silence, and a shard that cannot be read to its end raises ShardError.
+nothing in a shard is lost in silence, and a shard that cannot be read to its end raises ShardError. Where the
+files of a sample do not follow one another, `regroup.py` reads the shard instead.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from typing import BinaryIO
 
+from tatok_pipe.images.fields import (
+    MAX_KEY_CHARACTERS,
+    MAX_METADATA_BYTES,
+    MetadataError,
+    digest_key,
+    parse_json,
+    parse_label,
+    parse_text,
+    shorten_key,
+)
 from tatok_pipe.images.tar import BrokenTar, Member, read_members
 from tatok_pipe.options import option
 from tatok_pipe.records import ImageSample, Quarantined
@@ -22,7 +31,8 @@ from tatok_pipe.records import ImageSample, Quarantined
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
 _CAPTION_EXTENSIONS = ("txt", "caption")
 # Whatever else lies in a shard is passed over unread: .pyd and .pkl above all, which would be programs.
-_KNOWN_EXTENSIONS = frozenset({*IMAGE_EXTENSIONS, *_CAPTION_EXTENSIONS, "cls", "json"})
+METADATA_EXTENSIONS = (*_CAPTION_EXTENSIONS, "cls", "json")
+_NUM_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -30,31 +40,59 @@ class ShardLimits:
     """What is accepted of an image shard."""
 
     max_member_bytes: int = option(
-        256 << 20, help="largest image, label, caption or JSON file; larger is quarantined", unit="bytes"
+        256 << 20,
+        help="largest image, label, caption or JSON file (the last three: 16 MiB at most); larger is quarantined",
+        unit="bytes",
+    )
+    max_members: int = option(
+        1_000_000, help="most members of a tar, or rows of a Parquet file; a shard with more is refused"
+    )
+    max_shard_bytes: int = option(
+        128 << 30, help="largest image shard, as stored or by the sizes it declares", unit="bytes"
+    )
+    max_page_bytes: int = option(
+        512 << 20,
+        help="largest page of a Parquet file, of which up to four times as much is held; a shard with a larger one "
+        "is refused",
+        unit="bytes",
     )
     require_end_marker: bool = option(
         True, help="refuse a shard without tar's end-of-archive marker: its last members may be missing"
     )
 
     def __post_init__(self) -> None:
-        if self.max_member_bytes < 1:
-            raise ValueError(f"max_member_bytes={self.max_member_bytes}: expected at least 1 byte")
+        for name in ("max_member_bytes", "max_members", "max_shard_bytes", "max_page_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+
+    def largest(self, extension: str) -> int:
+        """The most bytes of a file with this extension."""
+        if extension in METADATA_EXTENSIONS:
+            return min(self.max_member_bytes, MAX_METADATA_BYTES)
+        return self.max_member_bytes
 
 
 DEFAULT_LIMITS = ShardLimits()
 
 
 class ShardError(Exception):
-    """A shard that cannot be read to its end. `num_samples` were read before the damage."""
+    """A shard that cannot be read to its end. `num_samples` were read before that."""
 
-    def __init__(self, shard: str, num_samples: int, reason: str) -> None:
-        super().__init__(f"{shard}: {reason}, after {num_samples} samples; write or copy the shard again")
+    def __init__(
+        self, shard: str, num_samples: int, reason: str, advice: str = "write or copy the shard again"
+    ) -> None:
+        super().__init__(f"{shard}: {reason}, after {num_samples} samples; {advice}")
         self.num_samples = num_samples
-        self._arguments = (shard, num_samples, reason)
+        self._arguments = (shard, num_samples, reason, advice)
 
-    def __reduce__(self) -> tuple[type[ShardError], tuple[str, int, str]]:
+    def __reduce__(self) -> tuple[type[ShardError], tuple[str, int, str, str]]:
         """Errors cross processes: by their arguments, since the default would pass the message as the first."""
         return type(self), self._arguments
+
+
+class InterleavedShard(ShardError):
+    """The files of a sample do not follow one another: what was read is to be thrown away, and the shard read
+    again with `regroup`."""
 
 
 def read_samples(
@@ -67,31 +105,69 @@ def read_samples(
     only names, so absolute paths and `..` do no harm; what in them is not UTF-8 appears as \\xNN. A name with
     no dot, or with nothing before it (macOS's `._x.jpg`), and WebDataset's `__meta__` names are of no sample.
 
-    Quarantined, stage "shard": NoImage, AmbiguousImage, DuplicateField, DuplicateKey, TooManyBytes; stage
-    "metadata": BadLabel, BadCaption, BadJson; `num_bytes` counts all files of the sample. Raises ShardError;
-    what came before it were whole samples. Errors of the stream itself pass through.
+    Quarantined, stage "shard": NoImage, AmbiguousImage, DuplicateField, DuplicateKey, LongKey, TooManyBytes;
+    stage "metadata": BadLabel, BadCaption, BadJson; `num_bytes` counts all files of the sample. Raises
+    ShardError; what came before it were whole samples. A key that comes again is DuplicateKey where both runs
+    hold an image; else it is one sample whose files are apart, and InterleavedShard is raised. Errors of the
+    stream itself pass through.
     """
-    members = read_members(
-        stream,
-        wanted=lambda name: _split_name(name)[1] in _KNOWN_EXTENSIONS,
-        max_member_bytes=limits.max_member_bytes,
-        require_end_marker=limits.require_end_marker,
-    )
-    named = ((*_split_name(member.name), member) for member in members)
-    runs = groupby((entry for entry in named if entry[0]), key=lambda entry: entry[0])
-    seen: set[bytes] = set()  # digests: 16 bytes a sample, however long the names
+    extensions = frozenset({*IMAGE_EXTENSIONS, *METADATA_EXTENSIONS})
+    named = read_named(stream, limits, wanted=extensions.__contains__)
+    seen: dict[
+        bytes, bool
+    ] = {}  # digest of the key, short however long the key is -> whether it had an image
     num_samples = 0
     try:
-        for key, run in runs:
-            files = _Files()
-            for _, extension, member in run:
-                files.add(extension, member)
-            digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
-            yield _make_sample(key, files, limits, is_repeated=digest in seen)
-            seen.add(digest)
+        for key, run in groupby(named, key=lambda entry: entry.key):
+            files = Files()
+            for entry in run:
+                files.add(entry, limits)
+            digest, has_image = digest_key(key), files.num_images > 0
+            is_repeated = digest in seen
+            if is_repeated and not (has_image and seen[digest]):
+                raise InterleavedShard(
+                    shard,
+                    num_samples,
+                    f"the files of sample {key!r} do not follow one another",
+                    "read it with regroup=True, or pack it again sorted by name",
+                )
+            seen[digest] = has_image
+            yield make_sample(key, files, files.image, limits, is_repeated=is_repeated)
             num_samples += 1
     except BrokenTar as error:
-        raise ShardError(shard, num_samples, str(error)) from None
+        raise ShardError(shard, num_samples, str(error), error.advice) from None
+
+
+@dataclass(frozen=True)
+class Named:
+    """A member that belongs to a sample."""
+
+    key: str
+    extension: str  # lower case
+    member: Member
+    has_long_key: bool
+
+
+def read_named(stream: BinaryIO, limits: ShardLimits, *, wanted: Callable[[str], bool]) -> Iterator[Named]:
+    """The members that belong to samples, with the data of those whose extension is `wanted` and whose size
+    is within the limits. Raises BrokenTar."""
+
+    def is_wanted(name: str, size: int) -> bool:
+        extension = _split_name(name)[1]
+        return wanted(extension) and size <= limits.largest(extension)
+
+    members = read_members(
+        stream,
+        wanted=is_wanted,
+        max_members=limits.max_members,
+        max_shard_bytes=limits.max_shard_bytes,
+        require_end_marker=limits.require_end_marker,
+    )
+    for member in members:
+        key, extension = _split_name(member.name)
+        if key:
+            short = shorten_key(key)
+            yield Named(short, extension, member, short != key)
 
 
 def _split_name(name: str) -> tuple[str, str]:
@@ -103,102 +179,97 @@ def _split_name(name: str) -> tuple[str, str]:
     return (folder + slash + stem, extension.lower()) if stem and dot else ("", "")
 
 
-class _Files:
-    """The files of one sample: the data of the first of each kind, and only the names of the others."""
+class Files:
+    """The files of one sample. However many there are, the first of each kind is kept, and a few names."""
+
+    __slots__ = (
+        "metadata", "image", "image_names", "num_images", "too_large", "repeated", "names", "num_files",
+        "num_bytes", "has_links", "has_long_key",
+    )  # fmt: skip
 
     def __init__(self) -> None:
-        self.fields: dict[str, bytes] = {}  # extension -> data
-        self.too_large: dict[str, int] = {}  # extension -> bytes
-        self.repeated: list[str] = []
-        self.names: list[str] = []
-        self.has_links = False
+        self.metadata: dict[str, bytes] = {}  # extension -> data
+        self.image: bytes | None = None  # None also where it was not asked for
+        self.image_names: tuple[str, ...] = ()
+        self.num_images = 0
+        self.too_large: tuple[str, int] | None = None  # extension, bytes
+        self.repeated = ""  # extension
+        self.names: tuple[str, ...] = ()
+        self.num_files = 0
         self.num_bytes = 0
+        self.has_links = False
+        self.has_long_key = False
 
-    def add(self, extension: str, member: Member) -> None:
-        self.names.append(f".{extension}")
+    def add(self, entry: Named, limits: ShardLimits) -> None:
+        extension, member = entry.extension, entry.member
+        if len(self.names) < _NUM_SHOWN:
+            self.names += (f".{extension[:40]}",)
+        self.num_files += 1
         self.num_bytes += member.size
+        self.has_long_key |= entry.has_long_key
         self.has_links |= not member.is_file
-        if not member.is_file or extension not in _KNOWN_EXTENSIONS:
+        if not member.is_file or extension not in IMAGE_EXTENSIONS + METADATA_EXTENSIONS:
             return
-        if member.data is None:
-            self.too_large[extension] = member.size
-        elif extension in self.fields:
-            self.repeated.append(extension)
+        if member.size > limits.largest(extension):
+            self.too_large = self.too_large or (extension, member.size)
+        if extension in IMAGE_EXTENSIONS:
+            self.num_images += 1
+            if len(self.image_names) < _NUM_SHOWN:
+                self.image_names += (f".{extension}",)
+            self.image = member.data if self.num_images == 1 else None  # of several none is taken
+        elif extension in self.metadata:
+            self.repeated = self.repeated or extension
         else:
-            self.fields[extension] = member.data
+            self.metadata[extension] = member.data or b""
 
     def __str__(self) -> str:
-        more = f" and {len(self.names) - 8} more" if len(self.names) > 8 else ""
-        return ", ".join(self.names[:8]) + more
+        more = f" and {self.num_files - len(self.names)} more" if self.num_files > len(self.names) else ""
+        return ", ".join(self.names) + more
 
 
-class _MetadataError(Exception):
-    def __init__(self, error: str, message: str) -> None:
-        super().__init__(message)
-        self.error = error
-
-
-def _make_sample(
-    key: str, files: _Files, limits: ShardLimits, *, is_repeated: bool
+def make_sample(
+    key: str, files: Files, image: bytes | None, limits: ShardLimits, *, is_repeated: bool = False
 ) -> ImageSample | Quarantined:
-    images = [name for name in [*files.fields, *files.repeated] if name in IMAGE_EXTENSIONS]
-    fault = _find_fault(files, images, limits, is_repeated=is_repeated)
-    if fault is not None:
-        error, message = fault
+    """What the files of one sample, and the data of its image, amount to."""
+    fault = find_fault(files, limits, is_repeated=is_repeated)
+    if fault is not None or image is None:
+        error, message = fault or ("NoImage", f"files {files}, the image without data")
         return Quarantined(key, "shard", error, message, files.num_bytes)
-    fields = files.fields
-    caption = next((fields[name] for name in _CAPTION_EXTENSIONS if name in fields), None)
+    metadata = files.metadata
+    caption = next((metadata[name] for name in _CAPTION_EXTENSIONS if name in metadata), None)
     try:
         return ImageSample(
             key=key,
-            image=fields[images[0]],
-            label=_parse_label(fields["cls"]) if "cls" in fields else None,
-            caption=_parse_text(caption, "BadCaption") if caption is not None else None,
-            meta=_parse_json(fields["json"]) if "json" in fields else None,
+            image=image,
+            label=parse_label(metadata["cls"]) if "cls" in metadata else None,
+            caption=parse_text(caption, "BadCaption") if caption is not None else None,
+            meta=parse_json(metadata["json"]) if "json" in metadata else None,
         )
-    except _MetadataError as reason:
+    except MetadataError as reason:
         return Quarantined(key, "metadata", reason.error, str(reason), files.num_bytes)
 
 
-def _find_fault(
-    files: _Files, images: list[str], limits: ShardLimits, *, is_repeated: bool
-) -> tuple[str, str] | None:
+def find_fault(files: Files, limits: ShardLimits, *, is_repeated: bool = False) -> tuple[str, str] | None:
     """Error class and message where the files are not those of one sample with one image."""
+    if files.has_long_key:
+        return "LongKey", f"a key of more than {MAX_KEY_CHARACTERS} characters"
     if is_repeated:
         return "DuplicateKey", (
-            f"files {files} come after another sample of this key: the key is used twice, or the files of "
-            "a sample do not follow one another; pack the shard sorted by name, with unique keys"
+            f"files {files} come after another sample of this key, which has an image too; give every sample "
+            "a key of its own"
         )
-    for name, size in files.too_large.items():
-        return "TooManyBytes", f".{name}: {size} bytes, more than max_member_bytes={limits.max_member_bytes}"
-    if len(images) > 1:
-        return "AmbiguousImage", f"{len(images)} images (.{', .'.join(images[:8])}), expected one"
+    if files.too_large is not None:
+        extension, size = files.too_large
+        limit = limits.largest(extension)
+        name = "max_member_bytes=" if limit == limits.max_member_bytes else "the limit of metadata, "
+        return "TooManyBytes", f".{extension}: {size} bytes, more than {name}{limit}"
+    if files.num_images > 1:
+        more = ", ..." if files.num_images > len(files.image_names) else ""
+        shown = ", ".join(files.image_names) + more
+        return "AmbiguousImage", f"{files.num_images} images ({shown}), expected one"
     if files.repeated:
-        return "DuplicateField", f"two files .{files.repeated[0]}, expected one"
-    if not images:
+        return "DuplicateField", f"two files .{files.repeated}, expected one"
+    if not files.num_images:
         links = "; links do not count, pack what they point to" if files.has_links else ""
         return "NoImage", f"files {files}, none of them an image{links}"
     return None
-
-
-def _parse_label(data: bytes) -> int:
-    text = data.strip()
-    if not re.fullmatch(rb"[+-]?[0-9]{1,10}", text) or not -(2**31) <= int(text) < 2**31:
-        raise _MetadataError("BadLabel", f".cls holds {data[:40]!r}, expected an int32 in decimal")
-    return int(text)
-
-
-def _parse_text(data: bytes, error: str) -> str:
-    try:
-        return data.decode("utf-8-sig")  # a byte order mark is not part of the text
-    except UnicodeDecodeError as reason:
-        raise _MetadataError(error, f"not UTF-8: {reason.reason} at byte {reason.start}") from None
-
-
-def _parse_json(data: bytes) -> str:
-    text = _parse_text(data, "BadJson")
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError) as reason:
-        raise _MetadataError("BadJson", f".json does not parse: {reason}") from None
-    return text

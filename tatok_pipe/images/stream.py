@@ -1,4 +1,4 @@
-"""Training images: an endless, seeded stream of augmented crops from WebDataset shards on any URL.
+"""Training images: an endless, seeded stream of augmented crops from image shards on any URL.
 
 Order and augmentation depend on (seed, epoch, position) alone, never on threads or timing; the position can be
 saved and restored. Letters: B batch, S image size in pixels.
@@ -10,16 +10,16 @@ import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import BinaryIO
 
 import numpy as np
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
 from tatok_pipe.images.decode import DecodeError, PreprocessConfig, decode_image
-from tatok_pipe.images.shards import ShardError, read_samples
+from tatok_pipe.images.shards import InterleavedShard, ShardError
+from tatok_pipe.images.source import open_samples
 from tatok_pipe.parallel import map_ahead
-from tatok_pipe.records import ImageSample, Quarantined
+from tatok_pipe.records import ImageSample
 
 logger = logging.getLogger(__name__)
 
@@ -101,24 +101,37 @@ class TrainingImages:
         random = np.random.default_rng([self.seed, epoch, self.rank])
         buffer: list[ImageSample] = []
         for index in order[self.rank :: self.num_ranks]:
-            url = self.shards[index]
-            with storage.open_stream(url) as stream:
-                for sample in self._read(stream, url):
-                    if not isinstance(sample, ImageSample):
-                        logger.warning("%s: %s skipped: %s", storage.redact(url), sample.key, sample.message)
-                        continue
-                    buffer.append(sample)
-                    if len(buffer) >= self.buffer_images:
-                        pick = int(random.integers(len(buffer)))
-                        buffer[pick], buffer[-1] = buffer[-1], buffer[pick]
-                        yield buffer.pop()
+            for sample in self._read(self.shards[index]):
+                buffer.append(sample)
+                if len(buffer) >= self.buffer_images:
+                    pick = int(random.integers(len(buffer)))
+                    buffer[pick], buffer[-1] = buffer[-1], buffer[pick]
+                    yield buffer.pop()
         yield from (buffer[i] for i in random.permutation(len(buffer)))
 
-    def _read(self, stream: BinaryIO, url: str) -> Iterator[ImageSample | Quarantined]:
-        try:
-            yield from read_samples(stream, shard=storage.redact(url))
-        except ShardError as error:
-            raise UserError(str(error)) from error
+    def _read(self, url: str) -> Iterator[ImageSample]:
+        """The images of a shard, each key once.
+
+        Where the files of a sample turn out not to follow one another, the images that came already are as
+        good as any, since training takes nothing else of a sample: the second reading goes on with the rest.
+        """
+        given: set[str] = set()
+        info = storage.file_info(url)
+        for regroup in (False, True):
+            try:
+                with open_samples(url, info=info, regroup=regroup) as samples:
+                    for sample in samples:
+                        if not isinstance(sample, ImageSample):
+                            shard = storage.redact(url)
+                            logger.warning("%s: %s skipped: %s", shard, sample.key, sample.message)
+                        elif sample.key not in given:
+                            given.add(sample.key)
+                            yield sample
+                return
+            except InterleavedShard as error:
+                logger.info("%s", error)
+            except ShardError as error:
+                raise UserError(str(error)) from error
 
     def _augment(self, sample: ImageSample, random: np.random.Generator) -> np.ndarray | None:
         size = self.image_size

@@ -33,12 +33,17 @@ _PAX_RECORD = re.compile(rb"(\d{1,9}) ([^=]+)=")
 
 
 class BrokenTar(Exception):
-    """The stream is not a tar archive, or not the whole of one. The message says where and what."""
+    """The stream is not a tar archive, or not the whole of one, or beyond a limit. The message says where and
+    what, `advice` what to do."""
+
+    def __init__(self, message: str, advice: str = "write or copy the shard again") -> None:
+        super().__init__(message)
+        self.advice = advice
 
 
 @dataclass(frozen=True)
 class Member:
-    """One member. `data` is None where it was not asked for, is too large, or the member is no plain file."""
+    """One member. `data` is None where it was not asked for, or the member is no plain file."""
 
     name: str  # bytes that are not UTF-8 appear as \\xNN
     size: int  # bytes, as declared
@@ -47,12 +52,18 @@ class Member:
 
 
 def read_members(
-    stream: BinaryIO, *, wanted: Callable[[str], bool], max_member_bytes: int, require_end_marker: bool = True
+    stream: BinaryIO,
+    *,
+    wanted: Callable[[str, int], bool],
+    max_members: int,
+    max_shard_bytes: int,
+    require_end_marker: bool = True,
 ) -> Iterator[Member]:
     """Every member but directories, in order, holding no more than one at a time.
 
-    Data is kept of plain files with a `wanted` name and at most `max_member_bytes`; the rest is skipped.
-    Raises BrokenTar, after the members before the damage.
+    Data is kept of plain files for which `wanted(name, bytes)` holds; the rest is skipped. Raises BrokenTar,
+    after the members before the damage; also for more than `max_members` members, directories included, and
+    where headers and declared sizes add up to more than `max_shard_bytes`.
 
     An archive without the zero blocks that end it is refused, although most tools would read it: tarfile,
     webdataset, GNU tar and BSD tar all write the marker, so it is missing where the writer died or was never
@@ -62,6 +73,7 @@ def read_members(
     source = _Source(stream)
     long_name: bytes | None = None
     pax: dict[bytes, bytes] = {}
+    num_members = 0
     while True:
         start = source.offset
         block = source.read(BLOCK_BYTES)
@@ -85,6 +97,8 @@ def read_members(
                     f"byte {start}: an extended header of {header.size} bytes, "
                     f"expected at most {_MAX_EXTENDED_HEADER_BYTES}"
                 )
+            if source.offset > max_shard_bytes:
+                raise BrokenTar(f"more than max_shard_bytes={max_shard_bytes} of extended headers")
             payload = source.read_padded(header.size)
             if header.type == tarfile.GNUTYPE_LONGNAME:
                 long_name = payload.split(b"\0", 1)[0]
@@ -101,6 +115,16 @@ def read_members(
             raise BrokenTar(f"byte {start}: a sparse member; pack the archive without --sparse")
         if header.type in _TYPES_WITHOUT_DATA:
             size = 0
+        num_members += 1
+        if num_members > max_members:
+            raise BrokenTar(
+                f"more than max_members={max_members} members", "split the shard, or raise max_members"
+            )
+        if source.offset + size > max_shard_bytes:
+            raise BrokenTar(
+                f"byte {start}: a member of {size} bytes takes the shard beyond max_shard_bytes={max_shard_bytes}",
+                "split the shard, or raise max_shard_bytes",
+            )
         raw_name = pax.get(b"path", long_name)
         if raw_name is None:
             raw_name = header.name.encode("utf-8", "surrogateescape")
@@ -109,7 +133,7 @@ def read_members(
         name = raw_name.decode("utf-8", "backslashreplace")
         is_file = header.type in _FILE_TYPES
         data = None
-        if is_file and size <= max_member_bytes and wanted(name):
+        if is_file and wanted(name, size):
             data = source.read_padded(size)
         else:
             source.skip(size + -size % BLOCK_BYTES)
@@ -125,6 +149,8 @@ def _parse_header(block: bytes, start: int) -> tarfile.TarInfo:
             raise BrokenTar(f"byte {start}: a damaged member header ({error})") from None
         if block.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
             raise BrokenTar("compressed; decompress the archive (images do not compress further)") from None
+        if block.startswith(b"PAR1"):
+            raise BrokenTar("a Parquet file", "give it a name that ends in .parquet") from None
         raise BrokenTar(f"not a tar archive: it begins with {block[:16]!r}") from None
     if header.size < 0:
         raise BrokenTar(f"byte {start}: a member of {header.size} bytes")

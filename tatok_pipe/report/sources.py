@@ -6,6 +6,7 @@ no further than needed.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,8 @@ import numpy as np
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
-from tatok_pipe.images.shards import DEFAULT_LIMITS, ShardError, ShardLimits, read_samples
+from tatok_pipe.images.shards import DEFAULT_LIMITS, InterleavedShard, ShardError, ShardLimits
+from tatok_pipe.images.source import open_samples
 from tatok_pipe.records import ImageSample, TokenRecord
 from tatok_pipe.report.figures import SourceSizes
 from tatok_pipe.report.inventory import Inventory, Shard
@@ -142,11 +144,34 @@ def _read_images(
     info = storage.file_info(source.url)
     if info.size_bytes != source.size_bytes or info.etag != source.etag:
         raise OSError(f"{source.url}: has changed since it was tokenized")
+    for regroup in (False, True):
+        try:
+            _take_images(source.url, info, wanted, measured, limits, found, regroup=regroup)
+            return
+        except InterleavedShard:
+            continue
+
+
+def _take_images(
+    url: str,
+    info: storage.SourceInfo,
+    wanted: Set[str],
+    measured: Set[str],
+    limits: ShardLimits,
+    found: _Found,
+    *,
+    regroup: bool,
+) -> None:
     missing = {*wanted, *measured}
-    with storage.open_stream(
-        source.url, part_bytes=_PART_BYTES, num_parallel=_NUM_PARTS_AHEAD, info=info
-    ) as stream:
-        for sample in read_samples(stream, shard=source.url, limits=limits):
+    with open_samples(
+        url,
+        info=info,
+        limits=limits,
+        regroup=regroup,
+        part_bytes=_PART_BYTES,
+        num_parallel=_NUM_PARTS_AHEAD,
+    ) as samples:
+        for sample in samples:
             if isinstance(sample, ImageSample) and sample.key in missing:
                 missing.remove(sample.key)
                 if sample.key in wanted:
@@ -175,5 +200,11 @@ def _gather_sizes(found: Sequence[_Found], inventory: Inventory) -> SourceSizes:
 
 
 def _limits(encoding: dict[str, Any]) -> ShardLimits:
-    """Those that the corpus was read with: other ones would find other samples."""
-    return ShardLimits(**encoding["limits"]) if "limits" in encoding else DEFAULT_LIMITS
+    """What decides which samples a shard has, as when it was read; that it is whole and not too large is settled."""
+    return ShardLimits(
+        max_member_bytes=encoding.get("max_member_bytes", DEFAULT_LIMITS.max_member_bytes),
+        max_members=sys.maxsize,
+        max_shard_bytes=sys.maxsize,
+        max_page_bytes=sys.maxsize,
+        require_end_marker=False,
+    )

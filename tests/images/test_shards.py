@@ -13,7 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tatok_pipe.images.shards import IMAGE_EXTENSIONS, ShardError, ShardLimits, read_samples
+from tatok_pipe.images.fields import MAX_KEY_CHARACTERS, MAX_METADATA_BYTES
+from tatok_pipe.images.shards import (
+    IMAGE_EXTENSIONS,
+    InterleavedShard,
+    ShardError,
+    ShardLimits,
+    read_samples,
+)
 from tatok_pipe.records import ImageSample, Quarantined
 
 webdataset = pytest.importorskip("webdataset")
@@ -200,8 +207,15 @@ def test_a_linked_image_is_not_lost_in_silence():
     )
 
 
-def test_repeated_key_and_interleaved_members():
-    files = [("a.jpg", b"1"), ("b.jpg", b"2"), ("a.cls", b"3"), ("b.jpg", b"4"), ("c.jpg", b"5")]
+def test_a_key_with_a_second_image_is_a_duplicate():
+    files = [
+        ("a.jpg", b"1"),
+        ("b.jpg", b"2"),
+        ("a.png", b"3"),
+        ("a.cls", b"3"),
+        ("b.jpg", b"4"),
+        ("c.jpg", b"5"),
+    ]
     samples = read(pack(*files))
     assert [(s.key, s.error if isinstance(s, Quarantined) else s.image) for s in samples] == [
         ("a", b"1"),
@@ -210,8 +224,71 @@ def test_repeated_key_and_interleaved_members():
         ("b", "DuplicateKey"),
         ("c", b"5"),
     ]
-    assert isinstance(samples[2], Quarantined)
-    assert "files .cls come after another sample of this key" in samples[2].message
+    assert isinstance(samples[2], Quarantined) and samples[2].num_bytes == 2
+    assert "files .png, .cls come after another sample of this key" in samples[2].message
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["z.jpg", "a.jpg", "b.jpg", "a.cls", "b.cls"],  # grouped by extension
+        ["z.jpg", "a.cls", "b.jpg", "a.jpg"],  # the label first
+        ["z.jpg", "a.npy", "b.jpg", "a.npz"],  # no image at all
+    ],
+)
+def test_a_key_with_its_image_elsewhere_is_interleaving(names: list[str]):
+    reader = read_samples(io.BytesIO(pack(*((name, b"1") for name in names))), shard="s3://bucket/x.tar")
+    got = [next(reader), next(reader), next(reader)]
+    assert [sample.key for sample in got] == ["z", "a", "b"]
+    with pytest.raises(InterleavedShard) as caught:
+        next(reader)
+    assert str(caught.value) == (
+        "s3://bucket/x.tar: the files of sample 'a' do not follow one another, after 3 samples; "
+        "read it with regroup=True, or pack it again sorted by name"
+    )
+    assert caught.value.num_samples == 3
+
+
+def test_one_key_over_and_over_is_one_refusal():
+    kinds = [("a.jpg", b"1"), ("a.cls", b"1"), ("a.npy", b"1")]
+    sample = only(*kinds * 3000)
+    assert isinstance(sample, Quarantined) and sample.num_bytes == 9000
+    assert sample.message == "3000 images (" + ", ".join([".jpg"] * 8) + ", ...), expected one"
+    sample = only(*kinds[1:] * 3000)
+    assert isinstance(sample, Quarantined) and sample.error == "DuplicateField"
+    sample = only(*kinds[2:] * 3000)
+    assert isinstance(sample, Quarantined)
+    assert sample.message == "files " + ", ".join([".npy"] * 8) + " and 2992 more, none of them an image"
+
+
+def test_long_keys_are_refused_and_cut_short():
+    fits, long = "k" * MAX_KEY_CHARACTERS, "k" * (MAX_KEY_CHARACTERS + 1)
+    assert only((f"{fits}.jpg", b"1")) == ImageSample(fits, b"1")
+    samples = read(pack((f"{long}.jpg", b"1"), (f"{long}.cls", b"1"), (f"{long}!.jpg", b"1")))
+    assert [sample.error for sample in samples if isinstance(sample, Quarantined)] == ["LongKey"] * 2
+    assert len({sample.key for sample in samples}) == 2 and all(len(sample.key) < 300 for sample in samples)
+
+
+def test_metadata_has_a_limit_of_its_own():
+    fits = b"9" * MAX_METADATA_BYTES
+    assert isinstance(only(("a.jpg", b"1"), ("a.txt", fits)), ImageSample)
+    sample = only(("a.jpg", b"1"), ("a.txt", fits + b"9"))
+    assert isinstance(sample, Quarantined)
+    assert (sample.error, sample.message) == (
+        "TooManyBytes",
+        ".txt: 16777217 bytes, more than the limit of metadata, 16777216",
+    )
+    assert isinstance(only(("a.jpg", fits + b"9")), ImageSample)
+
+
+def test_limits_of_the_shard_say_what_to_raise():
+    data = pack(("a.jpg", b"1"), ("b.jpg", b"2"), ("c.jpg", b"3"))
+    for limits, samples in [({"max_members": 2}, 1), ({"max_shard_bytes": 2048}, 1)]:
+        name, value = next(iter(limits.items()))
+        with pytest.raises(
+            ShardError, match=f"{name}={value}.*after {samples} samples; split.* or raise {name}$"
+        ):
+            read(data, **limits)
 
 
 def test_shard_error_names_the_shard_and_counts():
@@ -242,6 +319,13 @@ FIELDS = st.dictionaries(
 )
 
 
+def find_interleaving(runs: list[tuple[str, dict[str, bytes]]]) -> int:
+    """Where the first run is that, with an earlier one of its key, makes one sample; len(runs) if nowhere."""
+    has_image = [bool({"jpg", "png"} & set(fields)) for _, fields in runs]
+    pairs = ((i, j) for j in range(len(runs)) for i in range(j) if runs[i][0] == runs[j][0])
+    return next((j for i, j in pairs if not (has_image[i] and has_image[j])), len(runs))
+
+
 def expected_samples(runs: list[tuple[str, dict[str, bytes]]]) -> list[tuple[str, bytes | str]]:
     """What each run must become, by a slower road: key, and the image or the error class."""
     seen: set[str] = set()
@@ -265,7 +349,8 @@ def test_any_shard_cut_anywhere(runs, cut):
     runs = [(key, fields | {"cls": b"1", "json": b"{}", "txt": b""}) for key, fields in runs]
     data = pack(*((f"{key}.{name}", value) for key, fields in runs for name, value in fields.items()))
     body = sum(512 + -(-len(value) // 512) * 512 for _, fields in runs for value in fields.values())
-    expected = expected_samples(runs)
+    interleaved = find_interleaving(runs)
+    expected = expected_samples(runs[:interleaved])
 
     got: list[tuple[str, bytes | str]] = []
     num_bytes = round(cut * (body + 1024))
@@ -276,12 +361,15 @@ def test_any_shard_cut_anywhere(runs, cut):
     except ShardError as reason:
         error = reason
     assert got == expected[: len(got)]  # never a wrong sample
-    if num_bytes >= body + 512:
+    if num_bytes >= body + 512 and interleaved == len(runs):
         assert error is None and len(got) == len(expected)
     else:
         assert error is not None and error.num_samples == len(got)
+        if num_bytes >= body + 512:
+            assert isinstance(error, InterleavedShard) and len(got) == interleaved
 
 
-def test_limits_refuse():
-    with pytest.raises(ValueError, match="max_member_bytes=0"):
-        ShardLimits(max_member_bytes=0)
+@pytest.mark.parametrize("name", ["max_member_bytes", "max_members", "max_shard_bytes", "max_page_bytes"])
+def test_limits_refuse(name: str):
+    with pytest.raises(ValueError, match=f"{name}=0: expected at least 1"):
+        ShardLimits(**{name: 0})  # pyright: ignore[reportArgumentType]

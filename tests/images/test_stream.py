@@ -8,6 +8,8 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -90,3 +92,25 @@ def test_too_few_shards_and_no_images_are_user_errors(shards: list[str], tmp_pat
         next(iter(stream([str(cut)])))
     with pytest.raises(UserError, match="no image"):
         next(iter(stream([str(empty)])))
+
+
+def test_parquet_and_interleaved_shards_give_each_image_once(shards: list[str], tmp_path: Path) -> None:
+    with tarfile.open(shards[0]) as tar:
+        members = [(info.name, tar.extractfile(info).read()) for info in tar]  # type: ignore[union-attr]
+    labels = [(f"{name[:-4]}.cls", b"1") for name, _ in members]
+    # The first label comes early, as a sample without image; the others behind all images.
+    apart = tmp_path / "apart.tar"
+    with tarfile.open(apart, "w") as tar:
+        for name, data in [labels[0], members[1], members[0], *members[2:], *labels[1:]]:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    rows = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"image": [{"bytes": data} for _, data in members]}), rows)
+    for url in (apart, rows):
+        once = names(list(islice(stream([str(url)], batch_size=1), 10)))
+        assert sorted(once[:5]) == sorted(once[5:]) == [0, 1, 2, 3, 4]
+    resumed = stream([str(apart)], batch_size=1)
+    resumed.load_state_dict({"epoch": 0, "offset": 3})
+    expected = names(list(islice(stream([str(apart)], batch_size=1), 10)))
+    assert names(list(islice(resumed, 7))) == expected[3:]

@@ -43,9 +43,11 @@ def pack(files: list[tuple[str, bytes]], format: str = "ustar", **attributes) ->
     return buffer.getvalue()
 
 
+OPTIONS = {"wanted": lambda name, size: True, "max_members": 10_000, "max_shard_bytes": 1 << 62}
+
+
 def read(data: bytes, **options) -> list[Member]:
-    options = {"wanted": lambda name: True, "max_member_bytes": 1 << 20} | options
-    return list(read_members(Trickle(data), **options))  # pyright: ignore[reportArgumentType]
+    return list(read_members(Trickle(data), **OPTIONS | options))  # pyright: ignore[reportArgumentType]
 
 
 def pairs(members: list[Member]) -> list[tuple[str, bytes | None]]:
@@ -54,8 +56,7 @@ def pairs(members: list[Member]) -> list[tuple[str, bytes | None]]:
 
 def break_at(data: bytes, **options) -> tuple[int, str]:
     """How many members come before BrokenTar, and its message."""
-    options = {"wanted": lambda name: True, "max_member_bytes": 1 << 20} | options
-    members = read_members(io.BytesIO(data), **options)
+    members = read_members(io.BytesIO(data), **OPTIONS | options)
     num_members = 0
     with pytest.raises(BrokenTar) as caught:
         for _ in members:
@@ -100,7 +101,7 @@ def test_names_that_are_not_utf_8():
 
 def test_only_wanted_small_plain_files_are_kept():
     files = [("a.pkl", b"cos\nsystem\n"), ("big.jpg", bytes(1001)), ("fits.jpg", bytes(1000))]
-    members = read(pack(files), wanted=lambda name: name.endswith(".jpg"), max_member_bytes=1000)
+    members = read(pack(files), wanted=lambda name, size: name.endswith(".jpg") and size <= 1000)
     assert pairs(members) == [("a.pkl", None), ("big.jpg", None), ("fits.jpg", bytes(1000))]
     assert [member.size for member in members] == [11, 1001, 1000]
 
@@ -184,6 +185,7 @@ def test_hole_of_zeros_is_not_the_end():
     [
         (b"<html>404</html>" * 100, "not a tar archive: it begins with b'<html>404</html>'"),
         (b"\x1f\x8b\x08" + bytes(range(256)) * 8, "compressed; decompress the archive"),
+        (b"PAR1" + bytes(600), "a Parquet file"),
         (b"short", "cut off at byte 5"),
     ],
 )
@@ -221,6 +223,20 @@ def test_damaged_pax_headers(payload):
 def test_impossible_sizes():
     assert "a member of -512 bytes" in break_at(forged(size=-512) + bytes(1024))[1]
     assert "before the end of a member" in break_at(forged(size=1 << 60) + bytes(1024))[1]
+
+
+def test_limits_of_the_archive():
+    data = pack([*THREE, ("d", b"")])
+    assert len(read(data, max_members=4)) == 4
+    number, message = break_at(data, max_members=3)
+    assert (number, message) == (3, "more than max_members=3 members")
+    assert len(read(data, max_shard_bytes=512 * 4 + 700 + 324 + 512)) == 4
+    number, message = break_at(data, max_shard_bytes=512 * 4 + 700 + 324 + 511)
+    assert number == 3 and message.endswith("beyond max_shard_bytes=3583")
+    # By what a header declares, before the bytes are waited for.
+    assert "beyond max_shard_bytes" in break_at(forged(size=1 << 60), max_shard_bytes=1 << 40)[1]
+    many = forged(type=tarfile.XGLTYPE, size=512) + bytes(512)
+    assert "max_shard_bytes=10000 of extended headers" in break_at(many * 100, max_shard_bytes=10_000)[1]
 
 
 def test_sparse_members_are_refused():

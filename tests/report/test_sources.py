@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tatok_pipe.records import TokenRecord
@@ -128,3 +130,38 @@ def test_rows_of_one_image_share_its_size(
     sizes = read(make_dataset(token_spec, {shard: crops}), []).sizes
     assert sizes.num_bytes.tolist() == [len(image(0, 7))] * 3
     assert np.all(sizes.is_jpeg)
+
+
+def test_parquet_and_interleaved_sources(
+    tmp_path: Path, make_dataset: Any, write_tar: Any, token_spec: TokenSpec, make_token_records: MakeRecords
+) -> None:
+    records = make_token_records(token_spec, 6)
+    members = {f"{record.key}.jpg": image(0, row) for row, record in enumerate(records)}
+    labels = {f"{record.key}.cls": b"1" for record in records}
+    apart = write_tar(tmp_path / "0.tar", labels | members)
+    rows = tmp_path / "1.parquet"
+    table = {
+        "key": [record.key for record in records],
+        "image": [{"bytes": data} for data in members.values()],
+    }
+    pq.write_table(pa.table(table), rows)
+    sample = read(make_dataset(token_spec, {apart: records, str(rows): records}), [])
+    assert sample.sizes.is_complete and not sample.sizes.problems
+    assert sample.sizes.num_bytes.tolist() == [len(data) for data in members.values()] * 2
+
+
+@pytest.mark.parametrize("largest", [500, 499])
+def test_members_are_limited_as_in_the_run(
+    tmp_path: Path,
+    make_dataset: Any,
+    write_tar: Any,
+    token_spec: TokenSpec,
+    make_token_records: MakeRecords,
+    largest: int,
+) -> None:
+    record = make_token_records(token_spec, 1)[0]
+    shard = write_tar(tmp_path / "0.tar", {f"{record.key}.jpg": bytes(500)})
+    Path(shard).write_bytes(Path(shard).read_bytes()[:1536])  # without tar's end marker
+    spec = replace(token_spec, encoding=token_spec.encoding | {"max_member_bytes": largest})
+    sizes = read(make_dataset(spec, {shard: [record]}), []).sizes
+    assert sizes.is_complete == (largest == 500) and not sizes.problems

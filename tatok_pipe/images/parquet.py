@@ -1,0 +1,212 @@
+"""An image shard in Parquet, as Hugging Face datasets are published: rows, in order, as samples.
+
+What bounds memory: pages are read as they come, never a whole row group, and rows few at a time, one where a
+column is large; a page of more than `max_page_bytes`, or than its column, is refused. So at most a page and its
+dictionary are held, stored and decompressed, with one image or 256 MiB of small ones; and the file's buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tatok_pipe.images.fields import (
+    MAX_KEY_CHARACTERS,
+    MetadataError,
+    check_label,
+    digest_key,
+    parse_json,
+    parse_text,
+    shorten_key,
+)
+from tatok_pipe.images.parquet_columns import Columns, Row, find_columns
+from tatok_pipe.images.parquet_footer import Footer, parse_footer
+from tatok_pipe.images.parquet_pages import BadPage, Chunk, PageGuard
+from tatok_pipe.images.shards import DEFAULT_LIMITS, ShardError, ShardLimits
+from tatok_pipe.records import ImageSample, Quarantined
+from tatok_pipe.storage.random_access import RandomAccess
+
+_MAX_FOOTER_BYTES = 8 << 20  # a hundred thousand columns; parsed, it may take 70 times as much
+_BUFFER_BYTES = 1 << 20
+_MAX_BATCH_ROWS = 32
+_MAX_BATCH_BYTES = 256 << 20
+
+
+def read_parquet(
+    file: RandomAccess, *, shard: str, limits: ShardLimits = DEFAULT_LIMITS
+) -> Iterator[ImageSample | Quarantined]:
+    """The rows of a Parquet file of encoded images, in order; `shard` is its name in messages.
+
+    The image is the first of IMAGE_COLUMNS (names: `parquet_columns`) that is a struct with a binary field
+    `bytes`, or binary; else the only such struct. Label: the first of LABEL_COLUMNS with integers. Caption and
+    meta: the first of CAPTION_COLUMNS and META_COLUMNS with text; meta only where it is JSON. Key: the first of
+    KEY_COLUMNS with text or integers; where there is none, or null, the row number in 8 digits. Nothing else
+    is read.
+
+    Quarantined, stage "shard": DuplicateKey, LongKey, NoImage, TooManyBytes; stage "metadata": BadLabel,
+    BadCaption. Raises ShardError for a file that is no Parquet, has no column of images, is damaged, or is
+    beyond the limits; what came before it were whole samples. Errors of the file itself pass through.
+    """
+    num_samples = 0
+    guard = PageGuard(file, limits.max_page_bytes)
+    try:
+        opened = _open(guard, file, shard, limits)
+        seen: set[bytes] = set()
+        for row in opened.rows():
+            key = f"{num_samples:08d}" if row.key is None else row.key
+            digest = digest_key(key)
+            yield _make_sample(key, row, limits, is_repeated=digest in seen)
+            seen.add(digest)
+            num_samples += 1
+        if num_samples != opened.num_rows:
+            reason = f"{num_samples} rows where the footer promises {opened.num_rows}"
+            raise ShardError(shard, num_samples, reason)
+    except ShardError:
+        file.check_unchanged()
+        raise
+    except Exception as error:  # on damage pyarrow raises OSError, ValueError, MemoryError, almost anything
+        if guard.error is not None and not isinstance(guard.error, BadPage):
+            raise guard.error from None
+        file.check_unchanged()  # the parts of two versions look like damage
+        if guard.error is not None:
+            raise ShardError(shard, num_samples, str(guard.error), guard.error.advice) from None
+        detail = " ".join(str(error).split())[:200]
+        raise ShardError(shard, num_samples, f"damaged Parquet ({type(error).__name__}: {detail})") from error
+    finally:
+        pa.default_memory_pool().release_unused()  # it would keep the largest pages for itself
+    file.check_unchanged()
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A file whose footer was found in order."""
+
+    parquet: pq.ParquetFile
+    columns: Columns
+    num_rows: int  # as promised
+    batch_rows: int
+
+    def rows(self) -> Iterator[Row]:
+        paths = self.columns.paths
+        for batch in self.parquet.iter_batches(self.batch_rows, columns=paths, use_threads=False):
+            yield from self.columns.rows(batch)
+
+
+def _open(guard: PageGuard, file: RandomAccess, shard: str, limits: ShardLimits) -> _Opened:
+    """Check the footer against the limits, and have the guard and the file know what will be read."""
+    data = _read_footer(guard, shard)
+    footer = parse_footer(data, data_stop=guard.seek(0, 2) - 8 - len(data))
+    guard.seek(0)
+    # Without pre_buffer and with a buffer pages are read one by one.
+    parquet = pq.ParquetFile(
+        guard, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True
+    )
+    columns = find_columns(parquet.schema_arrow, shard)
+    wanted, schema = set(columns.paths), parquet.schema
+    chunks = footer.chunks([i for i in range(len(schema.names)) if schema.column(i).path in wanted])
+    _check_limits(footer, chunks, shard, limits)
+    guard.watch(chunks)
+    file.read_ahead([(chunk.start, chunk.stop) for chunk in chunks])
+    # A value may be repeated in every row, through a dictionary, so rows are few where columns are large.
+    largest = max((chunk.num_bytes for chunk in chunks), default=0)
+    batch_rows = min(_MAX_BATCH_ROWS, max(1, _MAX_BATCH_BYTES // max(1, largest)))
+    return _Opened(parquet, columns, footer.num_rows, batch_rows)
+
+
+def _read_footer(guard: PageGuard, shard: str) -> bytes:
+    """The footer, checked for size: pyarrow would read and parse any."""
+    size = guard.seek(0, 2)
+    if size == 0:
+        raise ShardError(shard, 0, "the file has 0 bytes")
+    guard.seek(max(0, size - 8))
+    tail = guard.read(8)
+    if tail[4:] != b"PAR1":
+        guard.seek(0)
+        begin = guard.read(16)
+        if begin.startswith(b"PAR1"):
+            raise ShardError(shard, 0, "cut off: the footer of a Parquet file is missing")
+        raise ShardError(shard, 0, f"not a Parquet file: it begins with {begin!r}")
+    num_bytes = int.from_bytes(tail[:4], "little")
+    if num_bytes > min(_MAX_FOOTER_BYTES, size - 12):
+        raise ShardError(
+            shard,
+            0,
+            f"a Parquet footer of {num_bytes} bytes in a file of {size}, expected at most {_MAX_FOOTER_BYTES}",
+        )
+    guard.seek(size - 8 - num_bytes)
+    return guard.read(num_bytes)
+
+
+def _check_limits(footer: Footer, chunks: Sequence[Chunk], shard: str, limits: ShardLimits) -> None:
+    if footer.num_rows > limits.max_members:
+        raise ShardError(
+            shard,
+            0,
+            f"{footer.num_rows} rows, more than max_members={limits.max_members}",
+            "split the shard, or raise max_members",
+        )
+    num_bytes = sum(chunk.num_bytes for chunk in chunks)
+    if num_bytes > limits.max_shard_bytes:
+        raise ShardError(
+            shard,
+            0,
+            f"{num_bytes} bytes when decompressed, more than max_shard_bytes={limits.max_shard_bytes}",
+            "split the shard, or raise max_shard_bytes",
+        )
+
+
+def _make_sample(key: str, row: Row, limits: ShardLimits, *, is_repeated: bool) -> ImageSample | Quarantined:
+    num_bytes = sum(len(value) for value in (row.image, row.caption, row.meta) if value is not None)
+    short = shorten_key(key)
+    fault = None
+    if short != key:
+        fault = "LongKey", f"a key of more than {MAX_KEY_CHARACTERS} characters"
+    elif is_repeated:
+        fault = "DuplicateKey", "another row before it has this key; give every row a key of its own"
+    elif row.image is None and row.path is not None:
+        fault = (
+            "NoImage",
+            (
+                f"no bytes, only the path {row.path[:200]!r}; embed the images before the file is written "
+                "(Hugging Face datasets: embed_table_storage; push_to_hub does it)"
+            ),
+        )
+    elif row.image is None:
+        fault = "NoImage", "the image is null"
+    else:
+        largest_text = limits.largest("txt")
+        for name, value, largest in (
+            ("image", row.image, limits.max_member_bytes),
+            ("caption", row.caption, largest_text),
+            ("meta", row.meta, largest_text),
+        ):
+            if value is not None and len(value) > largest:
+                limit = (
+                    "max_member_bytes=" if largest == limits.max_member_bytes else "the limit of metadata, "
+                )
+                fault = "TooManyBytes", f"{name}: {len(value)} bytes, more than {limit}{largest}"
+                break
+    if fault is not None or row.image is None:
+        error, message = fault or ("NoImage", "")
+        return Quarantined(short, "shard", error, message, num_bytes)
+    try:
+        return ImageSample(
+            key=key,
+            image=row.image,
+            label=None if row.label is None else check_label(row.label, f"the label is {row.label}"),
+            caption=None if row.caption is None else parse_text(row.caption, "BadCaption"),
+            meta=_parse_meta(row.meta),
+        )
+    except MetadataError as reason:
+        return Quarantined(key, "metadata", reason.error, str(reason), num_bytes)
+
+
+def _parse_meta(data: bytes | None) -> str | None:
+    """The text, where it is JSON: columns of these names hold all kinds of text."""
+    try:
+        return None if data is None else parse_json(data)
+    except MetadataError:
+        return None

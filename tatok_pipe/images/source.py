@@ -1,0 +1,61 @@
+"""The one door to an image shard, whatever its format and wherever it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from typing import BinaryIO
+
+from tatok_pipe import storage
+from tatok_pipe.images.parquet import read_parquet
+from tatok_pipe.images.regroup import read_regrouped
+from tatok_pipe.images.shards import DEFAULT_LIMITS, ShardError, ShardLimits, read_samples
+from tatok_pipe.records import ImageSample, Quarantined
+
+PARQUET_SUFFIX = ".parquet"
+PART_BYTES = 16 << 20
+NUM_PARALLEL = 8
+
+
+@contextmanager
+def open_samples(
+    url: str,
+    *,
+    info: storage.SourceInfo,
+    limits: ShardLimits = DEFAULT_LIMITS,
+    regroup: bool = False,
+    part_bytes: int = PART_BYTES,
+    num_parallel: int = NUM_PARALLEL,
+) -> Iterator[Iterator[ImageSample | Quarantined]]:
+    """The samples of an image shard, in order: a Parquet file where the name ends in `.parquet`, else a tar.
+
+    Entering starts to fetch in the background, at most `part_bytes * num_parallel` bytes ahead of what is
+    parsed; iterating parses. `info` (from `file_info`) says which version of the file is meant: another one
+    raises OSError. While iterating, a shard that cannot be read to its end raises ShardError, and where the
+    files of a sample do not follow one another InterleavedShard: what came is then to be thrown away, and the
+    shard opened again with `regroup=True`, which reads a tar twice and means nothing to Parquet.
+    """
+    shard = storage.redact(url)
+    if info.size_bytes > limits.max_shard_bytes:
+        raise ShardError(
+            shard,
+            0,
+            f"{info.size_bytes} bytes, more than max_shard_bytes={limits.max_shard_bytes}",
+            "split the shard, or raise max_shard_bytes",
+        )
+    if url.partition("?")[0].lower().endswith(PARQUET_SUFFIX):
+        with closing(storage.open_random_access(url, info=info, num_ahead=num_parallel)) as file:
+            yield read_parquet(file, shard=shard, limits=limits)
+        return
+    with ExitStack() as streams:
+
+        def open_stream() -> BinaryIO:
+            stream = storage.open_stream(url, part_bytes=part_bytes, num_parallel=num_parallel, info=info)
+            return streams.enter_context(stream)
+
+        first = open_stream()
+        if regroup:
+            passes = iter([lambda: first, open_stream])
+            yield read_regrouped(lambda: next(passes)(), shard=shard, limits=limits)
+        else:
+            yield read_samples(first, shard=shard, limits=limits)
