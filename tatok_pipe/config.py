@@ -2,7 +2,8 @@
 
 What was written is read by the type of the option it is for, not by YAML's or OmegaConf's guesses: a str
 option takes its text literally (`s3://bucket/{000..007}.tar`, `0012`, `yes`), an int option takes `1e6`. What
-cannot be meant is refused in one line (UserError) that says what was given and what was expected.
+cannot be meant is refused in one line (UserError) that says what was given and what was expected. A bool option
+at the top level may also be given as a flag: `--dry-run` is `dry_run=true`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from tatok_pipe.config_help import format_help
-from tatok_pipe.config_schema import REQUIRED, Section, Text, describe, find_nearest, name_value, show
+from tatok_pipe.config_schema import REQUIRED, Option, Section, Text, describe, find_nearest, name_value, show
 from tatok_pipe.errors import EXIT_DONE, EXIT_INTERNAL, EXIT_INTERRUPTED, UserError
 
 ConfigT = TypeVar("ConfigT")
@@ -40,7 +41,7 @@ def load_config(
     description: str,
     default_file: str | None = None,
 ) -> ConfigT:
-    """The config that `argv` asks for: at most one CONFIG.yaml and any number of key=value, in any order.
+    """The config that `argv` asks for: at most one CONFIG.yaml and any number of key=value and flags, in any order.
 
     Of two assignments to one key the later wins. `default_file` is read where no file is given. `--help` and
     `--print-config` print and leave with SystemExit(0). Raises UserError, with one line, for anything else.
@@ -112,10 +113,8 @@ def _split_arguments(argv: list[str], root: Section) -> tuple[str | None, list[t
         if argument in _FLAGS:
             continue
         if argument.startswith("-"):
-            raise UserError(
-                f"{show(argument)}: unknown flag; the flags are --help and --print-config, "
-                "and options are written without dashes: key=value"
-            )
+            assignments.append((_read_flag(argument, root).path, "true"))
+            continue
         if equals and "/" not in key:  # `runs/lr=1/config.yaml` is a file
             assignments.append((key, text))
             continue
@@ -126,6 +125,25 @@ def _split_arguments(argv: list[str], root: Section) -> tuple[str | None, list[t
             )
         path = argument
     return path, assignments
+
+
+def _read_flag(argument: str, root: Section) -> Option:
+    """The option that a flag sets to true."""
+    flags = root.flags()
+    if argument in flags:
+        return flags[argument]
+    name, equals, text = argument.partition("=")
+    if name in flags and equals:
+        raise UserError(
+            f"{show(argument)}: a flag takes no value; write {name}, or {flags[name].path}={show(text)}"
+        )
+    known = ["--help", "--print-config", *flags]
+    nearest = find_nearest(name.lstrip("-"), [flag.lstrip("-") for flag in known])
+    advice = f", did you mean --{nearest}?" if nearest else ""
+    raise UserError(
+        f"{show(argument)}: unknown flag{advice}; the flags are {', '.join(known[:-1])} and {known[-1]}, "
+        "and options are written without dashes: key=value"
+    )
 
 
 def _check_file(path: str, root: Section) -> None:

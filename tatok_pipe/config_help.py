@@ -19,16 +19,17 @@ def format_help(root: Section, *, prog: str, description: str, default_file: str
     note = "Defaults < CONFIG.yaml < key=value: what comes later wins, and an unknown key is an error."
     if default_file:
         note += f" Without CONFIG.yaml, {default_file} is read."
-    lines = [f"usage: python -m {prog} [CONFIG.yaml] [key=value ...]", ""]
+    flags = {
+        "--help, -h": "print this and stop",
+        "--print-config": "print the resolved configuration as YAML, ready to be edited, and stop",
+        **{name: f"same as {option.path}=true, below" for name, option in root.flags().items()},
+    }
+    usage = " [--flag ...]" if root.flags() else ""
+    lines = [f"usage: python -m {prog} [CONFIG.yaml] [key=value ...]{usage}", ""]
     lines += textwrap.wrap(description, _COLUMNS) + [""] + textwrap.wrap(note, _COLUMNS)
     if example:
         lines.append(f"Example: python -m {prog} my.yaml {example.path}={show(example.default)}")
-    lines += [
-        "",
-        "flags:",
-        "  --help, -h      print this and stop",
-        "  --print-config  print the resolved configuration as YAML, ready to be edited, and stop",
-    ]
+    lines += ["", "flags:", *_format_flags(flags)]
     width = min(_MAX_KEY_COLUMN, max((len(path) for path in options), default=0)) + 4
     for section in root.walk():
         if not section.options:
@@ -38,6 +39,16 @@ def format_help(root: Section, *, prog: str, description: str, default_file: str
         for option in section.options:
             lines += _format_option(option, width)
     return "\n".join(lines)
+
+
+def _format_flags(flags: dict[str, str]) -> list[str]:
+    """`--flag  what it does`, what it does wrapped and indented."""
+    width = max(map(len, flags)) + 4
+    lines = []
+    for name, text in flags.items():
+        first, *more = textwrap.wrap(text, _COLUMNS - width, break_on_hyphens=False)
+        lines += [f"  {name}".ljust(width) + first, *(" " * width + line for line in more)]
+    return lines
 
 
 def _format_option(option: Option, width: int) -> list[str]:

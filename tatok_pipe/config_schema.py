@@ -120,6 +120,17 @@ class Section:
         """Every option from here down by its dotted path."""
         return {option.path: option for section in self.walk() for option in section.options}
 
+    def flags(self) -> dict[str, Option]:
+        """The options of this section, not of those below it, that may be given as a flag: `--dry-run`."""
+        return {
+            flag_name(option): option for option in self.options if option.kind is bool and not option.is_list
+        }
+
+
+def flag_name(option: Option) -> str:
+    """`dry_run` as `--dry-run`."""
+    return f"--{option.name.replace('_', '-')}"
+
 
 def describe(config_class: type, *, path: str = "", help: str = "", defaults: Any = None) -> Section:
     """The keys of `config_class`, with the values of the instance `defaults` as defaults where one is given.

@@ -1,6 +1,6 @@
-"""Report on a token dataset: a table in the terminal and one HTML page with charts and pictures.
+"""Report on a token dataset, a table and one HTML page with charts and pictures; or verify and repair the dataset.
 
-    python -m tatok_pipe.inspect_tokens [CONFIG.yaml] input.url=s3://bucket/tokens
+    python -m tatok_pipe.inspect_tokens [CONFIG.yaml] input.url=s3://bucket/tokens [--verify | --repair]
 
 Without arguments it inspects ./tatok_out. The page is one file that needs no network; it shows originals where the
 image shards are still there, and reconstructions where the tokenizer is found.
@@ -9,6 +9,7 @@ image shards are still there, and reconstructions where the tokenizer is found.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from tatok_pipe import storage
 from tatok_pipe.config import load_config, run_entry
 from tatok_pipe.errors import EXIT_DONE, UserError
 from tatok_pipe.options import option, section
-from tatok_pipe.report.figures import figure_lines
+from tatok_pipe.report.figures import count, figure_lines
 from tatok_pipe.report.gallery import make_exhibits
 from tatok_pipe.report.inventory import Inventory, find_examples, take_inventory
 from tatok_pipe.report.page import Report, render_page
@@ -24,10 +25,15 @@ from tatok_pipe.report.selection import Pick, pick_groups
 from tatok_pipe.report.sources import Sample, read_sample
 from tatok_pipe.tokenizer.checkpoint import PACKAGED, Tokenizer, load_tokenizer
 from tatok_pipe.tokens.dataset import TokenDataset
+from tatok_pipe.tokens.remedies import Finding, Remedy, withhold
+from tatok_pipe.tokens.repair import repair_dataset
+from tatok_pipe.tokens.verify import verify_dataset
 
 logger = logging.getLogger("tatok_pipe.inspect_tokens")
 
+EXIT_DAMAGED = 1
 NO_REPORT = "none"
+_PROGRESS_EVERY_S = 10.0
 REPORT_FILE = "report.html"
 
 
@@ -79,6 +85,17 @@ class InspectTokensConfig:
     output: OutputConfig = section(OutputConfig, help="where the report goes")
     tokenizer: CheckpointConfig = section(CheckpointConfig, help="what to reconstruct images with")
     gallery: GalleryConfig = section(GalleryConfig, help="pictures in the report")
+    verify: bool = option(
+        False,
+        help="no report: read all of the dataset again and list what is wrong with it; exit code 0 where nothing is, "
+        "else 1",
+    )
+    repair: bool = option(
+        False,
+        help="verify, then remove broken token shards that can be made again from their image shards (by running the "
+        "same tokenize_corpus command again) and leftovers of killed jobs; nothing else is removed. Exit code 0 where "
+        "nothing is wrong any more but for shards to be made again, 1 where damage had to be left",
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -88,6 +105,12 @@ def main(argv: list[str]) -> int:
         prog="tatok_pipe.inspect_tokens",
         description=str(__doc__).partition("\n")[0],
     )
+    if config.verify or config.repair:
+        return _verify(config)
+    return _report(config)
+
+
+def _report(config: InspectTokensConfig) -> int:
     dataset = TokenDataset(config.input.url)
     inventory = take_inventory(dataset)
     with_page = config.output.report != NO_REPORT
@@ -113,6 +136,66 @@ def main(argv: list[str]) -> int:
         lines.append(("report", storage.redact(target)))
     print(format_lines(lines), flush=True)
     return EXIT_DONE
+
+
+def _verify(config: InspectTokensConfig) -> int:
+    url = config.input.url
+    progress = _Progress()
+    findings = verify_dataset(url, on_progress=progress)
+    for finding in findings:
+        print(f"{finding.kind}: {finding.file}: {finding.message}; {finding.advice}", flush=True)
+    shown = f"{storage.redact(url)}: {count(progress.num_shards, 'shard')} verified"
+    print(f"{shown}, {count(len(findings), 'finding') if findings else 'nothing is wrong'}", flush=True)
+    if not config.repair or not findings:
+        return EXIT_DAMAGED if findings else EXIT_DONE
+    outcomes = repair_dataset(url, _keep_without_tokenizer(config, findings))
+    for outcome in outcomes:
+        print(f"{outcome.finding.file}: {outcome.message}", flush=True)
+    num_left = sum(outcome.is_left_damaged for outcome in outcomes)
+    num_to_make = len({outcome.missing for outcome in outcomes} - {""})
+    if num_to_make:
+        print(
+            f"{count(num_to_make, 'token shard')} to be made again: run the tokenize_corpus command that made the "
+            "dataset once more",
+            flush=True,
+        )
+    if num_left:
+        print(f"{count(num_left, 'finding')} left, with damage", flush=True)
+    return EXIT_DAMAGED if num_left else EXIT_DONE
+
+
+def _keep_without_tokenizer(config: InspectTokensConfig, findings: Sequence[Finding]) -> Sequence[Finding]:
+    """The findings; what only a tokenizer that is not there could make again is not to be removed."""
+    if not any(finding.remedy == Remedy.MAKE_AGAIN for finding in findings):
+        return findings
+    dataset = TokenDataset(config.input.url)
+    tokenizer, _ = find_tokenizer(config.tokenizer.checkpoint, dataset)
+    if tokenizer is not None:
+        return findings
+    wanted = dataset.spec.tokenizer_fingerprint[:12]
+    return withhold(findings, f"its tokenizer {wanted} was not found; give tokenizer.checkpoint")
+
+
+class _Progress:
+    """Tells how far a verification is, every ten seconds."""
+
+    def __init__(self) -> None:
+        self.num_shards = 0
+        self._start = self._told = time.monotonic()
+
+    def __call__(self, num_done: int, num_shards: int, num_findings: int) -> None:
+        self.num_shards = num_shards
+        now = time.monotonic()
+        if now - self._told >= _PROGRESS_EVERY_S:
+            self._told = now
+            rate = num_done / (now - self._start)
+            logger.info(
+                "%d of %d shards verified, %.1f shards/s, %s",
+                num_done,
+                num_shards,
+                rate,
+                count(num_findings, "finding"),
+            )
 
 
 def _make_report(

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tatok_pipe.config import from_dict, load_config, run_entry, to_dict, to_yaml
+from tatok_pipe.config_help import format_help
 from tatok_pipe.config_schema import describe
 from tatok_pipe.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, UserError
 from tatok_pipe.options import check_choices, option, section
@@ -103,6 +104,18 @@ class NullConfig:
 @dataclass(frozen=True)
 class TupleConfig:
     size: tuple[int, int] = option((1, 2), help="A type that configs do not have.")
+
+
+@dataclass(frozen=True)
+class FlagConfig:
+    """Options of every kind at the top level, beside a section."""
+
+    url: str = option("out", help="Where to.")
+    dry_run: bool = option(False, help="Plan, and do nothing.")
+    keep: bool | None = option(None, help="Keep what is there.")
+    limit: int | None = option(None, help="At most.", unit="images")
+    tags: list[str] = option([], help="Words.")
+    input: InputConfig = section(InputConfig, help="Where images come from")
 
 
 def load(*argv: str, config_class: Any = JobConfig, **kwargs: Any) -> Any:
@@ -221,6 +234,61 @@ def test_numbers_are_finite(text: str):
 @pytest.mark.parametrize(("text", "value"), [("true", True), ("False", False), ("yes", True), ("off", False)])
 def test_booleans(text: str, value: bool):
     assert load(f"input.augment={text}").input.augment is value
+
+
+def test_options_at_the_top_level(write):
+    path = write("url: s3://b/x\ndry_run: yes\nlimit: 1e3\ntags: [a]\ninput: {augment: true}\n")
+    config = load(path, "limit=2", config_class=FlagConfig)
+    assert config == FlagConfig("s3://b/x", True, None, 2, ["a"], InputConfig(augment=True))
+    assert load(write(to_yaml(config)), config_class=FlagConfig) == config
+    assert from_dict(FlagConfig, json.loads(json.dumps(to_dict(config)))) == config
+    assert refuse("limit=x", config_class=FlagConfig).startswith("limit=x: expected a whole number")
+
+
+def test_flags_set_options_of_the_top_level_to_true(write):
+    def loaded(*argv: str) -> FlagConfig:
+        return load(*argv, config_class=FlagConfig)
+
+    assert (loaded().dry_run, loaded().keep) == (False, None)
+    assert (loaded("--dry-run").dry_run, loaded("--dry-run", "--keep").keep) == (True, True)
+    assert loaded("--dry-run", "limit=3", write("dry_run: false")).dry_run is True  # the command line wins
+    assert loaded("--dry-run", "dry_run=false").dry_run is False  # and of its parts the last
+    assert loaded("dry_run=false", "--dry-run", "--dry-run").dry_run is True
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--dryrun", "--dryrun: unknown flag, did you mean --dry-run?; the flags are "),
+        ("--dry_run", "--dry_run: unknown flag, did you mean --dry-run?; the flags are "),
+        ("-dry-run", "-dry-run: unknown flag, did you mean --dry-run?; the flags are "),
+        ("--print-confg", "--print-confg: unknown flag, did you mean --print-config?; the flags are "),
+        ("--url", "--url: unknown flag; the flags are --help, --print-config, --dry-run and --keep, and options are "
+            "written without dashes: key=value"),
+        ("--augment", "--augment: unknown flag; the flags are "),  # is in a section
+        ("--tags=[a]", "--tags=[a]: unknown flag; the flags are "),
+        ("--dry-run=no", "--dry-run=no: a flag takes no value; write --dry-run, or dry_run=no"),
+        ("-", "-: unknown flag; the flags are "),
+    ],
+)  # fmt: skip
+def test_refused_flags(flag: str, message: str):
+    assert refuse(flag, config_class=FlagConfig).startswith(message)
+
+
+def test_help_lists_flags(capsys):
+    with pytest.raises(SystemExit):
+        load("--help", config_class=FlagConfig)
+    text = capsys.readouterr().out
+    assert text.startswith("usage: python -m tatok_pipe.job [CONFIG.yaml] [key=value ...] [--flag ...]\n")
+    assert "\n  --help, -h      print this and stop\n" in text
+    assert "\n  --dry-run       same as dry_run=true, below\n" in text
+    assert "\n  --keep          same as keep=true, below\n" in text
+    assert "--augment" not in text
+    assert "\noptions:\n  url " in text
+    assert re.search(r"\n  dry_run +bool = false\n", text)
+    assert "[--flag ...]" not in format_help(
+        describe(JobConfig), prog="p", description="d", default_file=None
+    )
 
 
 def test_lists(write):

@@ -22,24 +22,28 @@ _MAX_LOG_TICKS = 8
 
 @dataclass(frozen=True)
 class Axis:
-    """A title with its unit, and the range shown. A log axis needs 0 < low."""
+    """A title with its unit, and the range shown. A log axis needs 0 < low; an asinh axis is linear around zero and
+    log far from it, on both sides."""
 
     title: str
     low: float
     high: float
     is_log: bool = False
+    is_asinh: bool = False
 
     def place(self, value: float) -> float:
         """Where a value lies, from 0 (low) to 1 (high)."""
-        low, high, value = (
-            (math.log(each) for each in (self.low, self.high, value))
-            if self.is_log
-            else (self.low, self.high, value)
-        )
+        scale = math.log if self.is_log else math.asinh if self.is_asinh else float
+        low, high, value = scale(self.low), scale(self.high), scale(value)
         return (value - low) / (high - low) if high > low else 0.5
 
     def ticks(self, max_ticks: int = 6) -> list[float]:
         """Round values within the range, about `max_ticks` of them at most."""
+        if self.is_asinh:
+            powers = [10.0**power for power in range(9)]
+            signed = [-power for power in reversed(powers)] + [0.0] + powers
+            ticks = [tick for tick in signed if self.low <= tick <= self.high]
+            return ticks if len(ticks) > 2 else _linear_ticks(self.low, self.high, max_ticks)
         if not self.is_log:
             return _linear_ticks(self.low, self.high, max_ticks)
         decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
@@ -79,10 +83,11 @@ def histogram(
     summary: str,
     bar_titles: Sequence[str],
     markers: Sequence[Marker] = (),
+    is_asinh: bool = False,
 ) -> str:
     """Bars between edges (n + 1,) of counts (n,), each with the title that a pointer over it shows; `summary` is
-    what a screen reader says."""
-    x = Axis(x_title, float(edges[0]), float(edges[-1]))
+    what a screen reader says. With `is_asinh` the edges stand on an asinh axis."""
+    x = Axis(x_title, float(edges[0]), float(edges[-1]), is_asinh=is_asinh)
     y = Axis(y_title, 0.0, max(1.0, float(counts.max(initial=0))))
     bars = []
     limits = edges.tolist()

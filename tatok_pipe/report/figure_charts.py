@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from tatok_pipe.report.charts import Curve, Marker, histogram, rank_frequency, scatter
-from tatok_pipe.report.figures import SourceSizes, count, describe_codes, describe_correlation
+from tatok_pipe.report.figures import SourceSizes, count, describe_codes, describe_correlation, percent
 from tatok_pipe.report.selection import SAMPLE_IMAGES
 from tatok_pipe.tokens.spec import TokenSpec
-from tatok_pipe.tokens.statistics import ShardStatistics
+from tatok_pipe.tokens.statistics import ShardStatistics, information_edges
 
 _MAX_BARS = 64
 
@@ -25,9 +25,11 @@ class Chart:
 
 def draw_charts(spec: TokenSpec, statistics: ShardStatistics, sizes: SourceSizes) -> list[Chart]:
     """All charts of a dataset that has images."""
+    information = [_draw_information(statistics)] if statistics.mutual_information_count else []
     return [
         _draw_tokens(statistics),
         _draw_entropy(statistics),
+        *information,
         _draw_sizes(spec, sizes),
         _draw_codes(statistics),
     ]
@@ -86,6 +88,37 @@ def _draw_entropy(statistics: ShardStatistics) -> Chart:
         ),
         f"n = {count(statistics.num_images, 'image')}, before filtering, bars {width:.1f} nats wide. On average "
         f"{kept:.1f} nats are in kept patches and {mean - kept:.1f} were dropped.",
+    )
+
+
+def _draw_information(statistics: ShardStatistics) -> Chart:
+    counts, edges = statistics.mutual_information_histogram, information_edges().astype(np.float64)
+    used = np.flatnonzero(counts)
+    first, last = max(0, int(used[0]) - 1), min(len(counts), int(used[-1]) + 2)
+    mean, number = statistics.mean_mutual_information_nats, statistics.mutual_information_count
+    below_zero = int(counts[: len(counts) // 2].sum())
+    return Chart(
+        "Information that globals and patches share",
+        histogram(
+            edges[first : last + 1],
+            counts[first:last],
+            x_title="estimate of I(G; P), nats per image (asinh)",
+            y_title="images",
+            summary=f"Histogram of the estimated mutual information of globals and patches: mean {mean:z.2f} nats.",
+            bar_titles=[
+                f"{low:z.3g} to {high:z.3g} nats: {count(images, 'image')}"
+                for low, high, images in zip(
+                    edges[first:last].tolist(),
+                    edges[first + 1 :].tolist(),
+                    counts[first:last].tolist(),
+                    strict=False,
+                )
+            ],
+            markers=[Marker(mean, f"mean {mean:z.2f}")],
+            is_asinh=True,
+        ),
+        f"n = {count(number, 'image')}, bars even in asinh. A difference of two estimates, so it may fall below zero: "
+        f"here for {percent(below_zero / number)}.",
     )
 
 

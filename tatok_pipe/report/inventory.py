@@ -11,20 +11,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tatok_pipe import storage
-from tatok_pipe.errors import RefusedError
+from tatok_pipe.parallel import map_ahead
 from tatok_pipe.records import Quarantined
-from tatok_pipe.tokens.dataset import DATA_DIRECTORY, QUARANTINE_DIRECTORY, TokenDataset
-from tatok_pipe.tokens.format import (
-    ShardMetadata,
-    ShardSource,
-    empty_statistics,
-    read_quarantine,
-    token_shard_name,
-)
+from tatok_pipe.tokens.dataset import TokenDataset
+from tatok_pipe.tokens.format import ShardSource, empty_statistics, read_quarantine, token_shard_name
+from tatok_pipe.tokens.index import NUM_READERS, read_footer
+from tatok_pipe.tokens.layout import DATA_DIRECTORY, SUFFIX, quarantine_url
 from tatok_pipe.tokens.statistics import ShardStatistics
-
-_NUM_FOOTER_READERS = 16
-_SUFFIX = ".parquet"
 
 
 @dataclass(frozen=True)
@@ -68,10 +61,14 @@ def take_inventory(dataset: TokenDataset) -> Inventory:
     sizes = storage.list_files(storage.join(dataset.url, DATA_DIRECTORY))
     statistics = empty_statistics(dataset.spec)
     shards = []
-    with ThreadPoolExecutor(_NUM_FOOTER_READERS) as pool:
-        footers = pool.map(dataset.shard_metadata, dataset.shards)
+    with ThreadPoolExecutor(NUM_READERS, "footers") as pool:
+        footers = map_ahead(
+            pool,
+            lambda name: read_footer(dataset.url, name, dataset.spec),
+            dataset.shards,
+            max_items=2 * NUM_READERS,
+        )
         for name, footer in zip(dataset.shards, footers, strict=True):
-            _check_spec(dataset, name, footer)
             statistics.merge(footer.statistics)
             shards.append(
                 Shard(
@@ -81,7 +78,7 @@ def take_inventory(dataset: TokenDataset) -> Inventory:
                     num_tokens=footer.statistics.num_tokens,
                     num_quarantined=footer.statistics.num_quarantined,
                     quarantine_reasons=footer.statistics.quarantine_reasons,
-                    size_bytes=sizes.get(name + _SUFFIX, 0),
+                    size_bytes=sizes.get(name + SUFFIX, 0),
                     kept_histogram=footer.statistics.kept_histogram.astype(np.uint32),
                 )
             )
@@ -109,15 +106,6 @@ def find_examples(dataset: TokenDataset, inventory: Inventory) -> dict[str, Quar
     for shard in inventory.shards:
         if shard.quarantine_reasons.keys() <= examples.keys():
             continue
-        for row in read_quarantine(storage.join(dataset.url, QUARANTINE_DIRECTORY, shard.name + _SUFFIX)):
+        for row in read_quarantine(quarantine_url(dataset.url, shard.name)):
             examples.setdefault(row.error, row)
     return examples
-
-
-def _check_spec(dataset: TokenDataset, name: str, footer: ShardMetadata) -> None:
-    differences = footer.spec.differences(dataset.spec)
-    if differences:
-        raise RefusedError(
-            f"{storage.redact(dataset.shard_url(name))}: was made with other settings than its dataset "
-            f"({'; '.join(differences)}); remove the file and tokenize its shard again"
-        )

@@ -1,10 +1,4 @@
-"""Token datasets: a directory of token shards that belong together, its growth shard by shard, its reader.
-
-<url>/_dataset.json              written first: format, token spec, description
-<url>/quarantine/<name>.parquet  written before the data file of the same shard
-<url>/data/<name>.parquet        its arrival is the commit of the shard
-<url>/_summary.json              written last, rewritten by every finished run
-"""
+"""Token datasets: a directory of token shards that belong together, its growth shard by shard, its reader."""
 
 from __future__ import annotations
 
@@ -19,27 +13,31 @@ import numpy as np
 
 from tatok_pipe import storage
 from tatok_pipe.errors import RefusedError, UserError
+from tatok_pipe.parallel import map_ahead
 from tatok_pipe.records import Quarantined, TokenRecord
 from tatok_pipe.tokens.format import (
     ShardMetadata,
+    ShardSource,
     empty_statistics,
     iter_records,
     read_quarantine,
     read_shard_metadata,
     token_shard_name,
 )
+from tatok_pipe.tokens.index import NUM_READERS, list_data, read_footer, refresh_index
+from tatok_pipe.tokens.layout import (
+    DATASET_FILE,
+    QUARANTINE_DIRECTORY,
+    SUFFIX,
+    SUMMARY_FILE,
+    data_url,
+    quarantine_url,
+)
 from tatok_pipe.tokens.spec import FORMAT_VERSION, TokenSpec
 from tatok_pipe.tokens.statistics import ShardStatistics
 
 if TYPE_CHECKING:
     import torch
-
-DATASET_FILE = "_dataset.json"
-SUMMARY_FILE = "_summary.json"
-DATA_DIRECTORY = "data"
-QUARANTINE_DIRECTORY = "quarantine"
-_SUFFIX = ".parquet"
-_NUM_FOOTER_READERS = 16
 
 
 class Decoder(Protocol):
@@ -62,7 +60,12 @@ def create_or_check(url: str, spec: TokenSpec, description: Mapping[str, Any]) -
     content = {"format": FORMAT_VERSION, "spec": spec.to_json(), "description": dict(description)}
     if storage.publish_bytes(_to_json(content), storage.join(url, DATASET_FILE), exclusive=True):
         return
-    found, _ = _read_dataset_file(url)
+    check_spec(url, spec)
+
+
+def check_spec(url: str, spec: TokenSpec) -> None:
+    """Raise RefusedError where the dataset at `url` was made with another spec."""
+    found, _ = read_dataset_file(url)
     differences = found.differences(spec)
     if differences:
         raise RefusedError(
@@ -75,8 +78,7 @@ def create_or_check(url: str, spec: TokenSpec, description: Mapping[str, Any]) -
 
 def committed_shards(url: str) -> set[str]:
     """The names of the shards that are done, from one listing."""
-    files = storage.list_files(storage.join(url, DATA_DIRECTORY))
-    return {name.removesuffix(_SUFFIX) for name in files if name.endswith(_SUFFIX)}
+    return set(list_data(url)["name"].to_pylist())
 
 
 def plan(shards: Sequence[str], committed: set[str]) -> list[str]:
@@ -89,43 +91,80 @@ def commit_shard(
     name: str,
     local_parquet: str | os.PathLike[str],
     local_quarantine: str | os.PathLike[str] | None,
+    *,
+    spec: TokenSpec,
+    source: ShardSource,
 ) -> bool:
     """Publish a finished token shard, its quarantine file first. False where it was committed already.
 
     Nothing of a committed shard is touched. A quarantine file that an attempt left behind before its commit
-    is replaced, or removed where this attempt quarantined nothing.
+    is replaced, or removed where this attempt quarantined nothing. Where another attempt committed the shard,
+    its footer has to say the same `spec` and `source`: raises RefusedError where it was made with other
+    settings, OSError where from another version of the image shard, or from another image shard.
     """
-    data_url = _data_url(url, name)
-    if storage.exists(data_url):
+    target = data_url(url, name)
+    if storage.exists(target):
+        _check_committed(url, name, spec, source)
         return False
-    quarantine_url = _quarantine_url(url, name)
     if local_quarantine is None:
-        storage.remove(quarantine_url)
+        storage.remove(quarantine_url(url, name))
     else:
-        storage.publish_file(local_quarantine, quarantine_url, exclusive=False)
-    return storage.publish_file(local_parquet, data_url, exclusive=True)
+        storage.publish_file(local_quarantine, quarantine_url(url, name), exclusive=False)
+    if storage.publish_file(local_parquet, target, exclusive=True):
+        return True
+    _check_committed(url, name, spec, source)
+    return False
+
+
+def _check_committed(url: str, name: str, spec: TokenSpec, source: ShardSource) -> None:
+    found = read_footer(url, name, spec).source
+    shown = storage.redact(data_url(url, name))
+    if storage.canonical_url(found.url) != storage.canonical_url(source.url):
+        raise OSError(
+            f"{shown}: was made from {storage.redact(found.url)}, and {storage.redact(source.url)} has the same "
+            "token shard name; rename one of the two image shards"
+        )
+    if source_differs(found, source.size_bytes, source.etag):
+        raise OSError(
+            f"{storage.redact(source.url)}: the image shard changed between two attempts: {shown} was made "
+            f"from {show_source(found.size_bytes, found.etag)}, now it is "
+            f"{show_source(source.size_bytes, source.etag)}; run again, and say what to do with changed shards"
+        )
+
+
+def source_differs(recorded: ShardSource, size_bytes: int | None, etag: str) -> bool:
+    """Whether an image shard is not what it was: another size, or another ETag. What is unknown says nothing."""
+    return (size_bytes is not None and size_bytes != recorded.size_bytes) or (
+        bool(etag and recorded.etag) and etag != recorded.etag
+    )
+
+
+def show_source(size_bytes: int | None, etag: str) -> str:
+    """A version of an image shard, for messages."""
+    size = "unknown size" if size_bytes is None else f"{size_bytes} bytes"
+    return f"{size}, ETag {etag}" if etag else size
 
 
 def write_summary(
     url: str, *, planned: Sequence[str], failed: Mapping[str, str], run: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Write `_summary.json` from the footers of all committed shards, and return its content.
+    """Write `_summary.json` on all committed shards, and return its content.
 
     `planned` are the names of the shards that the run was to have at its end, `failed` maps image shards to
-    their error, `run` holds figures of the run itself (JSON types: seconds, throughput).
+    their error, `run` holds figures of the run itself (JSON types: seconds, throughput). Only the footers that
+    `_index.parquet` lacks are read; the index is brought up to date on the way.
     """
-    spec, _ = _read_dataset_file(url)
-    names = sorted(committed_shards(url))
-    statistics = merge_statistics(url, names, spec)
+    spec, _ = read_dataset_file(url)
+    index = refresh_index(url, spec)
     summary = {
         "format": FORMAT_VERSION,
         "tokenizer_fingerprint": spec.tokenizer_fingerprint,
         "num_shards_planned": len(planned),
-        "num_shards_committed": len(names),
-        "missing_shards": sorted(set(planned) - set(names)),
+        "num_shards_committed": len(index),
+        "missing_shards": sorted(set(planned).difference(index.names)),
         "failed_shards": dict(sorted(failed.items())),
-        "figures": statistics.to_summary(),
-        "statistics": statistics.to_json(),
+        "figures": index.statistics.to_summary(),
+        "statistics": index.statistics.to_json(),
         "run": dict(run or {}),
     }
     storage.publish_bytes(_to_json(summary), storage.join(url, SUMMARY_FILE), exclusive=False)
@@ -135,17 +174,10 @@ def write_summary(
 def merge_statistics(url: str, names: Sequence[str], spec: TokenSpec) -> ShardStatistics:
     """The statistics of the named shards together. Raises RefusedError for a shard made with another spec."""
     total = empty_statistics(spec)
-    with ThreadPoolExecutor(_NUM_FOOTER_READERS) as pool:
-        for name, metadata in zip(
-            names, pool.map(lambda name: read_shard_metadata(_data_url(url, name)), names), strict=True
-        ):
-            differences = metadata.spec.differences(spec)
-            if differences:
-                raise RefusedError(
-                    f"{storage.redact(_data_url(url, name))}: was made with other settings than its dataset "
-                    f"({'; '.join(differences)}); remove the file and tokenize its shard again"
-                )
-            total.merge(metadata.statistics)
+    with ThreadPoolExecutor(NUM_READERS, "footers") as pool:
+        footers = map_ahead(pool, lambda name: read_footer(url, name, spec), names, max_items=2 * NUM_READERS)
+        for footer in footers:
+            total.merge(footer.statistics)
     return total
 
 
@@ -157,7 +189,7 @@ class TokenDataset:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.spec, self.description = _read_dataset_file(url)
+        self.spec, self.description = read_dataset_file(url)
         self.shards = sorted(committed_shards(url))
 
     @cached_property
@@ -179,7 +211,7 @@ class TokenDataset:
 
     def shard_url(self, name: str) -> str:
         """Where the Parquet file of a shard is."""
-        return _data_url(self.url, name)
+        return data_url(self.url, name)
 
     def shard_metadata(self, name: str) -> ShardMetadata:
         """Spec, source, statistics and row count of one shard, from its footer."""
@@ -201,8 +233,8 @@ class TokenDataset:
         """(shard name, row) for each quarantined sample of the committed shards."""
         files = storage.list_files(storage.join(self.url, QUARANTINE_DIRECTORY))
         for name in self.shards:
-            if name + _SUFFIX in files:
-                yield from ((name, row) for row in read_quarantine(_quarantine_url(self.url, name)))
+            if name + SUFFIX in files:
+                yield from ((name, row) for row in read_quarantine(quarantine_url(self.url, name)))
 
     def decode(self, records: Sequence[TokenRecord], model: Decoder) -> torch.Tensor:
         """The images of the rows, (B, 3, H, W) float in [0, 1], on the device of `model`; no gradients."""
@@ -233,7 +265,8 @@ def records_to_tensors(
     return torch.from_numpy(global_codes), torch.from_numpy(patch_codes), torch.from_numpy(keep)
 
 
-def _read_dataset_file(url: str) -> tuple[TokenSpec, dict[str, Any]]:
+def read_dataset_file(url: str) -> tuple[TokenSpec, dict[str, Any]]:
+    """(spec, description) in `_dataset.json`. Raises UserError where it is missing or of another version."""
     file_url = storage.join(url, DATASET_FILE)
     try:
         content = json.loads(storage.read_bytes(file_url))
@@ -253,14 +286,6 @@ def _read_dataset_file(url: str) -> tuple[TokenSpec, dict[str, Any]]:
             f"{FORMAT_VERSION}; use the program that wrote the dataset"
         )
     return TokenSpec.from_json(content["spec"]), content["description"]
-
-
-def _data_url(url: str, name: str) -> str:
-    return storage.join(url, DATA_DIRECTORY, name + _SUFFIX)
-
-
-def _quarantine_url(url: str, name: str) -> str:
-    return storage.join(url, QUARANTINE_DIRECTORY, name + _SUFFIX)
 
 
 def _to_json(content: Mapping[str, Any]) -> bytes:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -24,12 +24,15 @@ import pyarrow.parquet as pq
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
 from tatok_pipe.records import Quarantined, TokenRecord
+from tatok_pipe.tokens.digest import ContentDigest
+from tatok_pipe.tokens.invariants import check_record
 from tatok_pipe.tokens.spec import FORMAT_VERSION, TokenSpec, quarantine_schema, token_schema
 from tatok_pipe.tokens.statistics import ShardStatistics, float32_toward_zero
 
 ROW_GROUP_ROWS = 2048
 _PREFIX = "tatok."
-_COMPRESSION: dict[str, Any] = {"compression": "zstd", "compression_level": 3}
+# Every page has a checksum, so that a reader who asks for it meets a flipped bit as an error.
+_PARQUET: dict[str, Any] = {"compression": "zstd", "compression_level": 3, "write_page_checksum": True}
 _FOOTER_BYTES = 1 << 16  # a first guess that holds most footers in one request
 _TRAILER_BYTES = 8  # footer length (4 bytes, little-endian) and "PAR1"
 
@@ -60,26 +63,29 @@ def token_shard_name(shard_url: str) -> str:
 
 
 class ShardWriter:
-    """Writes one token shard to a local file, to be published once it is closed.
+    """Writes one token shard to a local file, to be published once it is closed and `check.verify_written`.
 
     As a context manager it closes on success and removes the file on an error, because a Parquet file that
     was closed early looks complete.
     """
 
     def __init__(self, local_path: str | os.PathLike[str], spec: TokenSpec, source: ShardSource) -> None:
+        self.path = os.fspath(local_path)
+        self.spec = spec
+        self.source = source
         self.statistics = empty_statistics(spec)
         self.statistics.bytes_in = source.size_bytes
-        self._path = os.fspath(local_path)
-        self._spec = spec
-        self._source = source
+        self._digest = ContentDigest()
         self._schema = token_schema(spec)
         self._pending: list[TokenRecord] = []
-        self._writer = pq.ParquetWriter(self._path, self._schema, **_COMPRESSION)
+        self._writer = pq.ParquetWriter(self.path, self._schema, **_PARQUET)
 
     def append(self, records: Sequence[TokenRecord]) -> None:
         """Add rows in source order. Raises ValueError naming the key of a row that breaks the format."""
         for record in records:
-            check_record(record, self._spec)
+            check_record(record, self.spec)
+        # Now, not when they are written: what happens to the arrays in between is then seen, too.
+        self._digest.update(records)
         self._pending.extend(records)
         while len(self._pending) >= ROW_GROUP_ROWS:
             self._write(self._pending[:ROW_GROUP_ROWS])
@@ -89,6 +95,11 @@ class ShardWriter:
         """Count source samples that have no row here, for the statistics."""
         self.statistics.add_quarantined(rows)
 
+    @property
+    def content_digest(self) -> str:
+        """`ContentDigest` of the rows appended so far."""
+        return self._digest.hexdigest()
+
     def close(self) -> None:
         """Write what is left and the footer. The file is complete from here on."""
         if self._pending:
@@ -96,8 +107,8 @@ class ShardWriter:
             self._pending = []
         values = {
             "format_version": FORMAT_VERSION,
-            **self._spec.to_json(),
-            "source": dataclasses.asdict(self._source),
+            **self.spec.to_json(),
+            "source": dataclasses.asdict(self.source),
             "statistics": self.statistics.to_json(),
         }
         self._writer.add_key_value_metadata({_PREFIX + name: _dumps(value) for name, value in values.items()})
@@ -113,7 +124,7 @@ class ShardWriter:
             self.close()
         else:
             self._writer.close()
-            os.unlink(self._path)
+            os.unlink(self.path)
 
     def _write(self, records: list[TokenRecord]) -> None:
         self.statistics.update(records)
@@ -128,40 +139,6 @@ def empty_statistics(spec: TokenSpec) -> ShardStatistics:
         global_vocab=spec.global_vocab,
         patch_vocab=spec.patch_vocab,
     )
-
-
-def check_record(record: TokenRecord, spec: TokenSpec) -> None:
-    """Raise ValueError naming the key where a row breaks the format."""
-    problem = _find_problem(record, spec)
-    if problem:
-        raise ValueError(f"row {record.key!r}: {problem}")
-
-
-def _find_problem(record: TokenRecord, spec: TokenSpec) -> str | None:
-    num_globals, num_kept = len(record.global_codes), len(record.patch_codes)
-    positions = np.asarray(record.patch_positions, np.int64)
-    if num_globals != spec.num_globals:
-        return f"{num_globals} global codes, expected {spec.num_globals}"
-    if len(positions) != num_kept:
-        return f"{num_kept} patch codes but {len(positions)} positions"
-    if not (positions[1:] > positions[:-1]).all():
-        return "patch positions are not strictly increasing"
-    for name, values, limit in (
-        ("patch position", positions, spec.num_patches),
-        ("global code", record.global_codes, spec.global_vocab),
-        ("patch code", record.patch_codes, spec.patch_vocab),
-    ):
-        if len(values) and not 0 <= int(values.min()) <= int(values.max()) < limit:
-            return f"{name}s from {values.min()} to {values.max()}, expected 0 to {limit - 1}"
-    for name in ("entropy_total", "entropy_dropped"):
-        value = getattr(record, name)
-        if not (math.isfinite(value) and value >= 0):
-            return f"{name}={value}, expected a finite number of nats, at least 0"
-    if record.mutual_information is not None and not math.isfinite(record.mutual_information):
-        return f"mutual_information={record.mutual_information}, expected a finite number of nats"
-    if record.patch_entropy is not None and len(record.patch_entropy) != spec.num_patches:
-        return f"{len(record.patch_entropy)} patch entropies, expected {spec.num_patches}"
-    return None
 
 
 def to_table(records: Sequence[TokenRecord], schema: pa.Schema) -> pa.Table:
@@ -227,30 +204,44 @@ def read_shard_metadata(url: str) -> ShardMetadata:
         raise UserError(
             f"{storage.redact(url)}: is not a Parquet file ({error}); expected a token shard"
         ) from error
+    return parse_footer(footer, url)
+
+
+def parse_footer(footer: pq.FileMetaData, url: str) -> ShardMetadata:
+    """What the footer of the token shard at `url` says. Raises UserError where that is not format 1."""
     prefix = _PREFIX.encode()
-    values = {
-        name.removeprefix(prefix).decode(): json.loads(value)
+    texts = {
+        name.removeprefix(prefix).decode("utf-8", "replace"): value
         for name, value in (footer.metadata or {}).items()
         if name.startswith(prefix)
     }
-    if values.get("format_version") != FORMAT_VERSION:
+    version = texts.get("format_version", b"missing").decode("utf-8", "replace")
+    if version != str(FORMAT_VERSION):
         raise UserError(
-            f"{storage.redact(url)}: token format version {values.get('format_version', 'missing')}, this "
-            f"program reads version {FORMAT_VERSION}; give a shard that tokenize_corpus wrote, or use the "
-            "program that wrote this one"
+            f"{storage.redact(url)}: token format version {version}, this program reads version "
+            f"{FORMAT_VERSION}; give a shard that tokenize_corpus wrote, or use the program that wrote this one"
         )
-    return ShardMetadata(
-        spec=TokenSpec.from_json({each.name: values[each.name] for each in dataclasses.fields(TokenSpec)}),
-        source=ShardSource(**values["source"]),
-        statistics=ShardStatistics.from_json(values["statistics"]),
-        num_rows=footer.num_rows,
-    )
+    try:
+        values = {name: json.loads(value) for name, value in texts.items()}
+        return ShardMetadata(
+            spec=TokenSpec.from_json(
+                {each.name: values[each.name] for each in dataclasses.fields(TokenSpec)}
+            ),
+            source=ShardSource(**values["source"]),
+            statistics=ShardStatistics.from_json(values["statistics"]),
+            num_rows=footer.num_rows,
+        )
+    except (KeyError, TypeError, ValueError, zlib.error) as error:
+        raise UserError(
+            f"{storage.redact(url)}: its footer is not what format {FORMAT_VERSION} asks for "
+            f"({type(error).__name__}: {error}); inspect_tokens --repair removes what can be made again"
+        ) from error
 
 
 def write_quarantine(local_path: str | os.PathLike[str], rows: Sequence[Quarantined]) -> None:
     """Write the quarantine file of one image shard to a local path."""
     table = pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], schema=quarantine_schema())
-    pq.write_table(table, os.fspath(local_path), **_COMPRESSION)
+    pq.write_table(table, os.fspath(local_path), **_PARQUET)
 
 
 def read_quarantine(url: str) -> list[Quarantined]:

@@ -45,7 +45,8 @@ def make_dataset(tmp_path: Path) -> MakeDataset:
         for shard, rows in shards.items():
             records, quarantined = rows if isinstance(rows, tuple) else (rows, [])
             size = storage.file_info(shard).size_bytes if Path(shard).is_file() else 1000
-            with ShardWriter(tmp_path / "data.parquet", spec, ShardSource(shard, size)) as writer:
+            source = ShardSource(shard, size)
+            with ShardWriter(tmp_path / "data.parquet", spec, source) as writer:
                 writer.append(records)
                 writer.add_quarantined(quarantined)
             if quarantined:
@@ -55,6 +56,8 @@ def make_dataset(tmp_path: Path) -> MakeDataset:
                 token_shard_name(shard),
                 tmp_path / "data.parquet",
                 tmp_path / "quarantine.parquet" if quarantined else None,
+                spec=spec,
+                source=source,
             )
         return TokenDataset(url)
 

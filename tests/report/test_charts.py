@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -155,7 +156,7 @@ def test_charts_of_a_dataset(token_spec: TokenSpec, make_token_records: MakeReco
     statistics.update(make_token_records(token_spec, 30))
     sizes = SourceSizes(np.array([4]), np.array([1000]), np.array([10]), np.array([True]), num_shards=1)
     charts = draw_charts(token_spec, statistics, sizes)
-    assert len(charts) == 4
+    assert len(charts) == 5
     for chart in charts:
         root = parse(chart.svg)
         assert not any(math.isnan(float(value)) for each in root.iter("rect") for value in [each.attrib["y"]])
@@ -171,6 +172,40 @@ def test_sizes_that_could_not_be_read(token_spec: TokenSpec, make_token_records:
     statistics.update(make_token_records(token_spec, 3))
     none = np.zeros(0)
     sizes = SourceSizes(none, none, none, none.astype(bool), problems=("x.tar: gone",))
-    chart = draw_charts(token_spec, statistics, sizes)[2]
+    chart = draw_charts(token_spec, statistics, sizes)[-2]
     assert not chart.svg
     assert chart.caption == "n = 0: no source image was read. 1 image shard could not be read: x.tar: gone."
+
+
+def test_mutual_information_is_drawn_where_it_was_recorded(
+    token_spec: TokenSpec, make_token_records: MakeRecords
+) -> None:
+    none = np.zeros(0)
+    sizes = SourceSizes(none, none, none, none.astype(bool))
+    records = make_token_records(token_spec, 3)
+    drawn = []
+    for nats in ([-2.0, 5.0, 5.0], [None, None, 5.0], [None] * 3):
+        statistics = empty_statistics(token_spec)
+        statistics.update(
+            [replace(record, mutual_information=n) for record, n in zip(records, nats, strict=True)]
+        )
+        charts = {chart.title: chart for chart in draw_charts(token_spec, statistics, sizes)}
+        drawn.append(charts.get("Information that globals and patches share"))
+    both, one, nothing = drawn
+    assert nothing is None and one is not None and both is not None
+    titles = [each.findtext("title") for each in parse(both.svg).iter("rect")]
+    # asinh(5) = 2.31 is in the bin from 6 to 7 times 0.375, asinh(-2) = -1.44 in that from -4 to -3 times.
+    assert titles == ["-2.13 to -1.38 nats: 1 image", "4.69 to 6.87 nats: 2 images"]
+    assert both.caption.startswith("n = 3 images, ") and both.caption.endswith("here for 33.3 %.")
+    assert one.caption.startswith("n = 1 image, ") and one.caption.endswith("here for 0 %.")
+    assert "mean 2.67" in texts(parse(both.svg))
+
+
+def test_an_asinh_axis_is_even_in_asinh_and_has_ticks_on_both_sides() -> None:
+    axis = Axis("", -1000, 1000, is_asinh=True)
+    assert [axis.place(each) for each in (-1000, 0, 1000)] == [0, 0.5, 1]
+    assert axis.place(math.sinh(2)) - axis.place(math.sinh(1)) == pytest.approx(
+        axis.place(math.sinh(1)) - 0.5
+    )
+    assert axis.ticks() == [-1000, -100, -10, -1, 0, 1, 10, 100, 1000]
+    assert Axis("", 4.0, 7.0, is_asinh=True).ticks() == [4, 4.5, 5, 5.5, 6, 6.5, 7]

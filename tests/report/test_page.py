@@ -119,7 +119,7 @@ def test_pictures_and_charts_have_words_for_those_who_do_not_see_them(report: Re
     assert all(image.get("alt") for image in images)
     for svg in page.all("svg"):
         assert svg.get("aria-label") or svg.get("aria-hidden") == "true"
-    assert len([svg for svg in page.all("svg") if svg.get("role") == "img"]) == 4
+    assert len([svg for svg in page.all("svg") if svg.get("role") == "img"]) == 5
 
 
 def test_gallery_says_what_is_shown_and_what_is_missing(report: Report) -> None:

@@ -34,6 +34,7 @@ from tatok_pipe.tokens.format import (
     token_shard_name,
     write_quarantine,
 )
+from tatok_pipe.tokens.layout import INDEX_FILE
 from tatok_pipe.tokens.spec import TokenSpec
 
 MakeRecords = Callable[..., list[TokenRecord]]
@@ -54,15 +55,24 @@ def finish_shard(
     records: list[TokenRecord],
     directory: Path,
     quarantined: tuple[Quarantined, ...] = (),
+    source: ShardSource | None = None,
 ) -> bool:
     """What a worker does once an image shard is encoded."""
-    with ShardWriter(directory / "data.parquet", spec, ShardSource(shard, 1000, "e")) as writer:
+    source = source or ShardSource(shard, 1000, "e")
+    with ShardWriter(directory / "data.parquet", spec, source) as writer:
         writer.append(records)
         writer.add_quarantined(quarantined)
     if quarantined:
         write_quarantine(directory / "quarantine.parquet", quarantined)
     local_quarantine = directory / "quarantine.parquet" if quarantined else None
-    return commit_shard(output, token_shard_name(shard), directory / "data.parquet", local_quarantine)
+    return commit_shard(
+        output,
+        token_shard_name(shard),
+        directory / "data.parquet",
+        local_quarantine,
+        spec=spec,
+        source=source,
+    )
 
 
 def test_from_first_to_last_file(
@@ -159,6 +169,57 @@ def test_a_committed_shard_is_never_touched(
     dataset = TokenDataset(output)
     assert dataset.num_rows == 10
     assert len(list(dataset.quarantined())) == 1
+
+
+def test_a_shard_committed_with_other_settings_is_refused(
+    output: str, tmp_path: Path, token_spec: TokenSpec, make_token_records: MakeRecords
+) -> None:
+    """Also where `_dataset.json` was replaced between the two jobs, so that nothing else stands between them."""
+    create_or_check(output, token_spec, DESCRIPTION)
+    records = make_token_records(token_spec, 3)
+    finish_shard(output, token_spec, "s3://b/0.tar", records, tmp_path, (BAD,))
+    other = dataclasses.replace(token_spec, tokenizer_fingerprint="sha256:other")
+    with pytest.raises(
+        RefusedError,
+        match='made with other settings .*tokenizer_fingerprint: "sha256:abab.*, not "sha256:other"',
+    ):
+        finish_shard(output, other, "s3://b/0.tar", records, tmp_path)
+    assert len(list(TokenDataset(output).quarantined())) == 1  # nothing was touched
+
+
+@pytest.mark.parametrize(
+    ("source", "changed"),
+    [
+        (ShardSource("s3://b/0.tar", 1000, "e"), False),
+        (ShardSource("s3a://b/0.tar", 1000, ""), False),
+        (ShardSource("s3://b/0.tar", 1001, "e"), True),
+        (ShardSource("s3://b/0.tar", 1000, "f"), True),
+    ],
+)
+def test_an_image_shard_that_changed_between_attempts_is_told(
+    tmp_path: Path, token_spec: TokenSpec, source: ShardSource, changed: bool
+) -> None:
+    output = str(tmp_path / "out")
+    finish_shard(output, token_spec, "s3://b/0.tar", [], tmp_path)
+    if not changed:
+        assert finish_shard(output, token_spec, "s3://b/0.tar", [], tmp_path, source=source) is False
+        return
+    with pytest.raises(
+        OSError, match=r"s3://b/0\.tar: the image shard changed between two attempts: .*1000 bytes"
+    ):
+        finish_shard(output, token_spec, "s3://b/0.tar", [], tmp_path, source=source)
+
+
+def test_the_loser_of_a_race_is_checked_too(
+    output: str, tmp_path: Path, token_spec: TokenSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_or_check(output, token_spec, DESCRIPTION)
+    other = dataclasses.replace(token_spec, dtf={"rule": "none"})
+    finish_shard(output, other, "s3://b/0.tar", [], tmp_path)
+    monkeypatch.setattr(storage, "exists", lambda url: False)  # it looked before the other one committed
+    with pytest.raises(RefusedError, match=r"dtf\.rule"):
+        finish_shard(output, token_spec, "s3://b/0.tar", [], tmp_path)
+    assert finish_shard(output, other, "s3://b/0.tar", [], tmp_path) is False
 
 
 @pytest.mark.parametrize("second", [(), (dataclasses.replace(BAD, key="other"),)])
@@ -274,13 +335,14 @@ def test_bytes_of_a_dataset_do_not_depend_on_the_order_of_shards(
         for shard in order:
             finish_shard(str(output), token_spec, shard, make_token_records(token_spec, 9), tmp_path, (BAD,))
         write_summary(str(output), planned=[token_shard_name(shard) for shard in shards], failed={})
-        files = sorted(path for path in output.rglob("*") if path.is_file())
+        # The index is a cache that names when each file was written.
+        files = sorted(path for path in output.rglob("*") if path.is_file() and path.name != INDEX_FILE)
         contents.append({str(path.relative_to(output)): path.read_bytes() for path in files})
     assert contents[0] == contents[1]
     assert len(contents[0]) == 8
 
 
 def test_planning_does_not_wait_for_torch() -> None:
-    code = "import sys, tatok_pipe.tokens.dataset; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
+    code = "import sys, tatok_pipe.corpus_estimate; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

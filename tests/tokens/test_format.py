@@ -151,6 +151,26 @@ def test_files_that_are_no_token_shard(tmp_path: Path) -> None:
             read_shard_metadata(str(tmp_path / name))
 
 
+def test_a_footer_that_is_not_what_it_should_be(
+    tmp_path: Path, token_spec: TokenSpec, make_token_records: MakeRecords
+) -> None:
+    write(tmp_path / "x.parquet", token_spec, [make_token_records(token_spec, 3)])
+    footer = pq.read_metadata(tmp_path / "x.parquet").metadata
+    ours = {name: value for name, value in footer.items() if name.startswith(b"tatok.")}
+    table = pq.read_table(tmp_path / "x.parquet")
+    for changes, message in (
+        ({b"tatok.num_patches": None}, "KeyError: 'num_patches'"),
+        ({b"tatok.source": b'{"url": "x"}'}, "TypeError: .*size_bytes"),
+        ({b"tatok.dtf": b"{"}, "JSONDecodeError"),
+        ({b"tatok.num_patches": b"15"}, "ValueError: num_patches=15"),
+        ({b"tatok.statistics": b"{}"}, "KeyError"),
+    ):
+        values = {name: value for name, value in (ours | changes).items() if value is not None}
+        pq.write_table(table.replace_schema_metadata(values), tmp_path / "y.parquet")
+        with pytest.raises(UserError, match=rf"its footer is not what format 1 asks for \({message}"):
+            read_shard_metadata(str(tmp_path / "y.parquet"))
+
+
 def test_a_newer_format_version(
     tmp_path: Path, token_spec: TokenSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +194,7 @@ def test_a_newer_format_version(
         ({"patch_positions": np.array([3, 16], np.uint16)}, "patch positions from 3 to 16"),
         ({"entropy_total": float("nan")}, "entropy_total=nan"),
         ({"entropy_dropped": -1.0}, "entropy_dropped=-1.0"),
+        ({"entropy_dropped": 1e3}, "entropy_dropped=1000.0, expected at most entropy_total="),
         ({"mutual_information": float("inf")}, "mutual_information=inf"),
         ({"patch_entropy": np.zeros(15, np.float16)}, "15 patch entropies, expected 16"),
     ],
@@ -201,7 +222,8 @@ def test_stored_dropped_entropy_stays_within_the_budget(
     assert len(budgets) > 50
     records = make_token_records(token_spec, len(budgets))
     records = [
-        dataclasses.replace(r, entropy_dropped=float(b)) for r, b in zip(records, budgets, strict=True)
+        dataclasses.replace(r, entropy_dropped=float(b), entropy_total=50.0)
+        for r, b in zip(records, budgets, strict=True)
     ]
     write(tmp_path / "x.parquet", token_spec, [records])
     stored = pq.read_table(tmp_path / "x.parquet").column("entropy_dropped").to_pylist()

@@ -12,9 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tatok_pipe.records import Quarantined, TokenRecord
-from tatok_pipe.tokens.format import empty_statistics
-from tatok_pipe.tokens.spec import TokenSpec
-from tatok_pipe.tokens.statistics import ShardStatistics, float32_toward_zero, perplexity, used_share
+from tatok_pipe.tokens.format import empty_statistics, to_table
+from tatok_pipe.tokens.spec import TokenSpec, token_schema
+from tatok_pipe.tokens.statistics import (
+    ShardStatistics,
+    float32_toward_zero,
+    information_edges,
+    perplexity,
+    used_share,
+)
 
 MakeRecords = Callable[..., list[TokenRecord]]
 
@@ -69,6 +75,83 @@ def test_entropy_bins(token_spec: TokenSpec, make_token_records: MakeRecords) ->
     for total, expected in totals.items():
         statistics = statistics_of(token_spec, [dataclasses.replace(record, entropy_total=total)])
         assert statistics.entropy_histogram.nonzero()[0].tolist() == [expected]
+
+
+def test_information_bins(token_spec: TokenSpec, make_token_records: MakeRecords) -> None:
+    """Bins of 24 / 64 in asinh(nats), written down without asinh: ln(x + sqrt(x² + 1))."""
+    (record,) = make_token_records(token_spec, 1)
+    for nats, expected in (
+        (0.0, 32), (-1e-6, 31), (0.38, 32), (0.39, 33), (-0.39, 30), (5.0, 38), (81_000.0, 63),
+        (1e6, 63), (-81_000.0, 0), (-1e6, 0),
+    ):  # fmt: skip
+        place = math.floor(
+            (math.log(abs(nats) + math.sqrt(nats**2 + 1)) * math.copysign(1, nats) + 12) / 0.375
+        )
+        assert min(max(place, 0), 63) == expected
+        statistics = statistics_of(token_spec, [dataclasses.replace(record, mutual_information=nats)])
+        assert statistics.mutual_information_histogram.nonzero()[0].tolist() == [expected]
+    nothing = statistics_of(token_spec, [dataclasses.replace(record, mutual_information=None)])
+    assert nothing.mutual_information_histogram.sum() == 0
+
+
+def test_a_value_on_an_edge_is_in_the_bin_above_it(
+    token_spec: TokenSpec, make_token_records: MakeRecords
+) -> None:
+    (record,) = make_token_records(token_spec, 1)
+    edges = information_edges()
+    assert edges.dtype == np.float32 and len(edges) == 65
+    assert edges[32] == 0 and (edges == -edges[::-1]).all() and (np.diff(edges) > 0).all()
+    for place in range(1, 64):
+        on_edge = dataclasses.replace(record, mutual_information=float(edges[place]))
+        assert statistics_of(token_spec, [on_edge]).mutual_information_histogram[place] == 1
+
+
+@settings(max_examples=20, deadline=None)
+@given(cuts=st.lists(st.integers(0, 150), max_size=4), seed=st.integers(0, 3))
+def test_counting_a_table_is_counting_its_records(
+    token_spec: TokenSpec, make_token_records: MakeRecords, cuts: list[int], seed: int
+) -> None:
+    records = make_token_records(token_spec, 150, seed=seed)
+    table = to_table(records, token_schema(token_spec))
+    counted = empty_statistics(token_spec)
+    bounds = sorted(cuts)
+    for start, stop in zip([0, *bounds], [*bounds, 150], strict=True):
+        counted.update_from_table(table.slice(start, stop - start))
+    expected = statistics_of(token_spec, records)
+    assert counted.to_json() == expected.to_json()
+    assert counted.differences(expected) == []
+    assert counted.mutual_information_histogram.sum() == counted.mutual_information_count > 0
+
+
+def test_differences_name_what_differs(token_spec: TokenSpec, make_token_records: MakeRecords) -> None:
+    records = make_token_records(token_spec, 20)
+    mine, theirs = statistics_of(token_spec, records), statistics_of(token_spec, records)
+    for field in dataclasses.fields(mine):
+        if field.name in ("num_globals", "num_patches"):
+            continue
+        changed = statistics_of(token_spec, records)
+        value = getattr(changed, field.name)
+        if isinstance(value, np.ndarray):
+            value[5] += 1
+            expected = f"{field.name}[5]: {value[5] - 1}, not {value[5]}"
+        elif isinstance(value, dict):
+            value["A"] = 1
+            expected = f"{field.name}: {{}}, not {{'A': 1}}"
+        else:
+            setattr(changed, field.name, value + 1)
+            expected = f"{field.name}: {value}, not {value + 1}"
+        assert mine.differences(changed) == [expected]
+    assert mine.differences(theirs) == []
+    other = ShardStatistics.empty(num_globals=3, num_patches=16, global_vocab=8, patch_vocab=8)
+    assert mine.differences(other) == ["(K, N, V_g, V_p): (3, 16, 512, 70000), not (3, 16, 8, 8)"]
+
+
+@pytest.mark.parametrize("name", ["kept_histogram", "entropy_histogram", "mutual_information_histogram"])
+def test_json_of_another_shape_is_refused(token_spec: TokenSpec, name: str) -> None:
+    value = empty_statistics(token_spec).to_json()
+    value[name].append(0)
+    with pytest.raises(ValueError, match=name):
+        ShardStatistics.from_json(value)
 
 
 @settings(max_examples=20, deadline=None)

@@ -1,0 +1,200 @@
+"""Whether a token shard or quarantine file is whole and says what it should: before its commit, and at any time after.
+
+Nothing here trusts the file. Pages are read with their checksums, the schema and the footer are compared with what
+they must be, every row is held against the rules of format 1, and the statistics are counted again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tatok_pipe.errors import UserError
+from tatok_pipe.records import Quarantined
+from tatok_pipe.tokens.digest import ContentDigest
+from tatok_pipe.tokens.format import ShardMetadata, ShardWriter, empty_statistics, parse_footer
+from tatok_pipe.tokens.invariants import check_table
+from tatok_pipe.tokens.spec import TokenSpec, quarantine_schema, token_schema
+
+Source = str | os.PathLike[str] | pa.Buffer  # a local file, or the content of any
+
+
+class Damage(StrEnum):
+    """What can be wrong with a file of a token dataset."""
+
+    # of a token shard
+    UNREADABLE = "unreadable"  # no whole Parquet file, a broken page, or a footer that is not ours
+    SCHEMA = "schema"  # other columns than format 1 has
+    SPEC = "spec"  # made by another tokenizer, or with other settings
+    ROWS = "rows"  # a row breaks a rule of the format
+    KEYS = "keys"  # a key comes twice
+    STATISTICS = "statistics"  # the footer's figures are not those of the rows
+    CONTENT = "content"  # the rows are not those that were given to be written
+    NAME = "name"  # not the name of the token shard of its image shard
+    QUARANTINE = "quarantine"  # its quarantine file is missing, broken, or of other samples
+    # of other files
+    UNREACHABLE = "unreachable"  # could not be looked at, so nothing is known
+    FOREIGN = "foreign"  # not of this dataset
+    ORPHAN = "orphan"  # a quarantine file without data file
+    TEMPORARY = "temporary"  # what a killed program left of a file that it was writing
+    SUMMARY = "summary"  # `_summary.json` is broken, or counts what is not there
+
+
+class CorruptShard(Exception):
+    """A file that must not be trusted. The message is one line; `damage` is its kind."""
+
+    def __init__(self, message: str, damage: Damage) -> None:
+        super().__init__(message, damage)  # both, so that it comes whole out of a pickle
+        self.damage = damage
+
+    def __str__(self) -> str:
+        return self.args[0]
+
+
+@dataclass(frozen=True)
+class CheckedShard:
+    """What was found in a shard that is whole."""
+
+    metadata: ShardMetadata
+    content_digest: str  # `ContentDigest` of its rows
+    keys: list[str] = field(repr=False)  # of the rows, in order
+
+
+def verify_shard_file(
+    source: Source, *, spec: TokenSpec | None = None, num_rows: int | None = None
+) -> CheckedShard:
+    """Read a whole token shard and check all of it, with `spec` and `num_rows` where they are known.
+
+    Raises CorruptShard for what is wrong first; FileNotFoundError and other errors of the system where a local file
+    cannot be read. Holds one row group, the keys, and no more of a local file.
+    """
+    with _open(source) as file:
+        try:
+            metadata = parse_footer(file.metadata, "footer")
+        except UserError as error:
+            raise CorruptShard(_one_line(error), Damage.UNREADABLE) from error
+        if spec is not None and (differences := metadata.spec.differences(spec)):
+            raise CorruptShard(f"made with other settings: {'; '.join(differences)}", Damage.SPEC)
+        _check_schema(file, token_schema(metadata.spec))
+        if num_rows is not None and metadata.num_rows != num_rows:
+            raise CorruptShard(f"{metadata.num_rows} rows, expected {num_rows}", Damage.CONTENT)
+        return _check_rows(file, metadata)
+
+
+def verify_written(writer: ShardWriter) -> CheckedShard:
+    """Read back what a closed `writer` left and make sure that it is what the writer was given.
+
+    Raises CorruptShard as `verify_shard_file` does, and where a row, the source or a figure in the file is not the
+    one that went in. Call it before the file is published.
+    """
+    found = verify_shard_file(writer.path, spec=writer.spec, num_rows=writer.statistics.num_images)
+    if found.metadata.source != writer.source:
+        raise CorruptShard(
+            f"its source is {found.metadata.source}, {writer.source} was given", Damage.CONTENT
+        )
+    _compare_statistics(found.metadata, writer.statistics.differences(found.metadata.statistics))
+    if found.content_digest != writer.content_digest:
+        raise CorruptShard(
+            f"its rows have digest {found.content_digest[:12]}, those given to be written "
+            f"{writer.content_digest[:12]}; the memory or the disk of this machine may be at fault",
+            Damage.CONTENT,
+        )
+    return found
+
+
+def read_checked_quarantine(source: Source) -> list[Quarantined]:
+    """The rows of a quarantine file. Raises CorruptShard where it is not whole."""
+    with _open(source) as file:
+        _check_schema(file, quarantine_schema())
+        try:
+            return [Quarantined(**row) for row in file.read(use_threads=False).to_pylist()]
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise CorruptShard(f"cannot be read: {_one_line(error)}", Damage.UNREADABLE) from error
+
+
+def count_reasons(rows: list[Quarantined]) -> dict[str, int]:
+    """Error class -> samples, as the statistics of the shard have it."""
+    return dict(Counter(row.error for row in rows))
+
+
+def _open(source: Source) -> pq.ParquetFile:
+    content: Any = pa.BufferReader(source) if isinstance(source, pa.Buffer) else os.fspath(source)
+    try:
+        return pq.ParquetFile(content, page_checksum_verification=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system's, not Arrow's: the file could not be looked at
+        raise CorruptShard(f"is no whole Parquet file: {_one_line(error)}", Damage.UNREADABLE) from error
+
+
+def _check_schema(file: pq.ParquetFile, expected: pa.Schema) -> None:
+    try:
+        found = file.schema_arrow
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise CorruptShard(f"its schema cannot be read: {_one_line(error)}", Damage.UNREADABLE) from error
+    for place, (mine, theirs) in enumerate(zip(found, expected, strict=False)):
+        if not mine.equals(theirs):
+            raise CorruptShard(
+                f"column {place + 1} is `{_show(mine)}`, expected `{_show(theirs)}`", Damage.SCHEMA
+            )
+    if len(found) != len(expected):
+        raise CorruptShard(f"{len(found)} columns, expected {len(expected)}", Damage.SCHEMA)
+
+
+def _check_rows(file: pq.ParquetFile, metadata: ShardMetadata) -> CheckedShard:
+    statistics, digest = empty_statistics(metadata.spec), ContentDigest()
+    keys: list[str] = []
+    crops: list[int] = []
+    for group in range(file.num_row_groups):
+        try:
+            table = file.read_row_group(group, use_threads=False).combine_chunks()
+            table.validate(full=True)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise CorruptShard(
+                f"row group {group} cannot be read: {_one_line(error)}", Damage.UNREADABLE
+            ) from error
+        try:
+            check_table(table, metadata.spec)
+        except ValueError as error:
+            raise CorruptShard(str(error), Damage.ROWS) from error
+        statistics.update_from_table(table)
+        digest.update_from_table(table)
+        keys += table.column("key").to_pylist()
+        crops += table.column("crop").to_pylist()
+    _check_keys(keys, crops)
+    # What the rows cannot tell: the size of the source stands beside, the quarantined are in a file of their own.
+    statistics.bytes_in = metadata.source.size_bytes
+    statistics.num_quarantined = sum(metadata.statistics.quarantine_reasons.values())
+    statistics.quarantine_reasons = metadata.statistics.quarantine_reasons
+    _compare_statistics(metadata, statistics.differences(metadata.statistics))
+    return CheckedShard(metadata, digest.hexdigest(), keys)
+
+
+def _check_keys(keys: list[str], crops: list[int]) -> None:
+    counts = Counter(zip(keys, crops, strict=True))
+    if len(counts) < len(keys):
+        (key, crop), number = counts.most_common(1)[0]
+        raise CorruptShard(f"key {key!r}, crop {crop}, comes {number} times", Damage.KEYS)
+
+
+def _compare_statistics(metadata: ShardMetadata, differences: list[str]) -> None:
+    if differences:
+        raise CorruptShard(
+            f"the statistics in its footer are not those of its {metadata.num_rows} rows "
+            f"(counted again, {'; '.join(differences)})",
+            Damage.STATISTICS,
+        )
+
+
+def _show(column: pa.Field) -> str:
+    return f"{column.name}: {column.type}{'' if column.nullable else ' not null'}"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,29 @@
+"""Where the files of a token dataset are.
+
+<url>/_dataset.json              written first: format, token spec, description
+<url>/quarantine/<name>.parquet  written before the data file of the same shard
+<url>/data/<name>.parquet        its arrival is the commit of the shard
+<url>/_index.parquet             a cache of the footers of data/; may be missing, stale or deleted at any time
+<url>/_summary.json              written last, rewritten by every finished run
+"""
+
+from __future__ import annotations
+
+from tatok_pipe import storage
+
+DATASET_FILE = "_dataset.json"
+INDEX_FILE = "_index.parquet"
+SUMMARY_FILE = "_summary.json"
+DATA_DIRECTORY = "data"
+QUARANTINE_DIRECTORY = "quarantine"
+SUFFIX = ".parquet"
+
+
+def data_url(url: str, name: str) -> str:
+    """The Parquet file of the token shard `name` in the dataset at `url`."""
+    return storage.join(url, DATA_DIRECTORY, name + SUFFIX)
+
+
+def quarantine_url(url: str, name: str) -> str:
+    """The quarantine file of the token shard `name`; there is none where nothing was quarantined."""
+    return storage.join(url, QUARANTINE_DIRECTORY, name + SUFFIX)

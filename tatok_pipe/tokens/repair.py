@@ -1,0 +1,128 @@
+"""Removing what `verify_dataset` found broken, where it can be made again, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from tatok_pipe import storage
+from tatok_pipe.errors import UserError
+from tatok_pipe.tokens.check import Damage
+from tatok_pipe.tokens.dataset import committed_shards, write_summary
+from tatok_pipe.tokens.format import token_shard_name
+from tatok_pipe.tokens.layout import INDEX_FILE, SUMMARY_FILE, data_url, quarantine_url
+from tatok_pipe.tokens.remedies import Finding, Remedy
+from tatok_pipe.tokens.verify import Verifier
+
+
+class Result(StrEnum):
+    REMOVED = "removed"  # a token shard, with its quarantine file, or a leftover
+    REWRITTEN = "written anew"
+    CLEAR = "clear"  # nothing is wrong any more, and nothing was done
+    LEFT = "left"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a finding. `message` is one line: what was done, or why nothing was."""
+
+    finding: Finding
+    result: Result
+    message: str
+    missing: str = (
+        ""  # the name of the token shard that is not there now, and that tokenize_corpus makes again
+    )
+
+    @property
+    def is_left_damaged(self) -> bool:
+        """Whether something is still wrong that running tokenize_corpus again does not mend."""
+        return self.result == Result.LEFT and not self.finding.is_harmless
+
+
+def repair_dataset(url: str, findings: Sequence[Finding]) -> list[Outcome]:
+    """Do about each finding what its remedy says, and tell what was done.
+
+    - A broken token shard is removed with its quarantine file where its image shard is as its footer (or
+      `_index.parquet`) says; the data file first, so that a kill in between leaves what may be left. It is looked at
+      once more before. The tokenize_corpus command that made the dataset then makes it again, to the same bytes.
+    - Leftovers of killed jobs, older than an hour, are removed.
+    - `_summary.json` is written anew where it was wrong or shards were removed, and `_index.parquet`, a cache that may
+      have counted them, is removed before.
+
+    Nothing else is touched. Raises UserError where there is no dataset, OSError where storage fails.
+    """
+    verifier = Verifier(url)
+    outcomes = []
+    removed: list[str] = []
+    for finding in findings:
+        if finding.remedy == Remedy.MAKE_AGAIN:
+            outcome = _remove_shard(verifier, finding)
+            if outcome.result == Result.REMOVED:
+                removed.append(outcome.missing)
+        elif finding.remedy == Remedy.REMOVE:
+            outcome = _remove_leftover(verifier, finding)
+        elif finding.remedy == Remedy.REWRITE:
+            continue  # at the end, when all shards are as they will be
+        else:
+            outcome = Outcome(finding, Result.LEFT, finding.advice)
+        outcomes.append(outcome)
+    stale = [finding for finding in findings if finding.remedy == Remedy.REWRITE]
+    if removed and not stale and storage.exists(storage.join(url, SUMMARY_FILE)):
+        stale = [Finding(Damage.SUMMARY, SUMMARY_FILE, "counts shards that were removed", Remedy.REWRITE)]
+    return outcomes + [_rewrite_summary(url, finding, removed) for finding in stale]
+
+
+def _remove_shard(verifier: Verifier, finding: Finding) -> Outcome:
+    quarantine = quarantine_url(verifier.url, finding.name)
+    now = verifier.check_shard(finding.name, has_quarantine=storage.exists(quarantine))
+    if not isinstance(now, Finding):
+        return Outcome(finding, Result.CLEAR, "whole by now")
+    if now.remedy != Remedy.MAKE_AGAIN:
+        return Outcome(finding, Result.LEFT, now.advice)
+    storage.remove(storage.join(verifier.url, INDEX_FILE))
+    storage.remove(data_url(verifier.url, finding.name))
+    storage.remove(quarantine)
+    missing = token_shard_name(now.source_url) if now.kind == Damage.NAME else finding.name
+    if storage.exists(data_url(verifier.url, missing)):
+        return Outcome(
+            finding, Result.REMOVED, "removed; its image shard has its token shard under another name"
+        )
+    message = "removed with its quarantine file, tokenize_corpus makes it again"
+    return Outcome(finding, Result.REMOVED, message, missing)
+
+
+def _remove_leftover(verifier: Verifier, finding: Finding) -> Outcome:
+    directory, _, name = finding.file.rpartition("/")
+    if not any(now.remedy == Remedy.REMOVE for now in verifier.check_leftovers(directory, [name])):
+        return Outcome(finding, Result.CLEAR, "in use by now")
+    storage.remove(storage.join(verifier.url, finding.file))
+    return Outcome(finding, Result.REMOVED, "removed")
+
+
+def _rewrite_summary(url: str, finding: Finding, removed: Sequence[str]) -> Outcome:
+    """The summary of the shards that are there. What only the run knew is kept where the old one can be read."""
+    try:
+        found = json.loads(storage.read_bytes(storage.join(url, SUMMARY_FILE)))
+    except (FileNotFoundError, ValueError):
+        found = None
+    old: dict[str, Any] = found if isinstance(found, dict) else {}
+    missing, failed, run = old.get("missing_shards"), old.get("failed_shards"), old.get("run")
+    storage.remove(storage.join(url, INDEX_FILE))
+    planned = {
+        *filter(None, removed),
+        *committed_shards(url),
+        *(map(str, missing) if isinstance(missing, list) else ()),
+    }
+    try:
+        write_summary(
+            url,
+            planned=sorted(planned),
+            failed=failed if isinstance(failed, dict) else {},
+            run=run if isinstance(run, dict) else {},
+        )
+    except UserError as error:
+        return Outcome(finding, Result.LEFT, f"left: {' '.join(str(error).split())}")
+    return Outcome(finding, Result.REWRITTEN, "written anew")
