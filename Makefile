@@ -35,6 +35,7 @@ format: $(INSTALLED) ## format the code and sort its imports
 
 bench: $(INSTALLED) ## speed of the stages on this machine, each beside what bounds it
 	$(PY) tests/benchmarks/run.py
+	$(PY) tests/benchmarks/overhead.py
 
 clean: ## remove the environment, caches and build output (never datasets or runs)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -22,7 +22,7 @@ from tatok_pipe.demo_server import S3Server, s3_server
 from tatok_pipe.errors import UserError
 from tatok_pipe.images.demo import write_demo_corpus
 from tatok_pipe.options import option, section
-from tatok_pipe.tokenize_corpus import format_duration
+from tatok_pipe.progress import format_duration
 
 logger = logging.getLogger("tatok_pipe.demo")
 

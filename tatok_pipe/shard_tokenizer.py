@@ -1,8 +1,10 @@
 """One image shard in, one committed token shard out: read, decode, encode, filter, write, commit. Knows no Ray.
 
-Reading, decoding and encoding overlap through bounded queues, and results are taken in source order. On CPU
-every batch is encoded by one thread and several batches run side by side: splitting one product over threads
-would make the last bits, and so now and then a code, depend on how many CPUs an actor has.
+Several shards may be under way at once, each called from a thread of its own: while the last batches of one are
+encoded, written and uploaded, the next one is read and decoded, and the first bytes of that were fetched before.
+Decoding and encoding threads are shared and results are taken in source order, so a shard's bytes do not depend
+on its neighbours. On CPU every batch is encoded by one thread and several batches run side by side: splitting one
+product over threads would make the last bits, and so now and then a code, depend on how many CPUs an actor has.
 
 Letters: B images a batch, S image size, K globals, N patches.
 """
@@ -12,23 +14,28 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from tatok_pipe import storage
+from tatok_pipe.activity import Activity, Track
+from tatok_pipe.batch_encoder import BatchEncoder
+from tatok_pipe.errors import UserError
 from tatok_pipe.images.decode import DecodeError, PreprocessConfig, decode_image
-from tatok_pipe.images.shards import ShardError, ShardLimits, read_samples
+from tatok_pipe.images.shards import InterleavedShard, ShardError, ShardLimits
+from tatok_pipe.images.source import open_samples
 from tatok_pipe.parallel import map_ahead
 from tatok_pipe.records import DecodedImage, ImageSample, Quarantined, TokenRecord
 from tatok_pipe.tokenizer.checkpoint import Tokenizer, load_tokenizer
 from tatok_pipe.tokenizer.dtf import Filter
-from tatok_pipe.tokenizer.trainer import to_model_input
+from tatok_pipe.tokens.check import verify_written
 from tatok_pipe.tokens.dataset import commit_shard
 from tatok_pipe.tokens.format import ShardSource, ShardWriter, token_shard_name, write_quarantine
 from tatok_pipe.tokens.spec import TokenSpec
@@ -37,6 +44,14 @@ logger = logging.getLogger(__name__)
 
 # Encoded images that may wait for a decoder, or be with one. Bounds memory where members are large.
 _WAITING_BYTES = 256 << 20
+# On a GPU a second thread prepares and unpacks a batch while the device computes the other.
+_GPU_LANES = 2
+# Errors of a whole shard are tried again here before they are reported. Storage has tried every single request
+# again by then. A damaged shard is the same when read again, so once is enough to know.
+_NUM_TRIES = 3
+_NUM_TRIES_DAMAGED = 2
+_FIRST_PAUSE_S = 1.0
+_FINAL_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, UserError)
 
 
 def token_spec(tokenizer: Tokenizer, filter: Filter, *, encoding: dict[str, Any]) -> TokenSpec:
@@ -80,107 +95,262 @@ class ShardResult:
     num_images: int = 0
     num_tokens: int = 0
     num_quarantined: int = 0
+    bytes_in: int = 0  # of the image shard
+    bytes_out: int = 0  # of the token shard
     seconds: float = 0.0
+    was_begun: bool = True  # False where the worker was told to stop before the shard's turn came
 
 
 @dataclass(frozen=True)
 class Group:
     """Consecutive samples: at most B decoded images, with the quarantined samples among them."""
 
-    images: list[DecodedImage]
-    quarantined: list[Quarantined]
+    images: list[DecodedImage] = field(default_factory=list)
+    quarantined: list[Quarantined] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Progress:
-    """What came since the last report, and the share of the current shard that is behind us."""
-
-    num_images: int
-    num_tokens: int
-    num_quarantined: int
-    share: float
-
-
-Report = Callable[[Progress], None]
+class _Stopped(Exception):
+    """The shard's turn came after `stop_taking`."""
 
 
 class ShardTokenizer:
-    """Holds the model on a device and tokenizes shards, one after the other."""
+    """Holds the model on a device and tokenizes shards. Calls from several threads overlap as told above."""
 
     def __init__(self, job: ShardJob, *, device: str, num_threads: int) -> None:
         self.job = job
         self.device = torch.device(device)
-        self.num_threads = max(1, num_threads)
         if self.device.type == "cpu":
             torch.set_num_threads(1)
-        self.num_lanes = self.num_threads if self.device.type == "cpu" else 1
+        num_threads = max(1, num_threads)
+        self.num_lanes = num_threads if self.device.type == "cpu" else _GPU_LANES
         self.tokenizer: Tokenizer = load_tokenizer(job.checkpoint, device=self.device)
         if self.tokenizer.fingerprint != job.spec.tokenizer_fingerprint:
             raise RuntimeError(
                 f"{storage.redact(job.checkpoint)} has fingerprint {self.tokenizer.fingerprint[:12]} on this machine, "
                 f"the run was planned with {job.spec.tokenizer_fingerprint[:12]}; give a URL that all nodes share"
             )
+        self._encode_batch = BatchEncoder(
+            self.tokenizer.model,
+            job.filter,
+            device=self.device,
+            precision=job.precision,
+            batch_size=job.batch_size,
+            mutual_information=job.mutual_information,
+            patch_entropy=job.patch_entropy,
+        )
+        self.activity = Activity(num_lanes=self.num_lanes)
+        self._decoders = ThreadPoolExecutor(num_threads, "decode")
+        self._lanes = ThreadPoolExecutor(self.num_lanes, "encode")
+        self._reading = threading.Lock()  # held by the shard whose samples are being read
+        self._stopping = threading.Event()
 
-    def __call__(self, url: str, report: Report | None = None) -> ShardResult:
+    def __call__(self, url: str) -> ShardResult:
         """Tokenize and commit one shard. An error of the shard is a result; nothing is raised for it."""
         start = time.monotonic()
-        try:
-            result = self._tokenize(url, report or (lambda progress: None))
-        except (ShardError, OSError) as error:
-            result = ShardResult(url, error=" ".join(str(error).split()) or type(error).__name__)
-        except Exception as error:
-            logger.exception("%s", storage.redact(url))
-            result = ShardResult(url, error=f"{type(error).__name__}: {' '.join(str(error).split())}")
-        return replace(result, seconds=time.monotonic() - start)
+        with self.activity.follow(url) as track:
+            result = replace(self._try(url, track), seconds=time.monotonic() - start)
+        if result.was_begun:
+            self.activity.count(
+                num_shards=1,
+                num_failed_shards=int(bool(result.error)),
+                bytes_in=result.bytes_in,
+                bytes_out=result.bytes_out,
+            )
+        return result
 
-    def _tokenize(self, url: str, report: Report) -> ShardResult:
+    def sample(self, url: str, *, max_images: int, max_s: float) -> ShardResult:
+        """Tokenize the beginning of a shard and commit nothing: what its images turn into, and how fast.
+
+        About `max_images` images, fewer where they take more than `max_s` seconds; `bytes_in` are those of the
+        images, or of the whole shard where it has no more. Raises what an unreadable shard raises.
+        """
+        start = time.monotonic()
+        is_whole = False
+
+        def beginning(samples: Iterator[ImageSample | Quarantined]) -> Iterator[ImageSample | Quarantined]:
+            nonlocal is_whole
+            for number, sample in enumerate(samples):
+                if number == max_images or time.monotonic() - start > max_s:
+                    return
+                yield sample
+            is_whole = True
+
         info = storage.file_info(url)
-        source = ShardSource(url=storage.redact(url), size_bytes=info.size_bytes, etag=info.etag)
+        with (
+            self.activity.follow(url) as track,
+            open_samples(url, info=info, limits=self.job.limits, part_bytes=1 << 20) as samples,
+            tempfile.TemporaryDirectory(prefix="tatok-") as folder,
+        ):
+            path = os.path.join(folder, "data.parquet")
+            groups = []
+            with ShardWriter(
+                path, self.job.spec, ShardSource(storage.canonical_url(url), info.size_bytes)
+            ) as writer:
+                for group, records in self._stream(beginning(samples), track):
+                    writer.append(records)
+                    groups.append(group)
+            images = [image for group in groups for image in group.images]
+            return ShardResult(
+                url,
+                num_images=len(images),
+                num_tokens=writer.statistics.num_tokens,
+                num_quarantined=sum(len(group.quarantined) for group in groups),
+                bytes_in=info.size_bytes if is_whole else sum(image.num_bytes for image in images),
+                bytes_out=os.path.getsize(path),
+                seconds=time.monotonic() - start,
+            )
+
+    def stop_taking(self) -> None:
+        """Shards whose turn has not come come back at once, not begun. Those under way go on to their end."""
+        self._stopping.set()
+
+    def close(self) -> None:
+        """End the threads. No call may be under way."""
+        self._decoders.shutdown()
+        self._lanes.shutdown()
+
+    def _try(self, url: str, track: Track) -> ShardResult:
+        """The shard, and again with growing pauses where its error may pass."""
+        attempt, regroup = 1, False
+        while True:
+            try:
+                return self._tokenize(url, track, regroup=regroup)
+            except _Stopped:
+                return ShardResult(url, was_begun=False)
+            except InterleavedShard as error:
+                if regroup:
+                    return ShardResult(url, error=_describe(error))
+                logger.warning("%s; reading it twice", storage.redact(str(error)))
+                regroup = True
+            except (Exception, SystemExit) as error:  # SystemExit: a library's, it must not end the actor
+                num_tries = _NUM_TRIES_DAMAGED if isinstance(error, ShardError) else _NUM_TRIES
+                if isinstance(error, _FINAL_ERRORS) or attempt == num_tries:
+                    if not isinstance(error, (ShardError, OSError, UserError)):
+                        logger.error("%s", storage.redact(url), exc_info=error)
+                    return ShardResult(url, error=_describe(error))
+                logger.warning(
+                    "%s: %s; attempt %d of %d", storage.redact(url), _describe(error), attempt, num_tries
+                )
+                track.wait()
+                if self._stopping.wait(_FIRST_PAUSE_S * 2 ** (attempt - 1)):
+                    return ShardResult(url, was_begun=False)
+                attempt += 1
+
+    def _tokenize(self, url: str, track: Track, *, regroup: bool) -> ShardResult:
+        info = storage.file_info(url)
+        source = ShardSource(storage.canonical_url(url), info.size_bytes, info.etag)
         quarantined: list[Quarantined] = []
         num_images = num_tokens = bytes_read = 0
-        with tempfile.TemporaryDirectory(prefix="tatok-") as folder:
+        with (
+            open_samples(url, info=info, limits=self.job.limits, regroup=regroup) as samples,
+            tempfile.TemporaryDirectory(prefix="tatok-") as folder,
+        ):
             data_path = os.path.join(folder, "data.parquet")
             with ShardWriter(data_path, self.job.spec, source) as writer:
-                for group, records in self._stream(url, info):
+                for group, records in self._stream(samples, track):
                     writer.append(records)
                     writer.add_quarantined(group.quarantined)
                     quarantined += group.quarantined
                     tokens = sum(record.num_tokens for record in records)
                     num_images += len(records)
                     num_tokens += tokens
-                    bytes_read += sum(len(image.sample.image) for image in group.images)
+                    bytes_read += sum(image.num_bytes for image in group.images)
                     bytes_read += sum(row.num_bytes for row in group.quarantined)
-                    share = min(1.0, bytes_read / max(1, info.size_bytes))
-                    report(Progress(len(records), tokens, len(group.quarantined), share))
+                    track.advance(
+                        images=len(records),
+                        tokens=tokens,
+                        quarantined=len(group.quarantined),
+                        share=min(1.0, bytes_read / max(1, info.size_bytes)),
+                    )
+                    self.activity.count(
+                        num_images=len(records), num_tokens=tokens, num_quarantined=len(group.quarantined)
+                    )
+            verify_written(writer)
+            track.touch()
             quarantine_path = None
             if quarantined:
                 quarantine_path = os.path.join(folder, "quarantine.parquet")
                 write_quarantine(quarantine_path, quarantined)
-            commit_shard(self.job.output_url, token_shard_name(url), data_path, quarantine_path)
+            commit_shard(
+                self.job.output_url,
+                token_shard_name(url),
+                data_path,
+                quarantine_path,
+                spec=self.job.spec,
+                source=source,
+            )
+            bytes_out = os.path.getsize(data_path)
         return ShardResult(
-            url, num_images=num_images, num_tokens=num_tokens, num_quarantined=len(quarantined)
+            url,
+            num_images=num_images,
+            num_tokens=num_tokens,
+            num_quarantined=len(quarantined),
+            bytes_in=info.size_bytes,
+            bytes_out=bytes_out,
         )
 
-    def _stream(self, url: str, info: storage.SourceInfo) -> Iterator[tuple[Group, list[TokenRecord]]]:
+    def _stream(
+        self, samples: Iterator[ImageSample | Quarantined], track: Track
+    ) -> Iterator[tuple[Group, list[TokenRecord]]]:
         """Groups of samples and the rows of their images, in source order."""
-        with (
-            storage.open_stream(url, info=info) as stream,
-            ThreadPoolExecutor(self.num_threads, "decode") as decoders,
-            ThreadPoolExecutor(self.num_lanes, "encode") as lanes,
-        ):
-            samples = read_samples(stream, shard=storage.redact(url), limits=self.job.limits)
+        with self._turn(track) as give_up_turn:
+            depths = track.depths
+
+            def read() -> Iterator[ImageSample | Quarantined]:
+                for sample in samples:
+                    track.touch()
+                    depths.add(samples=1)
+                    yield sample
+                give_up_turn()
+
+            def grouped(decoded: Iterable[DecodedImage | Quarantined]) -> Iterator[Group]:
+                for group in gather(decoded, self.job.batch_size):
+                    depths.add(batches=1)
+                    yield group
+
+            def decode(sample: ImageSample | Quarantined) -> DecodedImage | Quarantined:
+                try:
+                    return self._decode(sample)
+                finally:
+                    depths.add(samples=-1)
+
+            def encode(group: Group) -> tuple[Group, list[TokenRecord]]:
+                try:
+                    return group, self._encode(group)
+                finally:
+                    depths.add(batches=-1)
+
             decoded = map_ahead(
-                decoders,
-                self._decode,
-                samples,
+                self._decoders,
+                decode,
+                read(),
                 max_items=2 * self.job.batch_size * self.num_lanes,
                 weigh=lambda sample: len(sample.image) if isinstance(sample, ImageSample) else 0,
                 max_weight=_WAITING_BYTES,
             )
-            groups = gather(decoded, self.job.batch_size)
-            yield from map_ahead(
-                lanes, lambda group: (group, self._encode(group)), groups, max_items=self.num_lanes + 1
-            )
+            yield from map_ahead(self._lanes, encode, grouped(decoded), max_items=self.num_lanes + 2)
+
+    @contextmanager
+    def _turn(self, track: Track) -> Iterator[Any]:
+        """Wait until no other shard is being read. Gives the function that lets the next one begin."""
+        while not self._reading.acquire(timeout=0.1):
+            if self._stopping.is_set():
+                raise _Stopped
+        is_held = True
+
+        def give_up_turn() -> None:
+            nonlocal is_held
+            if is_held:
+                is_held = False
+                self._reading.release()
+
+        try:
+            if self._stopping.is_set():
+                raise _Stopped
+            track.begin()
+            yield give_up_turn
+        finally:
+            give_up_turn()
 
     def _decode(self, sample: ImageSample | Quarantined) -> DecodedImage | Quarantined:
         if isinstance(sample, Quarantined):
@@ -189,63 +359,25 @@ class ShardTokenizer:
             pixels, width, height = decode_image(sample.image, self.job.preprocess)
         except DecodeError as error:
             return Quarantined(sample.key, "decode", error.error, str(error), len(sample.image))
-        return DecodedImage(sample, pixels, width, height)
+        return DecodedImage(
+            key=sample.key,
+            label=sample.label,
+            caption=sample.caption,
+            meta=sample.meta,
+            num_bytes=len(sample.image),
+            pixels=pixels,
+            width=width,
+            height=height,
+        )
 
     def _encode(self, group: Group) -> list[TokenRecord]:
-        job, images = self.job, group.images
-        if not images:
-            return []
-        size = job.preprocess.image_size
-        # Always the full batch: kernels differ by shape, and an image's codes should not depend on its neighbours.
-        pixels = np.zeros((job.batch_size, size, size, 3), np.uint8)
-        for row, image in enumerate(images):
-            pixels[row] = image.pixels
-        with (
-            torch.inference_mode(),
-            torch.autocast(self.device.type, torch.bfloat16, enabled=job.precision == "bf16"),
-        ):
-            tokens = self.tokenizer.model.tokenize(
-                to_model_input(pixels, self.device),
-                job.filter,
-                with_mutual_information=job.mutual_information,
-            )
-        global_codes = tokens.global_codes.cpu().numpy()  # (B, K)
-        patch_codes = tokens.patch_codes.cpu().numpy()  # (B, N)
-        keep = tokens.keep.cpu().numpy()  # (B, N)
-        entropy = tokens.patch_entropy.cpu().numpy()  # (B, N)
-        information = None if tokens.mutual_information is None else tokens.mutual_information.cpu().numpy()
-        if not np.isfinite(entropy[: len(images)]).all():
-            raise RuntimeError(
-                "the entropy model gave values that are not finite; check the checkpoint's weights"
-            )
-        exact = entropy.astype(np.float64)
-        records = []
-        for row, image in enumerate(images):
-            kept = keep[row]
-            records.append(
-                TokenRecord(
-                    key=image.sample.key,
-                    label=image.sample.label,
-                    caption=image.sample.caption,
-                    meta=image.sample.meta,
-                    width=image.width,
-                    height=image.height,
-                    crop=image.crop,
-                    global_codes=global_codes[row],
-                    patch_codes=patch_codes[row, kept],
-                    patch_positions=np.flatnonzero(kept),
-                    entropy_total=float(exact[row].sum()),
-                    entropy_dropped=float(exact[row, ~kept].sum()),
-                    mutual_information=None if information is None else float(information[row]),
-                    patch_entropy=entropy[row].astype(np.float16) if job.patch_entropy else None,
-                )
-            )
-        return records
+        with self.activity.encoding():
+            return self._encode_batch(group.images)
 
 
 def gather(decoded: Iterable[DecodedImage | Quarantined], batch_size: int) -> Iterator[Group]:
     """Groups of `batch_size` images, the last one smaller; quarantined samples go with the images around them."""
-    group = Group([], [])
+    group = Group()
     for item in decoded:
         if isinstance(item, Quarantined):
             group.quarantined.append(item)
@@ -254,6 +386,14 @@ def gather(decoded: Iterable[DecodedImage | Quarantined], batch_size: int) -> It
         # The second condition keeps a shard of nothing but bad images from growing one group without end.
         if len(group.images) == batch_size or len(group.quarantined) >= 1024:
             yield group
-            group = Group([], [])
+            group = Group()
     if group.images or group.quarantined:
         yield group
+
+
+def _describe(error: BaseException) -> str:
+    """One line; the class is named where the text alone would not say what happened."""
+    text = " ".join(storage.redact(str(error)).split())
+    if isinstance(error, (ShardError, OSError, UserError)) and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -11,100 +11,61 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn, cast
 
 from tatok_pipe import __version__, storage
 from tatok_pipe.config import load_config, run_entry, to_dict
+from tatok_pipe.corpus_estimate import estimate, format_plan
+from tatok_pipe.corpus_plan import CorpusPlan, OnSourceChange, discard_committed, make_plan
+from tatok_pipe.corpus_sample import measure_sample
 from tatok_pipe.errors import EXIT_DONE, EXIT_FAILED_SHARDS, EXIT_INTERRUPTED, UserError
 from tatok_pipe.images.decode import PreprocessConfig, decoder_version
 from tatok_pipe.images.demo import write_demo_corpus
-from tatok_pipe.images.shards import ShardLimits
-from tatok_pipe.options import check_choices, option, section
-from tatok_pipe.ray_runtime import ActorsConfig, has_gpu, plan_actors, start_ray, tokenize_shards
-from tatok_pipe.shard_tokenizer import Progress, ShardJob, token_spec
+from tatok_pipe.progress import Every, format_duration, progress_line
+from tatok_pipe.ray_runtime import RunState, has_gpu, plan_actors, start_ray, tokenize_shards
+from tatok_pipe.shard_tokenizer import ShardJob, ShardResult, token_spec
+from tatok_pipe.stop_signal import StopSignal
+from tatok_pipe.storage import ShardFile
+from tatok_pipe.tokenize_config import DEMO, DEMO_FOLDER, TokenizeCorpusConfig
 from tatok_pipe.tokenizer.checkpoint import PACKAGED, Tokenizer, load_tokenizer
-from tatok_pipe.tokenizer.dtf import DTFConfig
 from tatok_pipe.tokens import dataset
-from tatok_pipe.tokens.format import token_shard_name
+from tatok_pipe.tokens.index_keeper import keep_index_fresh
 from tatok_pipe.tokens.spec import TokenSpec
 
 logger = logging.getLogger("tatok_pipe.tokenize_corpus")
 
-DEMO = "demo"
-DEMO_FOLDER = "tatok_demo"
 
+@dataclass
+class Outcome:
+    """What became of the shards of this run."""
 
-@dataclass(frozen=True)
-class InputConfig:
-    shards: str = option(
-        DEMO,
-        help="image shards (WebDataset .tar) on any URL: glob, {000..999} braces, @list.txt or a folder; "
-        f"{DEMO!r} makes a small corpus in ./{DEMO_FOLDER}",
-    )
-    limits: ShardLimits = section(ShardLimits, help="what is accepted of a shard")
-    max_pixels: int = option(
-        PreprocessConfig().max_pixels,
-        help="images that declare more are quarantined undecoded",
-        unit="pixels, width × height",
-    )
+    failed: dict[str, str] = field(default_factory=dict)  # error by image shard
+    num_done: int = 0  # shards, those that failed not among them
+    num_images: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    num_actors: int = 0
+    began_s: float = 0.0  # when the first shard was begun: what actors take to start says nothing of the rest
+    ended_s: float = 0.0
 
+    def add(self, result: ShardResult) -> None:
+        now = time.monotonic()
+        self.began_s = min(self.began_s or now, now - result.seconds)
+        self.ended_s = now
+        if result.error:
+            self.failed[result.url] = result.error
+            return
+        self.num_done += 1
+        self.num_images += result.num_images
+        self.bytes_in += result.bytes_in
+        self.bytes_out += result.bytes_out
 
-@dataclass(frozen=True)
-class OutputConfig:
-    url: str = option("tatok_out", help="folder of the token dataset, on any URL")
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    checkpoint: str = option(PACKAGED, help=f"folder that train_tokenizer wrote, on any URL, or {PACKAGED!r}")
-
-
-@dataclass(frozen=True)
-class EncodeConfig:
-    precision: str = option(
-        "auto",
-        choices=("auto", "fp32", "bf16"),
-        help="arithmetic of the model; auto: as the dataset was begun, a new one bf16 on GPUs and fp32 on CPUs",
-    )
-    batch_size: int | None = option(
-        None, help="images encoded at once; null: as the dataset was begun, a new one 128 on GPUs, 16 on CPUs",
-        unit="images per GPU or CPU thread",
-    )  # fmt: skip
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size}: expected at least 1")
-
-
-@dataclass(frozen=True)
-class RecordConfig:
-    mutual_information: bool = option(
-        False, help="estimate I(G; P) of every image, nats; one more pass of the entropy model"
-    )
-    patch_entropy: bool = option(False, help="store the entropies of all patches, nats as float16")
-
-
-@dataclass(frozen=True)
-class ProgressConfig:
-    every_s: float = option(10.0, help="a line of progress this often", unit="seconds")
-
-    def __post_init__(self) -> None:
-        if self.every_s <= 0:
-            raise ValueError(f"every_s={self.every_s}: expected more than 0")
-
-
-@dataclass(frozen=True)
-class TokenizeCorpusConfig:
-    input: InputConfig = section(InputConfig, help="what to tokenize")
-    output: OutputConfig = section(OutputConfig, help="where the tokens go")
-    tokenizer: CheckpointConfig = section(CheckpointConfig, help="what to tokenize with")
-    dtf: DTFConfig = section(DTFConfig, help="Dynamic Token Filtering: which patch tokens are kept")
-    actors: ActorsConfig = section(ActorsConfig, help="Ray actors; each does whole shards")
-    encode: EncodeConfig = section(EncodeConfig, help="how the model runs")
-    record: RecordConfig = section(RecordConfig, help="optional columns")
-    progress: ProgressConfig = section(ProgressConfig, help="what is printed meanwhile")
+    @property
+    def images_per_s(self) -> float:
+        seconds = self.ended_s - self.began_s
+        return self.num_images / seconds if seconds else 0.0
 
 
 def main(argv: list[str]) -> int:
@@ -117,27 +78,32 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     tokenizer = load_tokenizer(config.tokenizer.checkpoint)
     shards = _expand_input(config.input.shards)
-    names = {token_shard_name(url): url for url in shards}
     spec = make_spec(config, tokenizer)
+    if config.dry_run:
+        return _show_plan(config, spec, tokenizer, shards)
     dataset.create_or_check(config.output.url, spec, _describe(config, tokenizer))
-    todo = dataset.plan(list(names.values()), dataset.committed_shards(config.output.url))
+    plan = _make_plan(config, spec, shards)
     logger.info(
         "%d image shards, %d done before, %d to do; %s, fingerprint %s; %s",
-        len(names), len(names) - len(todo), len(todo),
-        storage.redact(config.tokenizer.checkpoint), tokenizer.fingerprint[:12], _show_filter(spec.dtf),
+        plan.num_planned, plan.num_done, len(plan.todo), storage.redact(config.tokenizer.checkpoint),
+        tokenizer.fingerprint[:12], _show_filter(spec.dtf),
     )  # fmt: skip
-    failed: dict[str, str] = {}
-    start = time.monotonic()
-    if todo:
+    _settle_changes(config, plan)
+    outcome = Outcome()
+    stop = StopSignal()
+    if plan.todo:
         try:
-            failed = _tokenize(config, spec, tokenizer, todo)
+            with stop:
+                _tokenize(config, make_job(config, spec, tokenizer), plan.todo, stop, outcome)
         except KeyboardInterrupt:
-            done = len(names) - len(dataset.plan(todo, dataset.committed_shards(config.output.url)))
-            logger.warning(
-                "interrupted: %d of %d shards are done; the same command does the rest", done, len(names)
-            )
-            return EXIT_INTERRUPTED
-    return _finish(config, names, failed, did_work=bool(todo), seconds=time.monotonic() - start)
+            stop.request()
+    if stop.is_requested and outcome.num_done + len(outcome.failed) < len(plan.todo):
+        logger.warning(
+            "interrupted: %d of %d shards are done; the same command does the rest",
+            plan.num_done + outcome.num_done, plan.num_planned,
+        )  # fmt: skip
+        return EXIT_INTERRUPTED
+    return _finish(config, plan, outcome)
 
 
 def make_spec(config: TokenizeCorpusConfig, tokenizer: Tokenizer) -> TokenSpec:
@@ -171,21 +137,16 @@ def make_spec(config: TokenizeCorpusConfig, tokenizer: Tokenizer) -> TokenSpec:
             "batch_size": batch_size,
             "decoder": decoder_version(),
             "max_pixels": config.input.max_pixels,
-            "limits": to_dict(config.input.limits),
+            "max_member_bytes": config.input.limits.max_member_bytes,
             **to_dict(config.record),
         },
     )
 
 
-def _tokenize(
-    config: TokenizeCorpusConfig, spec: TokenSpec, tokenizer: Tokenizer, todo: list[str]
-) -> dict[str, str]:
-    """Tokenize the shards; errors by shard URL."""
-    start_ray()
-    plan = plan_actors(config.actors, num_shards=len(todo))
-    logger.info("%d to %d actors, each with %g CPUs and %g GPUs", plan.min, plan.max, plan.cpus, plan.gpus)
+def make_job(config: TokenizeCorpusConfig, spec: TokenSpec, tokenizer: Tokenizer) -> ShardJob:
+    """What the actors are told."""
     checkpoint = config.tokenizer.checkpoint
-    job = ShardJob(
+    return ShardJob(
         checkpoint=checkpoint if checkpoint == PACKAGED else storage.canonical_url(checkpoint),
         output_url=storage.canonical_url(config.output.url),
         spec=spec,
@@ -197,66 +158,117 @@ def _tokenize(
         mutual_information=config.record.mutual_information,
         patch_entropy=config.record.patch_entropy,
     )
-    started: list[
-        float
-    ] = []  # when the first images came: what the actors took to start says nothing of the rest
-
-    def show(progress: Progress, num_done: int) -> None:
-        if not progress.num_images + progress.num_quarantined + num_done:
-            logger.info("starting actors")
-            return
-        if not started:
-            started.append(time.monotonic() - config.progress.every_s)
-        logger.info("%s", progress_line(progress, num_done, len(todo), seconds=time.monotonic() - started[0]))
-
-    failed = {}
-    for result in tokenize_shards(todo, job, plan, on_progress=show, every_s=config.progress.every_s):
-        if result.error:
-            failed[result.url] = result.error
-            logger.error("failed: %s: %s", storage.redact(result.url), result.error)
-    return failed
 
 
-def progress_line(progress: Progress, num_done: int, num_shards: int, *, seconds: float) -> str:
-    """One line: shards, images/s, tokens an image, quarantined, time left."""
-    behind = num_done + progress.share
-    left = seconds * (num_shards - behind) / behind if behind else float("inf")
-    per_image = progress.num_tokens / progress.num_images if progress.num_images else 0.0
-    return (
-        f"{num_done}/{num_shards} shards, {progress.num_images} images, {progress.num_images / seconds:.1f} images/s, "
-        f"{per_image:.1f} tokens/image, {progress.num_quarantined} quarantined, {format_duration(left)} left"
+def _make_plan(config: TokenizeCorpusConfig, spec: TokenSpec, shards: list[ShardFile]) -> CorpusPlan:
+    due = Every(config.progress.every_s)
+
+    def show(num_read: int, num_all: int) -> None:
+        if due():
+            logger.info(
+                "reading footers of token shards that are not in the index: %d of %d", num_read, num_all
+            )
+
+    return make_plan(
+        config.output.url,
+        spec,
+        shards,
+        on_source_change=cast(OnSourceChange, config.input.on_source_change),
+        on_progress=show,
+        save_index=not config.dry_run,
     )
 
 
-def format_duration(seconds: float) -> str:
-    """3725 s as `1 h 02 min`; unknown (infinite) as `?`."""
-    if seconds == float("inf"):
-        return "?"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-def _finish(
-    config: TokenizeCorpusConfig,
-    names: dict[str, str],
-    failed: dict[str, str],
-    *,
-    did_work: bool,
-    seconds: float,
+def _show_plan(
+    config: TokenizeCorpusConfig, spec: TokenSpec, tokenizer: Tokenizer, shards: list[ShardFile]
 ) -> int:
+    """The dry run: the plan, with what it will probably take."""
     url = config.output.url
-    summary = dataset.TokenDataset(url).summary
-    if did_work or summary is None:
-        run = {"seconds": round(seconds, 1), "shards_done": len(names) - len(failed)}
+    summary = None
+    if storage.exists(storage.join(url, dataset.DATASET_FILE)):
+        dataset.check_spec(url, spec)
+        summary = dataset.TokenDataset(url).summary
+    plan = _make_plan(config, spec, shards)
+    sample, num_actors = None, None
+    if plan.todo:
+        start_ray()
+        actors = plan_actors(config.actors, num_shards=len(plan.todo))
+        num_actors = actors.max
+        if not plan.index.total("num_rows") or summary is None:
+            sample = measure_sample(
+                make_job(config, spec, tokenizer),
+                plan.todo[0],
+                device=actors.device,
+                num_threads=max(1, int(actors.cpus)),
+            )
+    expected = estimate(plan, num_actors=num_actors, run=summary["run"] if summary else None, sample=sample)
+    for line in format_plan(plan, expected):
+        print(line)
+    return EXIT_DONE
+
+
+def _settle_changes(config: TokenizeCorpusConfig, plan: CorpusPlan) -> None:
+    """Say what happens to image shards that changed since they were tokenized, and make room for their tokens."""
+    if not plan.changed:
+        return
+    is_redone = config.input.on_source_change == "retokenize"
+    logger.warning(
+        "%d image shards changed since they were tokenized; their tokens are %s",
+        len(plan.changed), "made anew" if is_redone else "left as they are",
+    )  # fmt: skip
+    if is_redone:
+        discard_committed(config.output.url, [change.name for change in plan.changed])
+
+
+def _tokenize(
+    config: TokenizeCorpusConfig, job: ShardJob, todo: list[ShardFile], stop: StopSignal, outcome: Outcome
+) -> None:
+    """Tokenize the shards; what becomes of them goes to `outcome` as it comes."""
+    start_ray()
+    began_s: list[float] = []
+
+    def show(state: RunState) -> None:
+        outcome.num_actors = max(outcome.num_actors, state.num_actors)
+        if not state.num_images + state.num_quarantined + state.num_done:
+            logger.info("%d of %d actors are ready", state.num_actors, state.num_actors_wanted)
+            return
+        if not began_s:
+            began_s.append(time.monotonic() - config.progress.every_s)
+        logger.info("%s", progress_line(state, seconds=time.monotonic() - began_s[0]))
+
+    urls = [shard.url for shard in todo]
+    with keep_index_fresh(job.output_url, job.spec):
+        for result in tokenize_shards(
+            urls, job, config.actors, config.failures, stop=stop, on_progress=show, every_s=config.progress.every_s
+        ):  # fmt: skip
+            outcome.add(result)
+            if result.error:
+                logger.error("failed: %s: %s", storage.redact(result.url), result.error)
+
+
+def _finish(config: TokenizeCorpusConfig, plan: CorpusPlan, outcome: Outcome) -> int:
+    url, failed = config.output.url, outcome.failed
+    summary = None if plan.todo or plan.changed else dataset.TokenDataset(url).summary
+    if summary is None:
+        seconds = outcome.ended_s - outcome.began_s
+        run = {
+            "seconds": round(seconds, 1),
+            "shards_done": outcome.num_done,
+            "images": outcome.num_images,
+            "bytes_in": outcome.bytes_in,
+            "bytes_out": outcome.bytes_out,
+            "actors": outcome.num_actors,
+            "images_per_s": round(outcome.images_per_s, 2),
+            "images_per_s_per_actor": round(outcome.images_per_s / max(1, outcome.num_actors), 2),
+        }
         shown = {storage.redact(shard): error for shard, error in failed.items()}
-        summary = dataset.write_summary(url, planned=list(names), failed=shown, run=run)
+        summary = dataset.write_summary(url, planned=plan.names, failed=shown, run=run)
     figures, counts = summary["figures"], summary["statistics"]
+    num_missing = len(plan.todo) - outcome.num_done
+    took = f", in {format_duration(summary['run']['seconds'])}" if outcome.num_done else ""
     lines = [
-        f"{storage.redact(url)}: {len(names) - len(failed)} of {len(names)} shards, {counts['num_images']} images, "
-        f"{counts['num_quarantined']} quarantined" + (f", in {format_duration(seconds)}" if did_work else ""),
+        f"{storage.redact(url)}: {plan.num_planned - num_missing} of {plan.num_planned} shards, "
+        f"{counts['num_images']} images, {counts['num_quarantined']} quarantined{took}"
     ]
     if counts["num_images"]:
         lines.append(
@@ -265,19 +277,23 @@ def _finish(
         )
     lines += [f"quarantined {count}: {reason}" for reason, count in counts["quarantine_reasons"].items()]
     lines += [f"failed {storage.redact(shard)}: {error}" for shard, error in sorted(failed.items())]
+    budget = config.failures.max_failed_shards
+    is_within_budget = len(failed) <= (budget or 0)
     if failed:
-        lines.append(f"{len(failed)} shards failed; the same command tries them again")
+        left = f", {num_missing - len(failed)} were not begun" if num_missing > len(failed) else ""
+        tolerated = f" (failures.max_failed_shards={budget})" if budget is not None else ""
+        lines.append(f"{len(failed)} shards failed{tolerated}{left}; the same command tries them again")
     for line in lines:
         logger.info("%s", line)
-    return EXIT_FAILED_SHARDS if failed else EXIT_DONE
+    return EXIT_DONE if is_within_budget else EXIT_FAILED_SHARDS
 
 
-def _expand_input(spec: str) -> list[str]:
+def _expand_input(spec: str) -> list[ShardFile]:
     if spec == DEMO:
-        return write_demo_corpus(DEMO_FOLDER).shards
+        spec = str(Path(write_demo_corpus(DEMO_FOLDER).shards[0]).parent)
     if not spec:
         raise UserError(f"input.shards: empty; expected a URL, glob, @list or folder, or {DEMO!r}")
-    return [storage.canonical_url(url) for url in storage.expand_shards(spec)]
+    return storage.expand_shards(spec)
 
 
 def _describe(config: TokenizeCorpusConfig, tokenizer: Tokenizer) -> dict[str, Any]:

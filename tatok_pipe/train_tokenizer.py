@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ from tatok_pipe import storage
 from tatok_pipe.config import from_dict, load_config, run_entry, to_dict
 from tatok_pipe.errors import UserError
 from tatok_pipe.images.decode import DecodeError, PreprocessConfig, decode_image
-from tatok_pipe.images.shards import read_samples
+from tatok_pipe.images.shards import ShardError
+from tatok_pipe.images.source import open_samples
 from tatok_pipe.images.stream import TrainingImages
 from tatok_pipe.options import option, section
 from tatok_pipe.ray_runtime import WorkersConfig, run_training, start_ray
@@ -110,8 +112,8 @@ def main(argv: list[str]) -> int:
         if not value:
             raise UserError(f"{key}: not given; expected a URL or path")
     # Absolute from here on: Ray Train's workers run in a folder of their own.
-    train_shards = [storage.canonical_url(url) for url in storage.expand_shards(config.input.shards)]
-    held_out = [storage.canonical_url(url) for url in storage.expand_shards(config.validation.shards)]
+    train_shards = [storage.canonical_url(shard.url) for shard in storage.expand_shards(config.input.shards)]
+    held_out = [storage.canonical_url(shard.url) for shard in storage.expand_shards(config.validation.shards)]
     output_url = storage.canonical_url(config.output.url)
     if both := set(train_shards) & set(held_out):
         raise UserError(
@@ -296,19 +298,19 @@ def load_images(shards: list[str], image_size: int, max_images: int) -> torch.Te
 
     Raises UserError where there is none.
     """
-    crops = []
+    crops: list[torch.Tensor] = []
     preprocess = PreprocessConfig(image_size=image_size)
     for url in shards:
-        with storage.open_stream(url) as stream:
-            for sample in read_samples(stream, shard=url):
-                if not isinstance(sample, ImageSample):
-                    continue
-                try:
-                    crops.append(torch.from_numpy(decode_image(sample.image, preprocess)[0].copy()))
-                except DecodeError:
-                    continue
-                if len(crops) == max_images:
-                    break
+        try:
+            with open_samples(url, info=storage.file_info(url)) as samples:
+                for sample in samples:
+                    if isinstance(sample, ImageSample):
+                        with suppress(DecodeError):
+                            crops.append(torch.from_numpy(decode_image(sample.image, preprocess)[0].copy()))
+                    if len(crops) == max_images:
+                        break
+        except ShardError as error:
+            raise UserError(str(error)) from error
         if len(crops) == max_images:
             break
     if not crops:

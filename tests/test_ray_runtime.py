@@ -1,19 +1,21 @@
-"""What the runtime does without a cluster: an actor that cannot start, the progress board."""
+"""What the runtime does without a cluster: an actor that cannot start, plans of actors, lines of progress."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from tatok_pipe.errors import UserError
 from tatok_pipe.images.decode import PreprocessConfig
 from tatok_pipe.images.shards import ShardLimits
-from tatok_pipe.ray_runtime import ActorPlan, ActorsConfig, ProgressBoard, TokenizerActor, WorkersConfig
-from tatok_pipe.shard_tokenizer import Progress, ShardJob
-from tatok_pipe.tokenize_corpus import TokenizeCorpusConfig, format_duration, make_spec, progress_line
+from tatok_pipe.progress import format_duration, progress_line
+from tatok_pipe.ray_runtime import ActorPlan, ActorsConfig, RunState, WorkersConfig, actor_plan, plan_actors
+from tatok_pipe.ray_runtime.tokenizer_actor import TokenizerActor
+from tatok_pipe.shard_tokenizer import ShardJob
+from tatok_pipe.tokenize_config import TokenizeCorpusConfig
+from tatok_pipe.tokenize_corpus import make_spec
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer, save_tokenizer
 from tatok_pipe.tokenizer.dtf import DTFConfig
 from tatok_pipe.tokenizer.model import StackConfig, TaTok, TaTokConfig
@@ -41,17 +43,14 @@ def make_job(checkpoint: str) -> ShardJob:
     )
 
 
-def test_an_actor_that_cannot_start_fails_its_shards_and_says_why(tmp_path: Path) -> None:
+def test_an_actor_that_cannot_start_says_why(tmp_path: Path) -> None:
     job = make_job(small_tokenizer(tmp_path / "tokenizer"))
     plan = ActorPlan(min=1, max=1, cpus=1, gpus=0)
-    url = {"url": np.array(["s3://bucket/a.tar"])}
     for broken, reason in (
         (replace(job, checkpoint=str(tmp_path / "gone")), "expected a folder"),
         (replace(job, spec=replace(job.spec, tokenizer_fingerprint="0" * 64)), "planned with 000000000000"),
     ):
-        row = TokenizerActor(broken, plan, board=None)(url)
-        assert row["url"] == ["s3://bucket/a.tar"]
-        assert row["error"][0].startswith("the actor cannot start: ") and reason in row["error"][0]
+        assert reason in TokenizerActor(broken, plan, "actor", board=None)._error
 
 
 def test_a_tokenizer_without_globals_is_refused_for_datasets(tmp_path: Path) -> None:
@@ -65,22 +64,17 @@ def test_a_tokenizer_without_globals_is_refused_for_datasets(tmp_path: Path) -> 
         make_spec(config, load_tokenizer(str(tmp_path)))
 
 
-def test_the_board_adds_up_shards_of_several_actors() -> None:
-    board = ProgressBoard()
-    board.add("a", Progress(4, 40, 1, 0.5))
-    board.add("b", Progress(2, 30, 0, 0.25))
-    board.add("a", Progress(4, 44, 0, 0.75))
-    assert board.read() == Progress(10, 114, 1, 1.0)
-    board.done("a")
-    assert board.read() == Progress(10, 114, 1, 0.25)
-
-
 def test_progress_tells_rate_and_time_left() -> None:
-    line = progress_line(Progress(300, 12_000, 2, 0.5), 1, 6, seconds=10)
+    state = RunState(
+        num_shards=6, num_done=1, num_failed=0, num_images=300, num_tokens=12_000, num_quarantined=2, bytes_in=0,
+        num_actors=1, num_actors_wanted=1, share=0.5,
+    )  # fmt: skip
+    line = progress_line(state, seconds=10)
     assert line == "1/6 shards, 300 images, 30.0 images/s, 40.0 tokens/image, 2 quarantined, 30 s left"
-    assert progress_line(Progress(0, 0, 0, 0.0), 0, 6, seconds=10).endswith(
-        "0.0 tokens/image, 0 quarantined, ? left"
-    )
+    line = progress_line(replace(state, num_failed=1, num_actors=3, num_actors_wanted=4), seconds=10)
+    assert line.startswith("1/6 shards, 1 failed, 300 images") and "3 of 4 actors" in line
+    nothing = replace(state, num_done=0, num_images=0, num_tokens=0, num_quarantined=0, share=0.0)
+    assert progress_line(nothing, seconds=10).endswith("0.0 tokens/image, 0 quarantined, ? left")
     assert [format_duration(s) for s in (0.4, 59.6, 61, 3725)] == [
         "0 s",
         "1 min 00 s",
@@ -89,9 +83,64 @@ def test_progress_tells_rate_and_time_left() -> None:
     ]
 
 
-@pytest.mark.parametrize("options", [{"min": 0}, {"min": 3, "max": 2}, {"cpus": 0.0}, {"gpus": -1.0}])
+@pytest.mark.parametrize(
+    "options", [{"min": 0}, {"min": 3, "max": 2}, {"cpus": 0.0}, {"gpus": -1.0}, {"memory_gib": 0.0}]
+)
 def test_impossible_pools_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError):
         ActorsConfig(**options)  # type: ignore[arg-type]
     with pytest.raises(ValueError):
         WorkersConfig(count=0)
+
+
+GPU_NODE = {"CPU": 32.0, "GPU": 4.0, "memory": 256.0 * 2**30}
+CPU_NODE = {"CPU": 8.0, "memory": 16.0 * 2**30}
+HEAD = {"memory": 8.0 * 2**30}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "growable", "config", "expected"),
+    [
+        # One GPU and its share of the cores an actor; the CPU node takes no part.
+        ([HEAD, GPU_NODE, CPU_NODE], [], {}, (4, 8.0, 1.0)),
+        ([GPU_NODE, GPU_NODE], [], {"gpus": 0.5, "max": 100}, (100, 4.0, 0.5)),
+        # Nodes of different sizes: an actor fits the smaller one.
+        ([HEAD, CPU_NODE, {"CPU": 3.0}], [], {}, (3, 3.0, 0.0)),
+        ([CPU_NODE], [], {"max": 8}, (8, 1.0, 0.0)),
+        ([CPU_NODE], [], {"cpus": 2.0, "memory_gib": 8.0}, (2, 2.0, 0.0)),
+        # A cluster that grows from nothing.
+        ([HEAD], [GPU_NODE], {"max": 16}, (16, 8.0, 1.0)),
+        ([HEAD], [GPU_NODE], {}, (1, 8.0, 1.0)),
+    ],
+)
+def test_actors_fit_the_cluster(
+    nodes: list[dict[str, float]],
+    growable: list[dict[str, float]],
+    config: dict[str, float],
+    expected: tuple[int, float, float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(actor_plan, "node_resources", lambda: nodes)
+    monkeypatch.setattr(actor_plan, "growable_resources", lambda: growable)
+    monkeypatch.setattr(actor_plan, "has_gpu", lambda: any("GPU" in node for node in nodes + growable))
+    plan = plan_actors(ActorsConfig(**config), num_shards=1000)  # type: ignore[arg-type]
+    assert (plan.max, plan.cpus, plan.gpus) == expected
+    assert plan_actors(ActorsConfig(**config), num_shards=2).max <= 2  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"gpus": 1.0}, "actors.gpus=1"),
+        ({"cpus": 9.0}, "largest have 8 CPUs"),
+        ({"memory_gib": 17.0}, "16.0 GiB"),
+    ],
+)
+def test_actors_that_fit_nowhere_are_refused(
+    config: dict[str, float], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actor_plan, "node_resources", lambda: [CPU_NODE])
+    monkeypatch.setattr(actor_plan, "growable_resources", lambda: [])
+    monkeypatch.setattr(actor_plan, "has_gpu", lambda: False)
+    with pytest.raises(UserError, match=message):
+        plan_actors(ActorsConfig(**config), num_shards=10)  # type: ignore[arg-type]

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from tatok_pipe import storage
+from tatok_pipe import shard_tokenizer, storage
 from tatok_pipe.images.decode import PreprocessConfig, decode_image
 from tatok_pipe.images.shards import ShardLimits, read_samples
 from tatok_pipe.records import ImageSample
-from tatok_pipe.shard_tokenizer import Progress, ShardJob, ShardTokenizer, token_spec
+from tatok_pipe.shard_tokenizer import ShardJob, ShardTokenizer, token_spec
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer
 from tatok_pipe.tokenizer.dtf import DTFConfig
 from tatok_pipe.tokenizer.heldout import psnr
 from tatok_pipe.tokenizer.trainer import to_model_input
-from tatok_pipe.tokens.dataset import TokenDataset, create_or_check
+from tatok_pipe.tokens.dataset import TokenDataset, commit_shard, create_or_check
 
 from .pictures import crop_members, hostile_members, small_tokenizer, write_shard
 
@@ -128,17 +132,97 @@ def test_bf16_gives_nearly_the_same_codes(checkpoint: str, tmp_path: Path) -> No
     assert 0.7 < same < 1  # close, and not the same computation
 
 
-def test_progress_adds_up_to_the_result(checkpoint: str, tmp_path: Path) -> None:
+def test_totals_are_those_of_the_result(checkpoint: str, tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "a.tar", crop_members(10) + [("x.jpg", b"")])
-    reports: list[Progress] = []
-    result = ShardTokenizer(make_job(checkpoint, tmp_path / "out"), device="cpu", num_threads=2)(
-        shard, reports.append
-    )
-    assert sum(report.num_images for report in reports) == result.num_images == 10
-    assert sum(report.num_tokens for report in reports) == result.num_tokens
-    assert sum(report.num_quarantined for report in reports) == result.num_quarantined == 1
-    shares = [report.share for report in reports]
-    assert shares == sorted(shares) and 0 < shares[0] < shares[-1] <= 1
+    tokenize = ShardTokenizer(make_job(checkpoint, tmp_path / "out"), device="cpu", num_threads=2)
+    result = tokenize(shard)
+    status = tokenize.activity.status
+    assert (result.num_images, result.num_quarantined) == (10, 1)
+    assert (status.totals.num_shards, status.totals.num_failed_shards) == (1, 0)
+    for name in ("num_images", "num_tokens", "num_quarantined", "bytes_in", "bytes_out"):
+        assert getattr(status.totals, name) == getattr(result, name) > 0
+    assert result.bytes_in == Path(shard).stat().st_size
+    (data,) = (tmp_path / "out").glob("data/*.parquet")
+    assert result.bytes_out == data.stat().st_size
+    assert status.lane_busy_s > 0
+    assert (status.shards, status.queued_samples, status.queued_batches) == ((), 0, 0)
+
+
+def test_shards_called_at_once_overlap_and_stay_what_they_are(checkpoint: str, tmp_path: Path) -> None:
+    shards = [write_shard(tmp_path / f"{i}.tar", crop_members(9, first=9 * i)) for i in range(4)]
+    one_by_one = make_job(checkpoint, tmp_path / "one")
+    tokenize = ShardTokenizer(one_by_one, device="cpu", num_threads=2)
+    assert [tokenize(shard).error for shard in shards] == [""] * 4
+    at_once = make_job(checkpoint, tmp_path / "four")
+    tokenize = ShardTokenizer(at_once, device="cpu", num_threads=2)
+    with ThreadPoolExecutor(4) as pool:
+        assert [result.error for result in pool.map(tokenize, shards)] == [""] * 4
+    assert digest(tmp_path / "four") == digest(tmp_path / "one")
+
+
+def test_told_to_stop_a_shard_in_work_ends_and_the_next_is_not_begun(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = [write_shard(tmp_path / f"{i}.tar", crop_members(9, first=9 * i)) for i in range(2)]
+    tokenize = ShardTokenizer(make_job(checkpoint, tmp_path / "out"), device="cpu", num_threads=1)
+    decoding, go_on = threading.Event(), threading.Event()
+
+    def slow(data: bytes, config: PreprocessConfig) -> tuple[np.ndarray, int, int]:
+        decoding.set()
+        assert go_on.wait(30)
+        return decode_image(data, config)
+
+    monkeypatch.setattr(shard_tokenizer, "decode_image", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(tokenize, shards[0])
+        assert decoding.wait(30)
+        second = pool.submit(tokenize, shards[1])
+        tokenize.stop_taking()
+        stopped = second.result(timeout=5)
+        assert (stopped.was_begun, stopped.error) == (False, "")
+        assert not first.done()
+        go_on.set()
+        assert first.result(timeout=30).num_images == 9
+    assert [name.partition("-")[0] for name in digest(tmp_path / "out")] == ["data/0"]
+    assert not tokenize(shards[1]).was_begun
+
+
+def test_errors_that_may_pass_are_tried_again(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = write_shard(tmp_path / "a.tar", crop_members(5))
+    monkeypatch.setattr(shard_tokenizer, "_FIRST_PAUSE_S", 0.01)
+    calls = []
+
+    def flaky(*arguments: Any, **options: Any) -> bool:
+        calls.append(1)
+        if len(calls) < 3:
+            raise OSError("the store is away")
+        return commit_shard(*arguments, **options)
+
+    monkeypatch.setattr(shard_tokenizer, "commit_shard", flaky)
+    tokenize = ShardTokenizer(make_job(checkpoint, tmp_path / "out"), device="cpu", num_threads=1)
+    assert tokenize(shard).error == "" and len(calls) == 3
+    # And not for ever, nor what cannot pass.
+    calls.clear()
+    monkeypatch.setattr(shard_tokenizer, "commit_shard", lambda *a, **k: flaky() if len(calls) < 1 else 1 / 0)
+    (tmp_path / "b.tar").write_bytes(Path(shard).read_bytes())
+    assert tokenize(str(tmp_path / "b.tar")).error.startswith("ZeroDivisionError")
+    assert "c.tar" in tokenize(str(tmp_path / "c.tar")).error
+
+
+@pytest.mark.parametrize("stage", ["_encode", "_decode"])
+def test_a_library_that_exits_fails_the_shard_alone(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    monkeypatch.setattr(shard_tokenizer, "_FIRST_PAUSE_S", 0.01)
+    tokenize = ShardTokenizer(make_job(checkpoint, tmp_path / "out"), device="cpu", num_threads=1)
+    original = getattr(tokenize, stage)
+    monkeypatch.setattr(tokenize, stage, lambda item: sys.exit(0))
+    shard = write_shard(tmp_path / "a.tar", crop_members(5))
+    assert tokenize(shard).error == "SystemExit: 0"
+    monkeypatch.setattr(tokenize, stage, original)
+    assert tokenize(shard).error == ""
 
 
 def test_an_unreadable_shard_is_a_result_and_leaves_nothing(checkpoint: str, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -149,7 +151,7 @@ def test_a_stopped_run_is_completed_by_the_same_command(
         assert 2 <= len(done_before) < NUM_SHARDS
         for url in shards:
             if f"{token_shard_name(url)}.parquet" in done_before:
-                Path(url).write_bytes(b"not to be read again")
+                Path(url).write_bytes(bytes(len(originals[url])))  # not to be read again
         done = run(f"input.shards={Path(shards[0]).parent}", *arguments)
         assert done.returncode == 0, done.stderr
         assert f"{len(done_before)} done before" in done.stderr
@@ -187,6 +189,58 @@ def test_s3_to_s3_with_a_shard_that_cannot_be_read(
     assert done.returncode == 0, done.stderr
     assert "3 done before, 1 to do" in done.stderr
     assert json.loads(storage.read_bytes(f"{s3_url}/out/_summary.json"))["failed_shards"] == {}
+
+
+def test_a_dry_run_tells_the_plan_and_writes_nothing(
+    checkpoint: str, shards: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for url in shards[:3]:
+        shutil.copy(url, folder)
+    arguments = (f"input.shards={folder}", f"output.url={tmp_path}/out", f"tokenizer.checkpoint={checkpoint}")
+    done = run(*arguments, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "3 image shards: 0 done and skipped, 3 to do" in done.stdout
+    # From a sample of 96 of the 489 images, so roughly.
+    images = int(re.search(r"about ([\d,]+) images", done.stdout)[1].replace(",", ""))  # type: ignore[index]
+    assert 300 < images < 800
+    assert "tokenized here" in done.stdout and "1 actor at" in done.stdout
+    assert not (tmp_path / "out").exists()
+
+    assert run(*arguments).returncode == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    shutil.copy(shards[3], folder)
+    done = run(*arguments, "--dry-run")
+    assert "4 image shards: 3 done and skipped, 1 to do" in done.stdout
+    assert "3 shards tokenized before" in done.stdout and "as in the last run" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+    refused = run(*arguments, "--dry-run", "dtf.rule=none")
+    assert refused.returncode == 3 and "Traceback" not in refused.stderr
+
+    # A source that changed: said, left alone, and made anew, as was asked.
+    names = {shard: f"{token_shard_name(str(folder / Path(shard).name))}.parquet" for shard in shards[:4]}
+    old = digests(tmp_path / "out")
+    shutil.copy(shards[4], folder / Path(shards[1]).name)
+    done = run(*arguments)
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+    assert "1 of 3 image shards changed" in done.stderr and "input.on_source_change=retokenize" in done.stderr
+    assert digests(tmp_path / "out") == old
+    done = run(*arguments, "input.on_source_change=ignore")
+    assert done.returncode == 0 and "left as they are" in done.stderr
+    new = digests(tmp_path / "out")
+    assert {name: new[name] for name in old} == old and len(new) == 4
+    done = run(*arguments, "input.on_source_change=retokenize")
+    assert (
+        done.returncode == 0
+        and "made anew" in done.stderr
+        and "4 image shards, 3 done before, 1 to do" in done.stderr
+    )
+    newest = digests(tmp_path / "out")
+    assert [name for name in new if newest[name] != new[name]] == [names[shards[1]]]
+    summary = TokenDataset(str(tmp_path / "out")).summary
+    assert summary is not None
+    assert summary["statistics"]["num_images"] == len(list(TokenDataset(str(tmp_path / "out")).rows()))
 
 
 @pytest.mark.parametrize(

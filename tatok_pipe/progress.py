@@ -1,0 +1,48 @@
+"""Lines that tell how far a long run is."""
+
+from __future__ import annotations
+
+import time
+
+from tatok_pipe.ray_runtime import RunState
+
+
+class Every:
+    """A question that is answered with yes once in `seconds`, the first time after so long."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._last_s = time.monotonic()
+
+    def __call__(self) -> bool:
+        if time.monotonic() - self._last_s < self._seconds:
+            return False
+        self._last_s = time.monotonic()
+        return True
+
+
+def progress_line(state: RunState, *, seconds: float) -> str:
+    """One line: shards, images/s, tokens an image, quarantined, time left. `seconds` since the first images."""
+    behind = state.num_done + state.share
+    left = max(0.0, seconds * (state.num_shards - behind) / behind) if behind else float("inf")
+    per_image = state.num_tokens / state.num_images if state.num_images else 0.0
+    failed = f", {state.num_failed} failed" if state.num_failed else ""
+    actors = (
+        f", {state.num_actors} of {state.num_actors_wanted} actors" if state.num_actors_wanted > 1 else ""
+    )
+    return (
+        f"{state.num_done}/{state.num_shards} shards{failed}, {state.num_images} images, "
+        f"{state.num_images / seconds:.1f} images/s, {per_image:.1f} tokens/image, "
+        f"{state.num_quarantined} quarantined{actors}, {format_duration(left)} left"
+    )
+
+
+def format_duration(seconds: float) -> str:
+    """3725 s as `1 h 02 min`; unknown (infinite) as `?`."""
+    if seconds == float("inf"):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,0 +1,18 @@
+"""Everything that starts Ray, actors and workers. With the entries, the only code that imports ray."""
+
+from tatok_pipe.ray_runtime.actor_plan import ActorPlan, ActorsConfig, plan_actors
+from tatok_pipe.ray_runtime.cluster import has_gpu, start_ray
+from tatok_pipe.ray_runtime.tokenizing import RunState, tokenize_shards
+from tatok_pipe.ray_runtime.training import WorkersConfig, run_training
+
+__all__ = [
+    "ActorPlan",
+    "ActorsConfig",
+    "RunState",
+    "WorkersConfig",
+    "has_gpu",
+    "plan_actors",
+    "run_training",
+    "start_ray",
+    "tokenize_shards",
+]

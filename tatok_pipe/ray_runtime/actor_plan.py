@@ -1,0 +1,115 @@
+"""How many actors a run has, and what each of them gets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tatok_pipe.errors import UserError
+from tatok_pipe.options import option
+from tatok_pipe.ray_runtime.cluster import growable_resources, has_gpu, node_resources
+
+
+@dataclass(frozen=True)
+class ActorsConfig:
+    min: int = option(
+        1, help="actors that are kept to the end; more than that are released as they run out of shards",
+        unit="processes",
+    )  # fmt: skip
+    max: int | None = option(
+        None,
+        help="most actors; asked for at once, so an autoscaler adds nodes for them; null: as many as the nodes that "
+        "are there have room for",
+        unit="processes",
+    )
+    cpus: float | None = option(
+        None,
+        help="CPUs of an actor, its threads; null: a share of its node, at most 4 without GPU",
+        unit="CPUs per actor",
+    )
+    gpus: float | None = option(
+        None,
+        help="GPUs of an actor, fractions allowed; null: 1 where Ray sees a GPU, else 0",
+        unit="GPUs per actor",
+    )
+
+    memory_gib: float | None = option(
+        None,
+        help="memory that Ray sets aside for an actor, so that it places no more of them on a node than fit; null: "
+        "none",
+        unit="GiB per actor",
+    )
+
+    def __post_init__(self) -> None:
+        if self.min < 1:
+            raise ValueError(f"min={self.min}: expected at least 1")
+        if self.max is not None and self.max < self.min:
+            raise ValueError(f"max={self.max}: expected at least min={self.min}")
+        if self.cpus is not None and self.cpus <= 0:
+            raise ValueError(f"cpus={self.cpus}: expected more than 0")
+        if self.gpus is not None and self.gpus < 0:
+            raise ValueError(f"gpus={self.gpus}: expected 0 or more")
+        if self.memory_gib is not None and self.memory_gib <= 0:
+            raise ValueError(f"memory_gib={self.memory_gib}: expected more than 0")
+
+
+@dataclass(frozen=True)
+class ActorPlan:
+    """Actors of a run: how many, and what each of them gets."""
+
+    min: int
+    max: int
+    cpus: float
+    gpus: float
+    memory_bytes: int = 0
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.gpus else "cpu"
+
+
+def plan_actors(config: ActorsConfig, *, num_shards: int) -> ActorPlan:
+    """How many actors of which size, from what the cluster's nodes are now, and may become where it grows.
+
+    All actors are of one kind, because a GPU and a CPU round differently: with GPUs only nodes that have some
+    take part. Raises UserError where no node has room for an actor.
+    """
+    gpus = config.gpus if config.gpus is not None else (1.0 if has_gpu() else 0.0)
+    memory = int((config.memory_gib or 0) * 2**30)
+    growable = _fitting(growable_resources(), gpus)
+    present = _fitting(node_resources(), gpus)
+    nodes = present or growable
+    if not nodes:
+        raise UserError(f"actors.gpus={gpus:g}: no node of the cluster has CPUs and as many GPUs")
+    if config.cpus is not None:
+        cpus = config.cpus
+    elif gpus:
+        # Threads decode for the GPU: all cores of a node, shared out over its GPUs.
+        cpus = max(1.0, min(node["CPU"] // (node["GPU"] / gpus) for node in nodes))
+    else:
+        total = sum(node["CPU"] for node in nodes)
+        cpus = max(1.0, min(4.0, total // (config.max or 1), *(node["CPU"] for node in nodes)))
+    plan = ActorPlan(min=1, max=1, cpus=cpus, gpus=gpus, memory_bytes=memory)
+    room = sum(_room(node, plan) for node in present)
+    if not room and not any(_room(node, plan) for node in growable):
+        largest = max(node["CPU"] for node in nodes)
+        most_memory = max(node.get("memory", 0) for node in nodes) / 2**30
+        raise UserError(
+            f"actors.cpus={cpus:g}, actors.memory_gib={memory / 2**30:g}: no node of the cluster has room for such "
+            f"an actor; the largest have {largest:g} CPUs and {most_memory:.1f} GiB"
+        )
+    most = max(1, min(config.max or room, num_shards))
+    return ActorPlan(min=min(config.min, most), max=most, cpus=cpus, gpus=gpus, memory_bytes=memory)
+
+
+def _fitting(nodes: list[dict[str, float]], gpus: float) -> list[dict[str, float]]:
+    return [node for node in nodes if node.get("CPU", 0) > 0 and node.get("GPU", 0) >= gpus]
+
+
+def _room(node: dict[str, float], plan: ActorPlan) -> int:
+    """How many such actors a node takes."""
+    limits = [node["CPU"] / plan.cpus]
+    if plan.gpus:
+        limits.append(node["GPU"] / plan.gpus)
+    if plan.memory_bytes:
+        limits.append(node.get("memory", 0) / plan.memory_bytes)
+    return int(min(limits))

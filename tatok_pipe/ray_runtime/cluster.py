@@ -1,0 +1,87 @@
+"""Joining or starting Ray, and what its nodes are."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from typing import Any
+
+import ray
+from ray._private.state import (
+    state as cluster_state,  # draining nodes and node types have no public question yet
+)
+
+from tatok_pipe.errors import UserError
+
+# What workers on a cluster that somebody else started need to know of the command's environment: where the object
+# store is. Not who we are there: Ray shows a job's environment to whoever sees its dashboard, so credentials are
+# the nodes' own (or the submitter's explicit choice, with --runtime-env). Embedded workers inherit everything.
+_FORWARDED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "AWS_REGION")
+
+
+def start_ray(*, for_training: bool = False) -> None:
+    """Join the cluster that RAY_ADDRESS or a submitted job names; otherwise start Ray embedded in this process.
+
+    Raises UserError where the named cluster does not answer.
+    """
+    if ray.is_initialized():
+        return
+    environment = {name: os.environ[name] for name in _FORWARDED if name in os.environ}
+    address = os.environ.get("RAY_ADDRESS")
+    embedded: dict[str, Any] = {}
+    if not address:
+        embedded = {"include_dashboard": for_training}
+        if for_training:
+            # Ray Train's guard asks the dashboard whether the controller lives, and looks for the dashboard of
+            # any Ray on this machine: with two of them it may ask the wrong one, hear "dead" and end the
+            # training. So it is told which one.
+            port = _free_port()
+            embedded |= {"dashboard_host": "127.0.0.1", "dashboard_port": port}
+            environment["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
+    _quieten()
+    try:
+        ray.init(
+            address=address or "local",
+            logging_level=logging.WARNING,
+            runtime_env={"env_vars": environment} if environment else None,
+            **embedded,
+        )
+    except ConnectionError as error:
+        raise UserError(f"RAY_ADDRESS={address}: no Ray cluster answers there: {error}") from None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _quieten() -> None:
+    """Leave Ray's warnings that a user can act on, and drop those that every run would print."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a notice about CUDA_VISIBLE_DEVICES
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # plans and timings; our own lines say it
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # token files were set up
+
+
+def has_gpu() -> bool:
+    """Whether the cluster has a GPU, or its autoscaler may add one."""
+    return any(node.get("GPU", 0) > 0 for node in node_resources() + growable_resources())
+
+
+def node_resources() -> list[dict[str, float]]:
+    """What each node that stays offers in all, in Ray's names (CPU, GPU, memory in bytes)."""
+    leaving = leaving_nodes()
+    return [node["Resources"] for node in ray.nodes() if node["NodeID"] not in leaving]
+
+
+def growable_resources() -> list[dict[str, float]]:
+    """The same of each kind of node that the autoscaler may add; empty without an autoscaler."""
+    config = cluster_state.get_cluster_config()
+    return [dict(group.resources) for group in config.node_group_configs] if config else []
+
+
+def leaving_nodes() -> set[str]:
+    """Ids of the nodes that are dead or about to go: preempted, drained or scaled down."""
+    dead = {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
+    return dead | set(cluster_state.get_draining_nodes())

@@ -1,0 +1,100 @@
+"""The options of tokenize_corpus."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tatok_pipe.corpus_plan import ON_SOURCE_CHANGE
+from tatok_pipe.images.decode import PreprocessConfig
+from tatok_pipe.images.shards import ShardLimits
+from tatok_pipe.options import check_choices, option, section
+from tatok_pipe.ray_runtime import ActorsConfig
+from tatok_pipe.shard_queue import FailuresConfig
+from tatok_pipe.tokenizer.checkpoint import PACKAGED
+from tatok_pipe.tokenizer.dtf import DTFConfig
+
+DEMO = "demo"
+DEMO_FOLDER = "tatok_demo"
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    shards: str = option(
+        DEMO,
+        help="image shards (WebDataset .tar, or Parquet with an image column) on any URL: glob, {000..999} braces, "
+        f"@list.txt or a folder; {DEMO!r} makes a small corpus in ./{DEMO_FOLDER}",
+    )
+    on_source_change: str = option(
+        "error",
+        choices=ON_SOURCE_CHANGE,
+        help="what to do with image shards that changed (size or ETag) since they were tokenized: stop and say so, "
+        "replace their tokens, or leave them",
+    )
+    limits: ShardLimits = section(ShardLimits, help="what is accepted of a shard")
+    max_pixels: int = option(
+        PreprocessConfig().max_pixels,
+        help="images that declare more are quarantined undecoded",
+        unit="pixels, width × height",
+    )
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    url: str = option("tatok_out", help="folder of the token dataset, on any URL")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    checkpoint: str = option(PACKAGED, help=f"folder that train_tokenizer wrote, on any URL, or {PACKAGED!r}")
+
+
+@dataclass(frozen=True)
+class EncodeConfig:
+    precision: str = option(
+        "auto",
+        choices=("auto", "fp32", "bf16"),
+        help="arithmetic of the model; auto: as the dataset was begun, a new one bf16 on GPUs and fp32 on CPUs",
+    )
+    batch_size: int | None = option(
+        None, help="images encoded at once; null: as the dataset was begun, a new one 128 on GPUs, 16 on CPUs",
+        unit="images per GPU or CPU thread",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size}: expected at least 1")
+
+
+@dataclass(frozen=True)
+class RecordConfig:
+    mutual_information: bool = option(
+        False, help="estimate I(G; P) of every image, nats; one more pass of the entropy model"
+    )
+    patch_entropy: bool = option(False, help="store the entropies of all patches, nats as float16")
+
+
+@dataclass(frozen=True)
+class ProgressConfig:
+    every_s: float = option(10.0, help="a line of progress this often", unit="seconds")
+
+    def __post_init__(self) -> None:
+        if self.every_s <= 0:
+            raise ValueError(f"every_s={self.every_s}: expected more than 0")
+
+
+@dataclass(frozen=True)
+class TokenizeCorpusConfig:
+    input: InputConfig = section(InputConfig, help="what to tokenize")
+    output: OutputConfig = section(OutputConfig, help="where the tokens go")
+    tokenizer: CheckpointConfig = section(CheckpointConfig, help="what to tokenize with")
+    dtf: DTFConfig = section(DTFConfig, help="Dynamic Token Filtering: which patch tokens are kept")
+    actors: ActorsConfig = section(ActorsConfig, help="Ray actors; each does whole shards")
+    encode: EncodeConfig = section(EncodeConfig, help="how the model runs")
+    failures: FailuresConfig = section(FailuresConfig, help="what is tried again, and for how long")
+    record: RecordConfig = section(RecordConfig, help="optional columns")
+    progress: ProgressConfig = section(ProgressConfig, help="what is printed meanwhile")
+    dry_run: bool = option(False, help="print the plan with an estimate of time and size, and write nothing")
