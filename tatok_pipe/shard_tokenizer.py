@@ -2,11 +2,9 @@
 
 Several shards may be under way at once, each called from a thread of its own: while the last batches of one are
 encoded, written and uploaded, the next one is read and decoded, and the first bytes of that were fetched before.
-Decoding and encoding threads are shared and results are taken in source order, so a shard's bytes do not depend
-on its neighbours. On CPU every batch is encoded by one thread and several batches run side by side: splitting one
-product over threads would make the last bits, and so now and then a code, depend on how many CPUs an actor has.
-
-Letters: B images a batch, S image size, K globals, N patches.
+The threads are shared and results are taken in source order, so a shard's bytes do not depend on its neighbours. On
+CPU every batch is encoded by one thread and several batches run side by side: splitting one product over threads
+would make the last bits, and so now and then a code, depend on how many CPUs an actor has.
 """
 
 from __future__ import annotations
@@ -16,10 +14,9 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -31,8 +28,8 @@ from tatok_pipe.errors import UserError
 from tatok_pipe.images.decode import DecodeError, PreprocessConfig, decode_image
 from tatok_pipe.images.shards import InterleavedShard, ShardError, ShardLimits
 from tatok_pipe.images.source import open_samples
-from tatok_pipe.parallel import map_ahead
 from tatok_pipe.records import DecodedImage, ImageSample, Quarantined, TokenRecord
+from tatok_pipe.sample_pipeline import Group, SamplePipeline
 from tatok_pipe.tokenizer.checkpoint import Tokenizer, load_tokenizer
 from tatok_pipe.tokenizer.dtf import Filter
 from tatok_pipe.tokens.check import verify_written
@@ -42,8 +39,6 @@ from tatok_pipe.tokens.spec import TokenSpec
 
 logger = logging.getLogger(__name__)
 
-# Encoded images that may wait for a decoder, or be with one. Bounds memory where members are large.
-_WAITING_BYTES = 256 << 20
 # On a GPU a second thread prepares and unpacks a batch while the device computes the other.
 _GPU_LANES = 2
 # Errors of a whole shard are tried again here before they are reported. Storage has tried every single request
@@ -51,7 +46,7 @@ _GPU_LANES = 2
 _NUM_TRIES = 3
 _NUM_TRIES_DAMAGED = 2
 _FIRST_PAUSE_S = 1.0
-_FINAL_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, UserError)
+_FINAL_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, UserError, SystemExit)
 
 
 def token_spec(tokenizer: Tokenizer, filter: Filter, *, encoding: dict[str, Any]) -> TokenSpec:
@@ -101,14 +96,6 @@ class ShardResult:
     was_begun: bool = True  # False where the worker was told to stop before the shard's turn came
 
 
-@dataclass(frozen=True)
-class Group:
-    """Consecutive samples: at most B decoded images, with the quarantined samples among them."""
-
-    images: list[DecodedImage] = field(default_factory=list)
-    quarantined: list[Quarantined] = field(default_factory=list)
-
-
 class _Stopped(Exception):
     """The shard's turn came after `stop_taking`."""
 
@@ -119,10 +106,10 @@ class ShardTokenizer:
     def __init__(self, job: ShardJob, *, device: str, num_threads: int) -> None:
         self.job = job
         self.device = torch.device(device)
-        if self.device.type == "cpu":
+        num_threads, is_cpu = max(1, num_threads), self.device.type == "cpu"
+        if is_cpu:
             torch.set_num_threads(1)
-        num_threads = max(1, num_threads)
-        self.num_lanes = num_threads if self.device.type == "cpu" else _GPU_LANES
+        num_lanes = num_threads if is_cpu else _GPU_LANES
         self.tokenizer: Tokenizer = load_tokenizer(job.checkpoint, device=self.device)
         if self.tokenizer.fingerprint != job.spec.tokenizer_fingerprint:
             raise RuntimeError(
@@ -138,17 +125,22 @@ class ShardTokenizer:
             mutual_information=job.mutual_information,
             patch_entropy=job.patch_entropy,
         )
-        self.activity = Activity(num_lanes=self.num_lanes)
-        self._decoders = ThreadPoolExecutor(num_threads, "decode")
-        self._lanes = ThreadPoolExecutor(self.num_lanes, "encode")
+        self.activity = Activity(num_lanes=num_lanes)
+        self._pipeline = SamplePipeline(
+            lambda sample: self._decode(sample),
+            lambda group: self._encode(group),
+            batch_size=job.batch_size,
+            num_lanes=num_lanes,
+            num_decoders=0 if is_cpu else num_threads,
+        )
         self._reading = threading.Lock()  # held by the shard whose samples are being read
         self._stopping = threading.Event()
 
-    def __call__(self, url: str) -> ShardResult:
+    def __call__(self, url: str, *, max_tries: int = _NUM_TRIES) -> ShardResult:
         """Tokenize and commit one shard. An error of the shard is a result; nothing is raised for it."""
         start = time.monotonic()
         with self.activity.follow(url) as track:
-            result = replace(self._try(url, track), seconds=time.monotonic() - start)
+            result = replace(self._try(url, track, max_tries), seconds=time.monotonic() - start)
         if result.was_begun:
             self.activity.count(
                 num_shards=1,
@@ -206,10 +198,9 @@ class ShardTokenizer:
 
     def close(self) -> None:
         """End the threads. No call may be under way."""
-        self._decoders.shutdown()
-        self._lanes.shutdown()
+        self._pipeline.close()
 
-    def _try(self, url: str, track: Track) -> ShardResult:
+    def _try(self, url: str, track: Track, max_tries: int) -> ShardResult:
         """The shard, and again with growing pauses where its error may pass."""
         attempt, regroup = 1, False
         while True:
@@ -223,8 +214,10 @@ class ShardTokenizer:
                 logger.warning("%s; reading it twice", storage.redact(str(error)))
                 regroup = True
             except (Exception, SystemExit) as error:  # SystemExit: a library's, it must not end the actor
-                num_tries = _NUM_TRIES_DAMAGED if isinstance(error, ShardError) else _NUM_TRIES
-                if isinstance(error, _FINAL_ERRORS) or attempt == num_tries:
+                num_tries = min(
+                    max_tries, _NUM_TRIES_DAMAGED if isinstance(error, ShardError) else _NUM_TRIES
+                )
+                if isinstance(error, _FINAL_ERRORS) or attempt >= num_tries:
                     if not isinstance(error, (ShardError, OSError, UserError)):
                         logger.error("%s", storage.redact(url), exc_info=error)
                     return ShardResult(url, error=_describe(error))
@@ -292,43 +285,16 @@ class ShardTokenizer:
     def _stream(
         self, samples: Iterator[ImageSample | Quarantined], track: Track
     ) -> Iterator[tuple[Group, list[TokenRecord]]]:
-        """Groups of samples and the rows of their images, in source order."""
+        """Groups of samples and the rows of their images, in source order, once it is this shard's turn."""
         with self._turn(track) as give_up_turn:
-            depths = track.depths
 
             def read() -> Iterator[ImageSample | Quarantined]:
                 for sample in samples:
                     track.touch()
-                    depths.add(samples=1)
                     yield sample
                 give_up_turn()
 
-            def grouped(decoded: Iterable[DecodedImage | Quarantined]) -> Iterator[Group]:
-                for group in gather(decoded, self.job.batch_size):
-                    depths.add(batches=1)
-                    yield group
-
-            def decode(sample: ImageSample | Quarantined) -> DecodedImage | Quarantined:
-                try:
-                    return self._decode(sample)
-                finally:
-                    depths.add(samples=-1)
-
-            def encode(group: Group) -> tuple[Group, list[TokenRecord]]:
-                try:
-                    return group, self._encode(group)
-                finally:
-                    depths.add(batches=-1)
-
-            decoded = map_ahead(
-                self._decoders,
-                decode,
-                read(),
-                max_items=2 * self.job.batch_size * self.num_lanes,
-                weigh=lambda sample: len(sample.image) if isinstance(sample, ImageSample) else 0,
-                max_weight=_WAITING_BYTES,
-            )
-            yield from map_ahead(self._lanes, encode, grouped(decoded), max_items=self.num_lanes + 2)
+            yield from self._pipeline.run(read(), track.depths)
 
     @contextmanager
     def _turn(self, track: Track) -> Iterator[Any]:
@@ -373,22 +339,6 @@ class ShardTokenizer:
     def _encode(self, group: Group) -> list[TokenRecord]:
         with self.activity.encoding():
             return self._encode_batch(group.images)
-
-
-def gather(decoded: Iterable[DecodedImage | Quarantined], batch_size: int) -> Iterator[Group]:
-    """Groups of `batch_size` images, the last one smaller; quarantined samples go with the images around them."""
-    group = Group()
-    for item in decoded:
-        if isinstance(item, Quarantined):
-            group.quarantined.append(item)
-        else:
-            group.images.append(item)
-        # The second condition keeps a shard of nothing but bad images from growing one group without end.
-        if len(group.images) == batch_size or len(group.quarantined) >= 1024:
-            yield group
-            group = Group()
-    if group.images or group.quarantined:
-        yield group
 
 
 def _describe(error: BaseException) -> str:

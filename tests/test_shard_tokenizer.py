@@ -18,6 +18,7 @@ from tatok_pipe import shard_tokenizer, storage
 from tatok_pipe.images.decode import PreprocessConfig, decode_image
 from tatok_pipe.images.shards import ShardLimits, read_samples
 from tatok_pipe.records import ImageSample
+from tatok_pipe.sample_pipeline import SamplePipeline
 from tatok_pipe.shard_tokenizer import ShardJob, ShardTokenizer, token_spec
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer
 from tatok_pipe.tokenizer.dtf import DTFConfig
@@ -78,11 +79,16 @@ def test_every_hostile_sample_is_a_row_or_a_quarantine_row(checkpoint: str, tmp_
 def test_bytes_do_not_depend_on_threads_or_runs(checkpoint: str, tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "a.tar", crop_members(11) + hostile_members()[0])
     seen = []
-    for name, threads in (("one", 1), ("four", 4), ("again", 4)):
+    for name, threads, decoders in (("one", 1, 0), ("four", 4, 0), ("again", 4, 0), ("as on a GPU", 2, 3)):
         job = make_job(checkpoint, tmp_path / name)
-        assert ShardTokenizer(job, device="cpu", num_threads=threads)(shard).error == ""
+        tokenize = ShardTokenizer(job, device="cpu", num_threads=threads)
+        if decoders:
+            tokenize._pipeline = SamplePipeline(
+                tokenize._decode, tokenize._encode, batch_size=4, num_lanes=threads, num_decoders=decoders
+            )
+        assert tokenize(shard).error == ""
         seen.append(digest(tmp_path / name))
-    assert seen[0] == seen[1] == seen[2]
+    assert seen[0] == seen[1] == seen[2] == seen[3]
     assert len(seen[0]) == 2  # data and quarantine
 
 

@@ -47,8 +47,8 @@ class TokenizerActor:
     def start(self) -> ActorStart:
         return ActorStart(ray.get_runtime_context().get_node_id(), os.getpid(), self._error)
 
-    def tokenize(self, url: str) -> ShardResult:
-        return self._tokenize(url)
+    def tokenize(self, url: str, max_tries: int) -> ShardResult:
+        return self._tokenize(url, max_tries=max_tries)
 
     def stop_taking(self) -> None:
         """Shards whose turn has not come come back not begun."""

@@ -165,7 +165,10 @@ class _Run:
                     continue
                 shard = self._queue.take(worker.name, num_workers=len(ready))
                 if shard is not None:
-                    self._calls[worker.tokenize(shard)] = (worker, shard)
+                    # What it may try in its process goes down with every process that it cost.
+                    max_tries = self._failures.max_attempts - self._queue.attempts(shard)
+                    call = worker.tokenize(shard, max_tries=max(1, max_tries))
+                    self._calls[call] = (worker, shard)
                     taken += 1
             if not taken:
                 return

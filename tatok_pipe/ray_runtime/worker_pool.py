@@ -50,9 +50,9 @@ class Worker:
     def can_take(self) -> bool:
         return self.is_ready and not self.is_leaving and not self.blame
 
-    def tokenize(self, shard: str) -> Any:
+    def tokenize(self, shard: str, *, max_tries: int) -> Any:
         """The reference of the ShardResult to come."""
-        return self.handle.tokenize.options(concurrency_group="shards").remote(shard)
+        return self.handle.tokenize.options(concurrency_group="shards").remote(shard, max_tries)
 
     def stop_taking(self) -> None:
         """What it has not begun comes back."""

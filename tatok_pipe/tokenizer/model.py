@@ -138,7 +138,7 @@ class TaTok(nn.Module):
 
     def quantize(self, images: Tensor) -> tuple[Quantized, Quantized]:
         """Images (B, 3, H, W) to quantized globals (B, K, ·) and patches (B, N, ·); gradients pass through."""
-        patches = self.patch_embed(self.patchify(images * 2 - 1))  # (B, N, D)
+        patches = self.patch_embed((self.patchify(images) * 2).sub_(1))  # (B, N, D)
         queries = self.encoder_positions[: self.config.num_globals].expand(len(images), -1, -1)
         patches = patches + self.encoder_positions[self.config.num_globals :]
         x = self.encoder(torch.cat([queries, patches], dim=1), self.encoder_rotary)  # (B, K + N, D)

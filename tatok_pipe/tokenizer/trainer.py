@@ -263,4 +263,4 @@ def hash_seed(*parts: int) -> int:
 
 def to_model_input(batch: np.ndarray, device: torch.device | str) -> Tensor:
     """Pixels (B, S, S, 3) uint8 to images (B, 3, S, S) float32 in [0, 1] on `device`."""
-    return torch.from_numpy(np.ascontiguousarray(batch)).to(device).permute(0, 3, 1, 2).float() / 255
+    return torch.from_numpy(np.ascontiguousarray(batch)).to(device).permute(0, 3, 1, 2).float().div_(255)

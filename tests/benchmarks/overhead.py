@@ -3,8 +3,8 @@
 Two comparisons, sides in turn, medians of several pairs; the job is the real command with real Ray actors, timed by
 itself from the first shard begun to the last one committed:
 
-- with a model that does next to nothing, against a loop of as many processes as there are CPUs that only read the
-  tar and decode with Pillow;
+- with a model that does nothing, against a loop of as many processes as there are CPUs that only read the tar and
+  decode with Pillow;
 - with the packaged tokenizer, against the model alone on decoded tensors, a thread a CPU.
 """
 
@@ -28,15 +28,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tatok_pipe import storage
 from tatok_pipe.images.decode import PreprocessConfig, decode_image
-from tatok_pipe.images.demo import write_demo_corpus
-from tatok_pipe.images.shards import read_samples
-from tatok_pipe.records import ImageSample
-from tatok_pipe.tokenizer.checkpoint import load_tokenizer, save_tokenizer
+from tatok_pipe.images.demo import held_out_crops
+from tatok_pipe.tokenizer.checkpoint import load_tokenizer
 from tatok_pipe.tokenizer.dtf import DTFConfig
-from tatok_pipe.tokenizer.model import StackConfig, TaTok, TaTokConfig
-from tatok_pipe.tokenizer.quantizer import QuantizerConfig
 from tatok_pipe.tokenizer.trainer import to_model_input
 
 REPEATS = 3
@@ -44,35 +39,35 @@ BATCH = 16
 NUM_CPUS = os.cpu_count() or 1
 
 
-def write_null_tokenizer(folder: Path, image_size: int) -> str:
-    """A real checkpoint of the smallest model there can be: one patch of one width-2 layer an image."""
-    torch.manual_seed(0)
-    stack = StackConfig(width=4, depth=1, heads=1)
-    codebook = QuantizerConfig(levels=[2, 2])
-    config = TaTokConfig(
-        image_size=image_size, patch_size=image_size, num_globals=1, encoder=stack, decoder=stack, prior=stack,
-        global_codebook=codebook, patch_codebook=codebook,
-    )  # fmt: skip
-    save_tokenizer(str(folder), TaTok(config).eval(), ladders={}, training={})
-    return str(folder)
+def make_pictures() -> list[bytes]:
+    """JPEGs of the size that is usual in ImageNet, 500 x 375, from the demo's photographs and textures."""
+    pictures = []
+    for sample in held_out_crops(crops_per_source=8):
+        image = (
+            Image.open(io.BytesIO(sample.image)).convert("RGB").resize((500, 375), Image.Resampling.BICUBIC)
+        )
+        out = io.BytesIO()
+        image.save(out, "JPEG", quality=92)
+        pictures.append(out.getvalue())
+    return pictures
 
 
-def write_shards(folder: Path, images: list[ImageSample], *, num_shards: int, copies: int) -> list[str]:
+def write_shards(folder: Path, pictures: list[bytes], *, num_shards: int, copies: int) -> list[str]:
     folder.mkdir()
     shards = []
     for index in range(num_shards):
         path = folder / f"{index:06d}.tar"
         with tarfile.open(path, "w") as tar:
             for copy in range(copies):
-                for number, sample in enumerate(images):
+                for number, picture in enumerate(pictures):
                     info = tarfile.TarInfo(f"{copy:03d}-{number:05d}.jpg")
-                    info.size = len(sample.image)
-                    tar.addfile(info, io.BytesIO(sample.image))
+                    info.size = len(picture)
+                    tar.addfile(info, io.BytesIO(picture))
         shards.append(str(path))
     return shards
 
 
-def run_job(shards: list[str], checkpoint: str, *options: str) -> tuple[float, int]:
+def run_job(shards: list[str], *options: str, env: dict[str, str] | None = None) -> tuple[float, int]:
     """Images a second by the job's own clock, and rows written."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "out")
@@ -82,8 +77,10 @@ def run_job(shards: list[str], checkpoint: str, *options: str) -> tuple[float, i
             "tatok_pipe.tokenize_corpus",
             f"input.shards={Path(shards[0]).parent}",
         ]
-        command += [f"output.url={output}", f"tokenizer.checkpoint={checkpoint}", *options]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        command += [f"output.url={output}", *options]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=os.environ | (env or {})
+        )
         if done.returncode:
             raise SystemExit(done.stderr)
         summary = json.loads((output / "_summary.json").read_text())
@@ -156,29 +153,24 @@ def main() -> int:
     print(f"{'images/s':>72} {'job':>9} {'bare':>9} {'ratio':>7}  (min … max of {REPEATS})")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        corpus = write_demo_corpus(Path(folder, "corpus"), num_shards=1, crops_per_source=16)
-        images: list[ImageSample] = []
-        for shard in corpus.shards:
-            with storage.open_stream(shard) as stream:
-                images += [
-                    each for each in read_samples(stream, shard=shard) if isinstance(each, ImageSample)
-                ]
-
-        shards = write_shards(Path(folder, "many"), images, num_shards=4 * NUM_CPUS, copies=5)
-        num_images = len(shards) * 5 * len(images)
-        null = write_null_tokenizer(Path(folder, "null"), size)
+        pictures = make_pictures()
+        shards = write_shards(Path(folder, "many"), pictures, num_shards=4 * NUM_CPUS, copies=32)
+        num_images = len(shards) * 32 * len(pictures)
+        null = {"PYTHONPATH": str(Path(__file__).with_name("null_model"))}
+        # Decoding is all there is to do, so every CPU gets a process of its own, as on the other side.
+        options = ("actors.cpus=1", f"actors.max={NUM_CPUS}", f"actors.min={NUM_CPUS}")
         pairs = []
         for _ in range(REPEATS):
-            ours, num_rows = run_job(shards, null, "dtf.rule=none")
+            ours, num_rows = run_job(shards, *options, env=null)
             if num_rows != num_images:
                 raise SystemExit(f"{num_rows} rows of {num_images} images")
             pairs.append((ours, run_pillow(shards, size, num_images)))
-        rows.append(show(f"whole job, null model / {NUM_CPUS} processes of bare Pillow", pairs))
+        rows.append(show(f"whole job without a model / {NUM_CPUS} processes of bare Pillow", pairs))
 
-        shards = write_shards(Path(folder, "few"), images, num_shards=2, copies=1)
-        num_images = len(shards) * len(images)
+        shards = write_shards(Path(folder, "few"), pictures, num_shards=4, copies=16)
+        num_images = len(shards) * 16 * len(pictures)
         preprocess = PreprocessConfig(image_size=size)
-        decoded = np.stack([decode_image(each.image, preprocess)[0] for each in images])
+        decoded = np.stack([decode_image(picture, preprocess)[0] for picture in pictures * 16])
         tensor = to_model_input(decoded, "cpu")
         batches = [tensor[at : at + BATCH] for at in range(0, len(tensor), BATCH)] * len(shards)
         filter = tokenizer.filter(DTFConfig())
@@ -191,7 +183,7 @@ def main() -> int:
         with ThreadPoolExecutor(NUM_CPUS) as lanes:
             list(lanes.map(one, batches[: 2 * NUM_CPUS]))
             for _ in range(REPEATS):
-                ours, num_rows = run_job(shards, "packaged")
+                ours, num_rows = run_job(shards)
                 if num_rows != num_images:
                     raise SystemExit(f"{num_rows} rows of {num_images} images")
                 start = time.perf_counter()

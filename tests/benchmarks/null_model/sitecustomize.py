@@ -1,0 +1,49 @@
+"""A model that does nothing, in every Python process that has this folder on PYTHONPATH: each image gets the codes 0.
+
+So what a job takes with it is everything but the model. The rest of the process is untouched.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+_MODULE = "tatok_pipe.tokenizer.model"
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name != _MODULE:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        assert spec is not None and spec.loader is not None
+        execute: Any = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            _replace(module)
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def _replace(module: Any) -> None:
+    import torch
+
+    def tokenize(self: Any, images: Any, filter: Any, *, with_mutual_information: bool = False) -> Any:
+        batch, config = len(images), self.config
+        zeros = torch.zeros(batch, config.num_patches, dtype=torch.long)
+        return module.Tokens(
+            zeros[:, : config.num_globals], zeros, zeros == 0, torch.zeros(batch, config.num_patches), None
+        )
+
+    module.TaTok.tokenize = tokenize
+
+
+sys.meta_path.insert(0, _Finder())
