@@ -24,6 +24,7 @@ class ShardStatus:
     num_tokens: int = 0
     num_quarantined: int = 0
     share: float = 0.0  # of the shard's bytes that is behind us
+    num_tries: int = 0  # begun in this process
     work_s: float = 0.0  # since its turn came, in this process
     idle_s: float = 0.0  # since its last step forward, while it works
 
@@ -77,7 +78,8 @@ class Track:
         """Its turn has come: the clocks start, the counts are those of a new attempt."""
         self.depths = Depths()  # what is left of an earlier attempt in the pools counts on its own
         self._began_s = self._touched_s = time.monotonic()
-        self._status = ShardStatus(self._status.url, is_working=True)
+        num_tries = self._status.num_tries + 1
+        self._status = ShardStatus(self._status.url, is_working=True, num_tries=num_tries)
 
     def touch(self) -> None:
         self._touched_s = time.monotonic()
@@ -95,7 +97,7 @@ class Track:
 
     def wait(self) -> None:
         """Between two attempts: what the last one counted does not stand."""
-        self._status = ShardStatus(self._status.url)
+        self._status = ShardStatus(self._status.url, num_tries=self._status.num_tries)
 
     @property
     def status(self) -> ShardStatus:

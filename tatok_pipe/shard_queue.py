@@ -8,7 +8,7 @@ nothing else, so that a neighbour of a poisonous shard is never blamed for it tw
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tatok_pipe.options import option
@@ -65,7 +65,7 @@ class ShardQueue:
         self._suspects: deque[str] = deque()
         self._held: dict[str, list[str]] = {}  # worker -> its shards, in the order they were given
         self._alone: set[str] = set()  # workers that hold a suspect
-        self._attempts: dict[str, int] = {}  # shards that lost a worker -> how often
+        self._attempts: dict[str, int] = {}  # shards that lost a worker -> tries in it
         self._max_attempts = max_attempts
 
     @property
@@ -86,7 +86,7 @@ class ShardQueue:
         return list(self._held.get(worker, ()))
 
     def attempts(self, shard: str) -> int:
-        """How often the shard has cost a worker."""
+        """How often the shard was tried in workers that it, or a shard beside it, has cost."""
         return self._attempts.get(shard, 0)
 
     def take(self, worker: str, *, num_workers: int) -> str | None:
@@ -118,11 +118,14 @@ class ShardQueue:
         self.finish(worker, shard)
         (self._suspects if self.attempts(shard) else self._waiting).appendleft(shard)
 
-    def lose(self, worker: str, *, blamed: Iterable[str] | None) -> list[str]:
+    def lose(
+        self, worker: str, *, blamed: Iterable[str] | None, tries: Mapping[str, int] | None = None
+    ) -> list[str]:
         """The worker's process is gone. Returns the shards that have used up their attempts.
 
         `blamed` are the shards known to be the cause: empty where the machine went away, None where it may be any
-        that the worker held. The others go back untouched.
+        that the worker held. The others go back untouched. `tries` is how often the process had begun a shard:
+        what it tried again by itself counts too.
         """
         held = self._held.pop(worker, [])
         self._alone.discard(worker)
@@ -133,7 +136,7 @@ class ShardQueue:
             if shard not in guilty:
                 (self._suspects if self.attempts(shard) else self._waiting).appendleft(shard)
                 continue
-            self._attempts[shard] = self.attempts(shard) + 1
+            self._attempts[shard] = self.attempts(shard) + max(1, (tries or {}).get(shard, 1))
             if is_certain and self._attempts[shard] >= self._max_attempts:
                 exhausted.append(shard)
             else:

@@ -46,7 +46,7 @@ _GPU_LANES = 2
 _NUM_TRIES = 3
 _NUM_TRIES_DAMAGED = 2
 _FIRST_PAUSE_S = 1.0
-_FINAL_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, UserError, SystemExit)
+_FINAL_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, UserError)
 
 
 def token_spec(tokenizer: Tokenizer, filter: Filter, *, encoding: dict[str, Any]) -> TokenSpec:

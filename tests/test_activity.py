@@ -26,7 +26,7 @@ def test_a_shard_counts_from_its_turn_and_afresh_in_each_attempt() -> None:
         (status,) = activity.status.shards
         assert (status.is_working, status.num_images, status.idle_s) == (False, 0, 0.0)
         track.begin()
-        assert activity.status.shards[0].num_images == 0
+        assert (activity.status.shards[0].num_images, activity.status.shards[0].num_tries) == (0, 2)
     assert activity.status.shards == ()
 
 

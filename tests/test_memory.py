@@ -103,7 +103,8 @@ def test_local_shards(checkpoint: str, tmp_path: Path, sizes: tuple[int, int]) -
 
 
 @pytest.mark.s3
-@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(100 * MB, 1000 * MB)])
 def test_shards_on_s3(
     checkpoint: str, tmp_path: Path, sizes: tuple[int, int], s3_url: str, s3_server: Any
 ) -> None:

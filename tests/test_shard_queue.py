@@ -77,6 +77,13 @@ def test_with_one_attempt_only_certain_blame_fails_a_shard() -> None:
     assert outcomes == {"good": [], "poison": ["poison"]}
 
 
+def test_tries_inside_a_lost_worker_count() -> None:
+    queue = ShardQueue(["flaky", "poison"], max_attempts=3)
+    assert [queue.take("w", num_workers=1) for _ in range(2)] == ["flaky", "poison"]
+    assert queue.lose("w", blamed=None, tries={"flaky": 2, "poison": 0}) == []
+    assert (queue.attempts("flaky"), queue.attempts("poison")) == (2, 1)
+
+
 def test_a_shard_given_back_is_the_next_one() -> None:
     queue = ShardQueue(["a", "b", "c"], max_attempts=3)
     assert [queue.take("w", num_workers=1) for _ in range(2)] == ["a", "b"]

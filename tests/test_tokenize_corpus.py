@@ -115,9 +115,8 @@ def test_two_actors_and_another_order_give_the_same_bytes(
     assert "threshold" in other.stderr and "budget" in other.stderr and "Traceback" not in other.stderr
 
 
-@pytest.mark.parametrize("kind", ["SIGKILL", "SIGINT"])
-def test_a_stopped_run_is_completed_by_the_same_command(
-    checkpoint: str, shards: list[str], undisturbed: dict[str, str], tmp_path: Path, kind: str
+def test_an_interrupted_run_is_completed_by_the_same_command(
+    checkpoint: str, shards: list[str], undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
     copies = tmp_path / "shards"
     copies.mkdir()
@@ -138,15 +137,10 @@ def test_a_stopped_run_is_completed_by_the_same_command(
         while len(digests(tmp_path / "out")) < 2:
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
-        if kind == "SIGKILL":
-            process.kill()
-        else:
-            os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: everybody gets it
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: everybody gets it
         _, stderr = process.communicate(timeout=60)
-        assert process.returncode == (-signal.SIGKILL if kind == "SIGKILL" else 4), stderr
-        if kind == "SIGINT":
-            assert "the same command does the rest" in stderr and "Traceback" not in stderr
-        time.sleep(3)  # actors of a killed driver may still finish a shard
+        assert process.returncode == 4, stderr
+        assert "the same command does the rest" in stderr and "Traceback" not in stderr
         done_before = digests(tmp_path / "out")
         assert 2 <= len(done_before) < NUM_SHARDS
         for url in shards:
@@ -226,18 +220,13 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
     assert "1 of 3 image shards changed" in done.stderr and "input.on_source_change=retokenize" in done.stderr
     assert digests(tmp_path / "out") == old
-    done = run(*arguments, "input.on_source_change=ignore")
-    assert done.returncode == 0 and "left as they are" in done.stderr
-    new = digests(tmp_path / "out")
-    assert {name: new[name] for name in old} == old and len(new) == 4
+    done = run(*arguments, "--dry-run", "input.on_source_change=ignore")
+    assert done.returncode == 0 and "1 to do" in done.stdout and "their tokens stay" in done.stdout
     done = run(*arguments, "input.on_source_change=retokenize")
-    assert (
-        done.returncode == 0
-        and "made anew" in done.stderr
-        and "4 image shards, 3 done before, 1 to do" in done.stderr
-    )
-    newest = digests(tmp_path / "out")
-    assert [name for name in new if newest[name] != new[name]] == [names[shards[1]]]
+    assert done.returncode == 0, done.stderr
+    assert "made anew" in done.stderr and "4 image shards, 2 done before, 2 to do" in done.stderr
+    new = digests(tmp_path / "out")
+    assert [name for name in old if new[name] != old[name]] == [names[shards[1]]] and len(new) == 4
     summary = TokenDataset(str(tmp_path / "out")).summary
     assert summary is not None
     assert summary["statistics"]["num_images"] == len(list(TokenDataset(str(tmp_path / "out")).rows()))

@@ -16,6 +16,9 @@ from .pictures import crop_members, write_shard
 
 pytestmark = pytest.mark.ray
 
+# A report of a worker is noticed this often, and with every checkpoint it waits for that: 2 s by default.
+IN_A_HURRY = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"}
+
 CONFIG = """
 model:
   image_size: 32
@@ -54,6 +57,7 @@ def test_a_killed_training_ends_in_the_same_weights(arguments: list[str], tmp_pa
     straight = subprocess.run(
         command(*arguments, "output.url=straight"),  # relative: Ray Train's workers have another folder
         cwd=tmp_path,
+        env=os.environ | IN_A_HURRY,
         capture_output=True,
         text=True,
         timeout=240,
@@ -80,7 +84,14 @@ def test_a_killed_training_ends_in_the_same_weights(arguments: list[str], tmp_pa
         process.wait()
     time.sleep(3)  # Ray's processes notice that their driver is gone
     assert not (tmp_path / "killed/tokenizer").exists()
-    resumed = subprocess.run(command(*killed), capture_output=True, text=True, timeout=240, check=False)
+    resumed = subprocess.run(
+        command(*killed),
+        env=os.environ | IN_A_HURRY,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
     assert resumed.returncode == 0, resumed.stderr
     assert "resumed at step" in resumed.stdout + resumed.stderr
     again = load_tokenizer(f"{tmp_path}/killed/tokenizer")

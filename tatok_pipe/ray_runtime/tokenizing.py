@@ -155,23 +155,21 @@ class _Run:
 
     def _hand_out(self) -> None:
         ready = self._pool.ready
-        # Rounds, so that nobody gets a shard ahead while another one has none.
-        while True:
-            taken = 0
+        taken = bool(ready)
+        while taken:
+            # In rounds, so that nobody gets a shard ahead while another one has none.
+            held = {worker.name: len(self._queue.held_by(worker.name)) for worker in ready}
+            fewest, taken = min(held.values()), False
             for worker in ready:
-                num_held = len(self._queue.held_by(worker.name))
-                fewest = min(len(self._queue.held_by(other.name)) for other in ready)
-                if num_held > fewest:
+                if held[worker.name] > fewest:
                     continue
                 shard = self._queue.take(worker.name, num_workers=len(ready))
-                if shard is not None:
-                    # What it may try in its process goes down with every process that it cost.
-                    max_tries = self._failures.max_attempts - self._queue.attempts(shard)
-                    call = worker.tokenize(shard, max_tries=max(1, max_tries))
-                    self._calls[call] = (worker, shard)
-                    taken += 1
-            if not taken:
-                return
+                if shard is None:
+                    continue
+                # What it may try in one process goes down with the tries that ended with another.
+                max_tries = self._failures.max_attempts - self._queue.attempts(shard)
+                self._calls[worker.tokenize(shard, max_tries=max(1, max_tries))] = (worker, shard)
+                taken = True
 
     def _take_answer(self, reference: Any) -> Iterator[ShardResult]:
         worker, shard = self._calls[reference]
@@ -205,7 +203,8 @@ class _Run:
         if not worker.blame and (getattr(death, "preempted", False) or worker.node_id in leaving_nodes()):
             reason, blamed = "its node went away", set()
         held = self._queue.held_by(worker.name)
-        exhausted = self._queue.lose(worker.name, blamed=blamed)
+        tries = {url: shard.num_tries for url, shard in worker.shards.items()}
+        exhausted = self._queue.lose(worker.name, blamed=blamed, tries=tries)
         self._pool.dismiss(worker)
         for shard in held:
             attempts = self._queue.attempts(shard)

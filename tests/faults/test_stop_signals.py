@@ -12,7 +12,7 @@ from tests.faults import job
 from tests.faults.injector import Fault, Injector
 from tests.faults.world import World
 
-pytestmark = [pytest.mark.ray, pytest.mark.s3]
+pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow]
 
 NOTICE_S = 5.0  # after which no shard may be begun
 
