@@ -220,8 +220,6 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
     assert "1 of 3 image shards changed" in done.stderr and "input.on_source_change=retokenize" in done.stderr
     assert digests(tmp_path / "out") == old
-    done = run(*arguments, "--dry-run", "input.on_source_change=ignore")
-    assert done.returncode == 0 and "1 to do" in done.stdout and "their tokens stay" in done.stdout
     done = run(*arguments, "input.on_source_change=retokenize")
     assert done.returncode == 0, done.stderr
     assert "made anew" in done.stderr and "4 image shards, 2 done before, 2 to do" in done.stderr

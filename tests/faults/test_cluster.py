@@ -16,7 +16,7 @@ from tests.faults import job
 from tests.faults.injector import Fault, Injector
 from tests.faults.world import World
 
-pytestmark = [pytest.mark.ray, pytest.mark.s3]
+pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow]
 
 NOTICE_S = 5.0  # after which no shard may be begun on a node that is drained
 SHARDS_PER_ACTOR = 2  # one that it works on, one that it reads ahead

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.s3]
 
 
 @pytest.mark.parametrize(
-    "num_kills", [2, pytest.param(10, marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
+    "num_kills", [1, pytest.param(10, marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
 )
 def test_a_driver_that_is_killed_at_any_moment(world: World, tmp_path: Path, num_kills: int) -> None:
     dice = random.Random(num_kills)

@@ -11,7 +11,7 @@ from tests.faults.injector import Injector
 from tests.faults.proxy import KINDS, FaultProxy, Faults, measure_latency_s
 from tests.faults.world import World
 
-pytestmark = [pytest.mark.ray, pytest.mark.s3]
+pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow]
 
 
 def test_a_bad_day_of_the_store_changes_nothing(world: World, tmp_path: Path) -> None:
