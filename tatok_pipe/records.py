@@ -1,8 +1,10 @@
-"""The records that flow through the pipeline, in order: sample, decoded image or quarantine row, token row."""
+"""The records that flow through the pipeline, in order: sample, decoded image or quarantine row, token row, and the
+packed batch that the generator trains on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 
@@ -66,3 +68,43 @@ class TokenRecord:
     @property
     def num_tokens(self) -> int:
         return len(self.global_codes) + len(self.patch_codes)
+
+
+class Kind(IntEnum):
+    """What an element of a packed row is."""
+
+    PADDING = 0
+    CONDITION = 1
+    GLOBAL = 2
+    PATCH = 3
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Some rows of packed token sequences, laid end to end: T elements in R rows of T / R, S sequences.
+
+    A sequence is `[condition] g_1 … g_K patch_1 … patch_M`, 1 + K + M elements that stand together in one row. Each
+    element predicts the next one of its sequence, the last one its end. What a row has left at its end is padding.
+    """
+
+    num_rows: int
+    kinds: np.ndarray  # (T,) uint8, `Kind`
+    codes: np.ndarray  # (T,) int32, the code of a global or patch; 0 elsewhere
+    places: np.ndarray  # (T,) int32, index of a global, raster position of a patch; 0 elsewhere
+    order: np.ndarray  # (T,) int32, index in the sequence, and in its stretch for padding
+    # (S + stretches of padding + 1,) int32, cumulative: where sequences and stretches of padding begin, then T.
+    boundaries: np.ndarray
+    labels: np.ndarray  # (S,) int32, class of each sequence; 0 where the condition is none
+    is_conditional: np.ndarray  # (S,) bool; False where the condition is hidden, for classifier-free guidance
+    embeddings: np.ndarray | None  # (S, E) float32 where the condition is an embedding
+    sequences: (
+        np.ndarray
+    )  # (S,) int64, number of each sequence in its dataset: rows of its shards in name order
+
+    @property
+    def num_elements(self) -> int:
+        return len(self.kinds)
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.labels)
