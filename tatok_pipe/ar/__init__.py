@@ -1,0 +1,1 @@
+"""The autoregressive generator of token sequences, and its training."""
