@@ -15,7 +15,7 @@ help: ## this list
 
 venv: $(INSTALLED) ## install the package and its tools into .venv (again after a change of dependencies)
 
-demo: $(INSTALLED) ## the main job on real photographs, s3 to s3; leaves tatok_out/report.html
+demo: $(INSTALLED) ## both jobs on real photographs, s3 to s3; leaves tatok_out/report.html and tatok_generator
 	$(PY) -m tatok_pipe.demo
 
 test: $(INSTALLED) ## the tests a change must pass: all but slow and GPU
@@ -36,6 +36,9 @@ format: $(INSTALLED) ## format the code and sort its imports
 bench: $(INSTALLED) ## speed of the stages on this machine, each beside what bounds it
 	$(PY) tests/benchmarks/run.py
 	$(PY) tests/benchmarks/overhead.py
+	$(PY) tests/benchmarks/packing.py
+	$(PY) tests/benchmarks/loader.py
+	$(PY) tests/benchmarks/training.py
 
 clean: ## remove the environment, caches and build output (never datasets or runs)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

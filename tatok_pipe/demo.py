@@ -1,11 +1,13 @@
-"""The main job from end to end on real photographs: `python -m tatok_pipe.demo`, or `make demo`.
+"""Both jobs from end to end on real photographs: `python -m tatok_pipe.demo`, or `make demo`.
 
-Starts a real S3 server, puts the demo corpus into a bucket, tokenizes s3:// to s3:// with two actors, copies the
-token dataset out and writes the report. Everything but the result lies in a temporary folder and is gone at the end.
+Starts a real S3 server, puts the demo corpus into a bucket, tokenizes s3:// to s3:// with two actors, writes the
+report, trains a tiny generator on the tokens, and copies dataset and generator out. Everything but the results lies in
+a temporary folder and is gone at the end.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -17,16 +19,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tatok_pipe import storage
+from tatok_pipe.ar.checkpoint import DESCRIPTION
 from tatok_pipe.config import load_config, run_entry
 from tatok_pipe.demo_server import S3Server, s3_server
 from tatok_pipe.errors import UserError
-from tatok_pipe.images.demo import write_demo_corpus
+from tatok_pipe.images.demo import SOURCES, write_demo_corpus
 from tatok_pipe.options import option, section
 from tatok_pipe.progress import format_duration
 
 logger = logging.getLogger("tatok_pipe.demo")
 
 _BUCKET = "tatok"
+# configs/ar/tiny.yaml, at a pace for a minute on two cores.
+_TINY = (
+    "model.width=256", "model.depth=4", "model.heads=4", f"model.num_classes={len(SOURCES)}",
+    "packing.row_tokens=1024", "training.batch_tokens=8192", "training.microbatch_rows=8",
+    "training.schedule.peak=3e-3", "training.schedule.warmup_steps=5", "validation.share=0.05",
+    "logging.every_steps=5",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,8 +45,19 @@ class OutputConfig:
 
 
 @dataclass(frozen=True)
+class GeneratorOutputConfig:
+    url: str = option("tatok_generator", help="local folder for the trained generator; replaced")
+    steps: int = option(30, help="length of its training, about two seconds each on two cores", unit="steps")
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps={self.steps}: expected at least 1")
+
+
+@dataclass(frozen=True)
 class DemoConfig:
-    output: OutputConfig = section(OutputConfig, help="where the result goes")
+    output: OutputConfig = section(OutputConfig, help="where the tokens go")
+    generator: GeneratorOutputConfig = section(GeneratorOutputConfig, help="what is trained on them")
 
 
 def main(argv: list[str]) -> int:
@@ -46,6 +67,9 @@ def main(argv: list[str]) -> int:
     target = Path(config.output.url).absolute()
     if target.exists() and not (target / "_dataset.json").exists():
         raise UserError(f"{target}: exists and is no token dataset; give another output.url")
+    generator = Path(config.generator.url).absolute()
+    if generator.exists() and not (generator / DESCRIPTION).exists():
+        raise UserError(f"{generator}: exists and is no generator; give another generator.url")
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tatok-demo-") as folder:
         corpus = write_demo_corpus(Path(folder, "corpus"))
@@ -55,22 +79,28 @@ def main(argv: list[str]) -> int:
             os.environ.update(server.environment())
             for shard in corpus.shards:
                 storage.publish_file(shard, f"s3://{_BUCKET}/corpus/{Path(shard).name}", exclusive=False)
-            code = _run_jobs(server)
+            code = _run_jobs(server, config.generator.steps)
             if code:
                 return code
             _copy_out(f"s3://{_BUCKET}/tokens", target)
+            _copy_out(f"s3://{_BUCKET}/training/generator", generator)
     print(f"\ndone in {format_duration(time.monotonic() - start)}")
-    print(f"token dataset: {target}\nreport:        {target / 'report.html'}")
+    curve = json.loads((generator / DESCRIPTION).read_text())["training"]["curve"]
+    losses = [point["loss"] for point in curve if point["split"] == "train"]
+    print(f"token dataset: {target}\nreport:        {target / 'report.html'}\ngenerator:     {generator}")
+    print(f"its loss:      {' → '.join(f'{loss:.2f}' for loss in losses)} nats a code")
     return 0
 
 
-def _run_jobs(server: S3Server) -> int:
+def _run_jobs(server: S3Server, num_steps: int) -> int:
     """The commands that a user would type, each as its own process; the exit code of the first that fails."""
     tokens = f"s3://{_BUCKET}/tokens"
     commands = (
         ("tokenize_corpus", f"input.shards=s3://{_BUCKET}/corpus/*.tar", f"output.url={tokens}",
          "actors.min=2", "actors.max=2", "record.mutual_information=true"),
         ("inspect_tokens", f"input.url={tokens}"),
+        ("train_ar", f"input.url={tokens}", f"output.url=s3://{_BUCKET}/training", *_TINY,
+         f"training.steps={num_steps}"),
     )  # fmt: skip
     for entry, *arguments in commands:
         print(f"\n$ python -m tatok_pipe.{entry} {' '.join(arguments)}", flush=True)
@@ -85,7 +115,7 @@ def _run_jobs(server: S3Server) -> int:
 
 
 def _copy_out(url: str, target: Path) -> None:
-    """The dataset from the bucket into a local folder, which appears whole."""
+    """A folder of the bucket as a local one, which appears whole."""
     filesystem, path = storage.open_filesystem(url)
     with tempfile.TemporaryDirectory(prefix=".tatok-", dir=target.parent) as folder:
         copy = Path(folder, "dataset")

@@ -136,7 +136,8 @@ def main(argv: list[str]) -> int:
             "output_url": output_url,
             "command": command,
         },
-        workers=config.workers,
+        num_workers=config.workers.count,
+        cpus=config.workers.cpus,
         output_url=output_url,
     )
     tokenizer = load_tokenizer(storage.join(output_url, "tokenizer"))

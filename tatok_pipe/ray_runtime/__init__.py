@@ -3,11 +3,13 @@
 from tatok_pipe.ray_runtime.actor_plan import ActorPlan, ActorsConfig, plan_actors
 from tatok_pipe.ray_runtime.cluster import has_gpu, start_ray
 from tatok_pipe.ray_runtime.tokenizing import RunState, tokenize_shards
-from tatok_pipe.ray_runtime.training import WorkersConfig, run_training
+from tatok_pipe.ray_runtime.training import Driver, ElasticWorkersConfig, WorkersConfig, run_training
 
 __all__ = [
     "ActorPlan",
     "ActorsConfig",
+    "Driver",
+    "ElasticWorkersConfig",
     "RunState",
     "WorkersConfig",
     "has_gpu",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +19,19 @@ from tatok_pipe import storage
 from tatok_pipe.errors import UserError
 from tatok_pipe.options import option
 from tatok_pipe.ray_runtime.cluster import has_gpu
+from tatok_pipe.stop_signal import StopSignal
+
+logger = logging.getLogger(__name__)
+
+# Ray Train's own are for large clusters: a lost node is waited for a minute, a drain is seen within 5 seconds, a
+# report within 2.
+_RAY_TRAIN_DEFAULTS = {
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+}
+_RESIZE_EVERY_S = 30.0
+_SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's memory of a run's checkpoints
 
 
 @dataclass(frozen=True)
@@ -32,45 +48,162 @@ class WorkersConfig:
             )
 
 
+@dataclass(frozen=True)
+class ElasticWorkersConfig:
+    min: int = option(
+        1, help="fewest workers that the training goes on with where others are lost", unit="processes"
+    )
+    max: int | None = option(
+        None, help="workers that are asked for; null: one for each GPU, without GPUs 1", unit="processes"
+    )
+    cpus: float | None = option(
+        None, help="CPUs of each worker; null: an equal share of all", unit="CPUs per worker"
+    )
+    max_failures: int = option(
+        20,
+        help="times that a failed worker is forgiven and the training goes on from its last checkpoint; preempted "
+        "nodes do not count",
+        unit="failures",
+    )
+
+    def __post_init__(self) -> None:
+        if self.min < 1 or (self.cpus is not None and self.cpus <= 0) or self.max_failures < 0:
+            raise ValueError(
+                f"min={self.min}, cpus={self.cpus}, max_failures={self.max_failures}: expected at least 1 worker, "
+                "more than 0 CPUs, and 0 failures or more"
+            )
+        if self.max is not None and self.max < self.min:
+            raise ValueError(f"max={self.max}: expected at least min={self.min}")
+
+    def resolve(self) -> tuple[int, int]:
+        """(fewest, most) workers on the cluster that was joined."""
+        most = self.max or max(1, int(ray.cluster_resources().get("GPU", 0)))
+        return min(self.min, most), most
+
+
 def run_training(
     train_loop: Callable[[dict[str, Any]], None],
     loop_config: dict[str, Any],
     *,
-    workers: WorkersConfig,
+    num_workers: int | tuple[int, int],
+    cpus: float | None = None,
     output_url: str,
+    num_to_keep: int | None = 2,
+    max_failures: int = 3,
+    stop: StopSignal | None = None,
 ) -> dict[str, Any]:
-    """Run `train_loop(loop_config)` in Ray Train workers and return the metrics that were reported last.
+    """Run `train_loop(loop_config)` in Ray Train workers and return what one of them told the driver at last.
 
-    Checkpoints that the loop reports go to `<output_url>/checkpoints`; a job started again with the same output
-    finds the newest one through `ray.train.get_checkpoint()`. A UserError that a worker raises is raised here.
+    `num_workers` may be (fewest, most): the group shrinks with nodes that are lost and grows with nodes that come.
+    Checkpoints that the loop reports go to `<output_url>/checkpoints`. With `num_to_keep`, Ray Train removes old ones,
+    and a job started again with the same output finds the newest one through `ray.train.get_checkpoint()`; with None
+    finding and removing them is the loop's business. The loop's config has a "driver" besides, a `Driver`:
+    what a worker tells it, and whether `stop` is requested. A UserError that a worker raises is raised here.
     """
     use_gpu = has_gpu()
-    cpus = workers.cpus or max(1, int(ray.cluster_resources().get("CPU", 1)) // workers.count)
+    most = num_workers if isinstance(num_workers, int) else num_workers[1]
+    cpus = cpus or max(1, int(ray.cluster_resources().get("CPU", 1)) // most)
     path, filesystem = _training_storage(output_url)
+    for name, value in _RAY_TRAIN_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    if num_to_keep is None:
+        # Ray Train would refuse to start where one that it remembers is gone.
+        storage.remove(storage.join(output_url, "checkpoints", _SNAPSHOT))
+    board = ray.remote(num_cpus=0)(_Board).remote()
     trainer = TorchTrainer(
         train_loop,
-        train_loop_config=loop_config,
+        train_loop_config=loop_config | {"driver": Driver(board)},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.count,
+            num_workers=num_workers,
             use_gpu=use_gpu,
             resources_per_worker={"CPU": cpus} | ({"GPU": 1} if use_gpu else {}),
+            elastic_resize_monitor_interval_s=_RESIZE_EVERY_S,
         ),
         run_config=ray.train.RunConfig(
             name="checkpoints",
             storage_path=path,
             storage_filesystem=filesystem,
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            failure_config=ray.train.FailureConfig(max_failures=3),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=num_to_keep),
+            failure_config=ray.train.FailureConfig(max_failures=max_failures),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
     try:
-        return dict(trainer.fit().metrics or {})
+        if stop is None:
+            trainer.fit()
+        else:
+            _fit_beside(trainer, stop, board)
+        return ray.get(board.told.remote())
     except ray.train.WorkerGroupError as error:
         for failure in error.worker_failures.values():
             cause = getattr(failure, "_base_exc", failure)  # Ray Train wraps what a worker's loop raised
             if isinstance(cause, UserError):
                 raise cause from None
         raise
+
+
+def _fit_beside(trainer: TorchTrainer, stop: StopSignal, board: Any) -> None:
+    """`fit` in a thread of its own, where it leaves the handling of signals to us."""
+    fitting: Future[None] = Future()
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+            fitting.set_result(None)
+        except BaseException as error:
+            fitting.set_exception(error)
+
+    # A daemon: where a second signal ends the program, nobody waits for it.
+    threading.Thread(target=fit, name="fit", daemon=True).start()
+    is_told = False
+    while not wait([fitting], timeout=0.5).done:
+        if stop.is_requested and not is_told:
+            logger.warning("stopping: a checkpoint is written first; a second signal ends at once")
+            board.request_stop.remote()
+            is_told = True
+    fitting.result()
+
+
+class _Board:
+    """An actor between the driver and the workers, which come and go."""
+
+    def __init__(self) -> None:
+        self._is_stop_requested = False
+        self._told: dict[str, Any] = {}
+
+    def request_stop(self) -> None:
+        self._is_stop_requested = True
+
+    def is_stop_requested(self) -> bool:
+        return self._is_stop_requested
+
+    def tell(self, message: dict[str, Any]) -> None:
+        self._told = message
+
+    def told(self) -> dict[str, Any]:
+        return self._told
+
+
+class Driver:
+    """A worker's line to the driver."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+        self._asking: Any = None
+        self._wants_stop = False
+
+    def wants_stop(self) -> bool:
+        """The newest answer that has come, without waiting for one."""
+        if self._asking is None:
+            self._asking = self._board.is_stop_requested.remote()
+        elif ray.wait([self._asking], timeout=0)[0]:
+            self._wants_stop |= ray.get(self._asking)
+            self._asking = None
+        return self._wants_stop
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """What `run_training` returns, unless another message follows."""
+        ray.get(self._board.tell.remote(message))
 
 
 def _training_storage(url: str) -> tuple[str, pyarrow.fs.FileSystem | None]:

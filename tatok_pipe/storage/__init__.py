@@ -11,9 +11,11 @@ from tatok_pipe.storage.files import (
     exists,
     file_info,
     list_files,
+    list_folders,
     read_bytes,
     read_tail,
     remove,
+    remove_folder,
     scan_files,
 )
 from tatok_pipe.storage.publish import publish_bytes, publish_file
@@ -33,6 +35,7 @@ __all__ = [
     "is_local",
     "join",
     "list_files",
+    "list_folders",
     "open_filesystem",
     "open_random_access",
     "open_stream",
@@ -43,5 +46,6 @@ __all__ = [
     "read_tail",
     "redact",
     "remove",
+    "remove_folder",
     "scan_files",
 ]

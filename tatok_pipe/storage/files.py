@@ -92,6 +92,26 @@ def list_files(url: str) -> dict[str, int]:
     return dict(sorted((file.name, file.size_bytes) for file in scan_files(url)))
 
 
+def list_folders(url: str) -> list[str]:
+    """The names of the folders directly below the directory `url`, sorted; none where there is no directory."""
+    filesystem, path = open_filesystem(url)
+    try:
+        entries = retry.call(lambda: filesystem.ls(path, detail=True), url=url)
+    except FileNotFoundError:
+        return []
+    names = (str(entry["name"]).rstrip("/") for entry in entries if entry.get("type") == "directory")
+    return sorted(name.rpartition("/")[2] for name in names if name != path.rstrip("/"))
+
+
+def remove_folder(url: str) -> None:
+    """Remove the folder at `url` with all that is in it; nothing happens where there is none."""
+    filesystem, path = open_filesystem(url)
+    try:
+        retry.call(lambda: filesystem.rm(path, recursive=True), url=url)
+    except FileNotFoundError:
+        return
+
+
 def remove(url: str) -> None:
     """Remove the file at `url`; nothing happens where there is none."""
     filesystem, path = open_filesystem(url)

@@ -5,45 +5,19 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.faults import job
 from tests.faults.injector import Fault, Injector
+from tests.faults.nodes import cluster, drain
 from tests.faults.world import World
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow]
 
 NOTICE_S = 5.0  # after which no shard may be begun on a node that is drained
 SHARDS_PER_ACTOR = 2  # one that it works on, one that it reads ahead
-
-
-@contextmanager
-def cluster(env: dict[str, str]) -> Iterator[Any]:
-    """A head without CPUs; its nodes' processes inherit `env`."""
-    from ray.cluster_utils import Cluster  # here, so that tests which are not selected do not wait for it
-
-    with job.environment(env):
-        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        try:
-            yield nodes
-        finally:
-            nodes.shutdown()
-
-
-def drain(address: str, node_id: str, *, deadline_s: float) -> None:
-    """What a cloud's notice of preemption makes an autoscaler do."""
-    from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
-    from ray.core.generated import autoscaler_pb2
-
-    reason = autoscaler_pb2.DRAIN_NODE_REASON_PREEMPTION  # pyright: ignore[reportAttributeAccessIssue]
-    deadline_ms = int((time.time() + deadline_s) * 1000)
-    accepted, why = GcsClient(address=address).drain_node(node_id, reason, "a test", deadline_ms)
-    assert accepted, why
 
 
 def test_nodes_that_die_come_and_are_drained(

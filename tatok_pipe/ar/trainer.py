@@ -1,0 +1,228 @@
+"""Training of the generator, one process: packed batches in, optimizer steps out. Knows neither Ray nor files.
+
+The loss of a step is the sum of all nats of its sequences (positions and codes, END among them) over the number of
+codes in them, whatever the number of processes, micro-batches and rows: a step at another world size is the same step.
+
+Letters: T elements of a micro-batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tatok_pipe.ar.batch import BatchTensors
+from tatok_pipe.ar.ema import WeightAverage
+from tatok_pipe.ar.loss_parts import LossParts
+from tatok_pipe.ar.model import Generator, Nats
+from tatok_pipe.ar.schedule import ScheduleConfig, learning_rate
+from tatok_pipe.options import check_choices, option, section
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    beta1: float = option(0.9, help="AdamW, decay of the mean gradient", unit="per step")
+    beta2: float = option(0.95, help="AdamW, decay of the mean squared gradient", unit="per step")
+    weight_decay: float = option(0.05, help="AdamW, matrices only", unit="per step and learning rate")
+    clip_norm: float = option(1.0, help="gradients are scaled down to this", unit="L2 norm of all weights")
+    z_loss: float = option(
+        0.0,
+        help="weight of the squared log-partition sums (PaLM: 1e-4), which keeps logits small",
+        unit="per code",
+    )
+    ema_decay: float = option(
+        0.0, help="average of weights over steps, which is what is validated and exported; 0: none (LlamaGen: 0.9999)",
+        unit="per step",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        for name in ("beta1", "beta2", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more, and below 1")
+        if self.clip_norm <= 0 or self.weight_decay < 0 or self.z_loss < 0:
+            raise ValueError(
+                f"clip_norm={self.clip_norm}, weight_decay={self.weight_decay}, z_loss={self.z_loss}: expected a norm "
+                "above 0, and weights of 0 or more"
+            )
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    steps: int | None = option(None, help="length of the training; null: by `epochs`", unit="steps")
+    epochs: float = option(
+        50.0, help="length of the training where `steps` is null", unit="passes over the dataset"
+    )
+    batch_tokens: int = option(
+        262_144,
+        help="a step, rounded to whole rows; the same on any number of workers, which share its rows",
+        unit="elements of packed rows, over all workers",
+    )
+    microbatch_rows: int = option(
+        8, help="rows of a forward and backward pass; what memory allows", unit="rows per worker"
+    )
+    precision: str = option(
+        "auto",
+        choices=("auto", "fp32", "bf16"),
+        help="arithmetic of the model, weights stay fp32; auto: bf16 on GPUs, fp32 on CPUs",
+    )
+    shard: str = option(
+        "auto",
+        choices=("auto", "yes", "no"),
+        help="FSDP2: weights, gradients and optimizer are split over the workers; auto: on several GPUs where a model "
+        "has over 500 M weights; no: each worker has all of them",
+    )
+    compile: str = option(
+        "auto", choices=("auto", "yes", "no"), help="torch.compile of the blocks; auto: on GPUs"
+    )
+    checkpoint_activations: bool = option(
+        False, help="compute blocks a second time in the backward pass: less memory, a third more time"
+    )
+    schedule: ScheduleConfig = section(ScheduleConfig, help="learning rate")
+    optimizer: OptimizerConfig = section(OptimizerConfig, help="AdamW and what goes with it")
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps={self.steps}: expected at least 1, or null")
+        if self.epochs <= 0:
+            raise ValueError(f"epochs={self.epochs}: expected more than 0")
+        for name in ("batch_tokens", "microbatch_rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+
+    def precision_on(self, device: torch.device) -> str:
+        """ "fp32" or "bf16"."""
+        if self.precision != "auto":
+            return self.precision
+        return "bf16" if device.type == "cuda" else "fp32"
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step saw, over all processes."""
+
+    losses: LossParts
+    grad_norm: Tensor  # (), before clipping
+    learning_rate: float
+
+
+class LossGraph(nn.Module):
+    """The forward pass to one number, as a module, so that data parallelism can wrap it."""
+
+    def __init__(self, model: Generator, *, z_loss: float) -> None:
+        super().__init__()
+        self.model = model
+        self.z_loss = z_loss
+
+    def forward(self, batch: BatchTensors) -> tuple[Tensor, Nats]:
+        """(sum of nats, z-loss included, (); the nats of every element)."""
+        nats: Nats = self.model(batch)
+        loss = nats.position.sum() + nats.code.sum()
+        if self.z_loss:
+            loss = loss + self.z_loss * nats.z.sum()
+        return loss, nats
+
+
+class GeneratorTrainer:
+    """A generator, its optimizer, the average of its weights and the step counter.
+
+    `network` is a LossGraph around `model`, or what data parallelism made of it; it must average gradients over
+    processes. `set_sync` gets True before the pass whose gradients are to be exchanged, False before the others of a
+    step. Randomness (dropout) of step s comes from (seed, rank, s), so a resumed run draws what an uninterrupted
+    one would have drawn.
+    """
+
+    def __init__(
+        self,
+        model: Generator,
+        network: nn.Module,
+        config: TrainingConfig,
+        *,
+        num_steps: int,
+        device: torch.device,
+        seed: int,
+        rank: int = 0,
+        num_ranks: int = 1,
+        set_sync: Callable[[bool], None] = lambda is_last: None,
+    ) -> None:
+        self.model = model
+        self.network = network
+        self.config = config
+        self.num_steps = num_steps
+        self.device = device
+        self.num_steps_done = 0
+        self._seed = seed
+        self._rank = rank
+        self._num_ranks = num_ranks
+        self._set_sync = set_sync
+        self._precision = config.precision_on(device)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        optimizer = config.optimizer
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": optimizer.weight_decay},
+                {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+            ],
+            lr=0.0,
+            betas=(optimizer.beta1, optimizer.beta2),
+            fused=True,
+        )
+        self.average = WeightAverage(model, decay=optimizer.ema_decay) if optimizer.ema_decay else None
+
+    def step(self, batches: Sequence[BatchTensors], *, num_codes: int) -> StepResult:
+        """One optimizer step on this process's micro-batches; `num_codes` counts those of all processes.
+
+        Every process must have the same number of micro-batches; they may hold padding alone.
+        """
+        rate = learning_rate(self.config.schedule, step=self.num_steps_done, num_steps=self.num_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        torch.manual_seed(_hash_seed(self._seed, self._rank, self.num_steps_done))
+        self.network.train()
+        losses = LossParts.zeros(self.model.vocabulary, device=self.device)
+        # Data parallelism takes the mean over processes, the loss is a sum over them.
+        scale = self._num_ranks / max(1, num_codes)
+        for number, batch in enumerate(batches):
+            self._set_sync(number == len(batches) - 1)
+            with self._autocast():
+                loss, nats = self.network(batch)
+            (loss * scale).backward()
+            losses.add(batch, nats)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.num_steps_done += 1
+        if self.average is not None:
+            self.average.update()
+        return StepResult(losses.summed_over_processes(), _full(norm), rate)
+
+    @torch.no_grad()
+    def validate(self, steps: Iterator[Sequence[BatchTensors]]) -> LossParts:
+        """The losses of held-out batches over all processes, with the averaged weights where there are such."""
+        self.network.eval()
+        losses = LossParts.zeros(self.model.vocabulary, device=self.device)
+        with self.average.in_place() if self.average is not None else contextlib.nullcontext():
+            for batches in steps:
+                for batch in batches:
+                    with self._autocast():
+                        _, nats = self.network(batch)
+                    losses.add(batch, nats)
+        return losses.summed_over_processes()
+
+    def _autocast(self) -> Any:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bf16")
+
+
+def _hash_seed(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _full(value: Tensor) -> Tensor:
+    """A tensor that is split over processes as a whole one."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value  # type: ignore[operator]

@@ -1,0 +1,380 @@
+"""What each Ray Train worker of train_ar runs: restore, step by step to the end, checkpoints on the way.
+
+All workers do the same number of reports, exchanges and checkpoints: whatever decides on one of them is either the
+same everywhere (steps, the data, which every worker reads whole) or told by worker 0.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.collective
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from ray.train import CheckpointUploadMode, PreemptionInfo
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from tatok_pipe import storage
+from tatok_pipe.ar import training_state
+from tatok_pipe.ar.batch import BatchTensors, Vocabulary, to_tensors
+from tatok_pipe.ar.checkpoint import save_generator
+from tatok_pipe.ar.loss_parts import LossParts
+from tatok_pipe.ar.model import Generator
+from tatok_pipe.ar.parallel import parallelize
+from tatok_pipe.ar.throughput import Ceiling, Throughput
+from tatok_pipe.ar.trainer import GeneratorTrainer
+from tatok_pipe.ar.training_log import TrainingLog, loss_line, speed_line
+from tatok_pipe.ar.training_state import CheckpointName, DamagedCheckpoint
+from tatok_pipe.config import from_dict
+from tatok_pipe.errors import UserError
+from tatok_pipe.progress import format_duration
+from tatok_pipe.ray_runtime.training import Driver
+from tatok_pipe.tokens.conditions import ConditionConfig
+from tatok_pipe.tokens.loader import LoaderConfig, StepBatch, TokenLoader
+from tatok_pipe.tokens.spec import TokenSpec
+from tatok_pipe.tokens.windows import ShardRows
+from tatok_pipe.train_ar_config import TrainArConfig
+
+logger = logging.getLogger(__name__)
+
+_STOPPING = "stopping"
+_LEAVING = "a node is leaving"
+_FAREWELL_S = 3.0  # before the end of its notice, besides what checkpoints take
+
+
+@dataclass(frozen=True)
+class GeneratorRun:
+    """What the driver has found out and every worker is told."""
+
+    config: dict[str, Any]  # TrainArConfig
+    tokens: dict[str, Any]  # TokenSpec of the dataset
+    shards: list[ShardRows]  # token shards as they were at the start
+    output_url: str
+    num_steps: int
+    elements_per_sequence: float  # mean
+    unigram_nats: dict[str, float]  # entropy of single codes, "global" and "patch"
+    command: str
+
+
+def train_generator(loop: dict[str, Any]) -> None:
+    """The loop of one worker; see `run_training`."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    driver: Driver = loop["driver"]
+    try:
+        _Worker(loop["run"], driver).run()
+    except UserError as error:
+        # Every worker reads the same data, so all of them are here: an orderly end, and nothing to try again.
+        driver.tell({"user_error": str(error), "exit_code": error.exit_code})
+
+
+def make_loader(
+    run: GeneratorRun, config: TrainArConfig, *, rank: int, num_ranks: int, split: str
+) -> TokenLoader:
+    """The batches of a worker; `split` is "train" or "held_out"."""
+    model = config.model
+    return TokenLoader(
+        config.input.url,
+        TokenSpec.from_json(run.tokens),
+        run.shards,
+        LoaderConfig(
+            row_tokens=config.packing.row_tokens,
+            rows_per_step=config.rows_per_step,
+            rows_per_microbatch=config.training.microbatch_rows,
+            window_sequences=config.packing.window_sequences,
+            held_out_share=config.validation.share,
+            on_dataset_change=config.input.on_dataset_change,
+        ),
+        condition=ConditionConfig(
+            kind=model.condition,
+            num_classes=model.num_classes,
+            embeddings_url=config.input.condition_url or "",
+            embedding_size=model.embedding_dim,
+            drop_condition=config.drop_condition,
+        ),
+        rank=rank,
+        num_ranks=num_ranks,
+        seed=config.seed,
+        split=split,
+    )
+
+
+class _Worker:
+    def __init__(self, run: GeneratorRun, driver: Driver) -> None:
+        self.run_facts = run
+        self.config = from_dict(TrainArConfig, run.config)
+        context = ray.train.get_context()
+        self.rank, self.num_ranks = context.get_world_rank(), context.get_world_size()
+        self.local_rank = context.get_local_rank()
+        self.device = ray.train.torch.get_device()
+        if self.device.type == "cpu":
+            torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+        self.attempt: str = ray.train.collective.broadcast_from_rank_zero(os.urandom(4).hex())
+        self._driver = driver
+        self._leaving: set[str] = set()  # nodes for which a checkpoint was made
+        self._is_farewell_due = False  # one more, when their time is nearly over
+        self._save_s = 0.0  # the longest that a checkpoint took
+        self.checkpoints_url = storage.join(run.output_url, "checkpoints")
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def run(self) -> None:
+        """Train to the end, or to where the driver wants it to stop, and tell it which."""
+        run, config = self.run_facts, self.config
+        tokens = TokenSpec.from_json(run.tokens)
+        torch.manual_seed(config.seed)
+        model = Generator(config.model, Vocabulary.from_spec(tokens)).to(self.device)
+        parallel = parallelize(model, config.training, device=self.device, num_ranks=self.num_ranks)
+        self.trainer = GeneratorTrainer(
+            model,
+            parallel.network,
+            config.training,
+            num_steps=run.num_steps,
+            device=self.device,
+            seed=config.seed,
+            rank=self.rank,
+            num_ranks=self.num_ranks,
+            set_sync=parallel.set_sync,
+        )
+        logger.info("worker %d of %d: process %d", self.rank, self.num_ranks, os.getpid())
+        self.loader = make_loader(run, config, rank=self.rank, num_ranks=self.num_ranks, split="train")
+        self.window = LossParts.zeros(model.vocabulary, device=self.device)  # since the last logged line
+        extra = self._restore()
+        self.log = (
+            TrainingLog(
+                storage.join(run.output_url, "tensorboard"),
+                curve=extra.get("curve", []),
+                first_step=self.trainer.num_steps_done,
+            )
+            if self.leads
+            else None
+        )
+        is_done = self._train(model)
+        if is_done:
+            self._save(CheckpointUploadMode.SYNC)
+            self._export(model)
+        if self.log is not None:
+            self.log.close()
+            self._driver.tell({"step": self.trainer.num_steps_done, "is_done": is_done})
+
+    def _train(self, model: Generator) -> bool:
+        """Whether all steps are done; False where the driver stopped the training, which is saved then."""
+        run, config, trainer = self.run_facts, self.config, self.trainer
+        ceiling = Ceiling(self.device, precision=config.training.precision_on(self.device))
+        flops = model.flops_per_token(run.elements_per_sequence)
+        speed = Throughput()
+        batches = iter(self.loader)
+        last_norm = torch.zeros(())
+        while trainer.num_steps_done < run.num_steps:
+            if self._must_stop():
+                return False
+            start = time.perf_counter()
+            batch = next(batches)
+            speed.waited(time.perf_counter() - start)
+            result = trainer.step(self._tensors(batch), num_codes=batch.num_codes)
+            self.window.sums.add_(result.losses.sums)
+            last_norm = result.grad_norm
+            speed.did(elements=batch.num_elements, slots=batch.num_slots, sequences=batch.num_sequences)
+            step, is_last = trainer.num_steps_done, trainer.num_steps_done == run.num_steps
+            if step % config.logging.every_steps == 0 or is_last:
+                figures = self.window.figures()
+                figures |= {"grad_norm": float(last_norm), "learning_rate": result.learning_rate}
+                self.window.sums.zero_()
+                if self.log is not None:
+                    rates = speed.take(
+                        flops_per_element=flops, peak_flops_per_s=self.num_ranks * ceiling.flops_per_s()
+                    )
+                    self.log.train(step, figures, rates)
+                    left = format_duration((run.num_steps - step) * rates["step_s"])
+                    logger.info(
+                        "step %d/%d epoch %d %s | %s, %s left",
+                        step, run.num_steps, batch.epoch, loss_line(figures), speed_line(rates), left,
+                    )  # fmt: skip
+            if config.validation.share and (step % config.validation.every_steps == 0 or is_last):
+                self._validate()
+                speed = Throughput()
+            if step % config.checkpoints.every_steps == 0 and not is_last:
+                self._save(
+                    CheckpointUploadMode.ASYNC
+                    if config.checkpoints.upload == "async"
+                    else CheckpointUploadMode.SYNC
+                )
+        return True
+
+    def _tensors(self, batch: StepBatch) -> list[BatchTensors]:
+        return [
+            to_tensors(each, self.device, vocabulary=self.trainer.model.vocabulary)
+            for each in batch.microbatches
+        ]
+
+    def _must_stop(self) -> bool:
+        """Whether the driver wants an end; saves then, and also when a node of ours is about to leave."""
+        leaving = ray.train.get_preemption_info()  # the same for all workers
+        # Clocks and the driver's word are not, so worker 0 decides.
+        action = self._choose(leaving) if self.leads else None
+        action = ray.train.collective.broadcast_from_rank_zero(action)
+        if action is None:
+            return False
+        if self.leads:
+            logger.info("%s: checkpoint at step %d", action, self.trainer.num_steps_done)
+        start = time.monotonic()
+        self._save(CheckpointUploadMode.SYNC)
+        self._save_s = max(self._save_s, time.monotonic() - start)
+        return action == _STOPPING
+
+    def _choose(self, leaving: PreemptionInfo | None) -> str | None:
+        """Why a checkpoint is due before the next step: at the first news of a node that leaves, and once more when
+        its time is nearly over, so that what is done in between is not lost."""
+        if self._driver.wants_stop():
+            return _STOPPING
+        if leaving is None:
+            return None
+        news = set(leaving.preempted_node_ids) - self._leaving
+        if news:
+            self._leaving |= news
+            self._is_farewell_due = leaving.deadline_ms is not None
+            return _LEAVING
+        if self._is_farewell_due and leaving.deadline_ms is not None:
+            left_s = leaving.deadline_ms / 1000 - time.time()
+            if left_s < _FAREWELL_S + 3 * self._save_s:
+                self._is_farewell_due = False
+                return _LEAVING
+        return None
+
+    def _validate(self) -> None:
+        config, step = self.config, self.trainer.num_steps_done
+        loader = make_loader(
+            self.run_facts, config, rank=self.rank, num_ranks=self.num_ranks, split="held_out"
+        )
+
+        def batches() -> Iterator[Sequence[BatchTensors]]:
+            for number, batch in enumerate(loader):
+                if number == config.validation.max_steps:
+                    return
+                yield self._tensors(batch)
+
+        losses = self.trainer.validate(batches())
+        if self.log is None:
+            return
+        if not losses.num_sequences:
+            logger.warning("validation.share=%g: no image is held out", config.validation.share)
+            return
+        figures, unigram = losses.figures(), self.run_facts.unigram_nats
+        self.log.held_out(step, figures)
+        self.log.publish()
+        logger.info(
+            "step %d held out (%d images): %s; %.1f bits/image; single codes alone: global %.3f, patch %.3f",
+            step, losses.num_sequences, loss_line(figures), figures["bits_per_image"], unigram["global"],
+            unigram["patch"],
+        )  # fmt: skip
+
+    def _save(self, mode: CheckpointUploadMode) -> None:
+        """Hand this worker's part of a checkpoint to Ray Train."""
+        name = CheckpointName(self.trainer.num_steps_done, self.attempt)
+        extra = {
+            "loader": self.loader.state_dict(),
+            "window": self.window.sums.tolist(),
+            "curve": self.log.curve if self.log is not None else [],
+            "model": self.run_facts.config["model"],
+            "tokens": self.run_facts.tokens,
+        }
+        folder = Path(tempfile.mkdtemp(prefix="tatok-checkpoint-"))
+        try:
+            training_state.save_part(folder, self.trainer, extra, rank=self.rank, num_ranks=self.num_ranks)
+            ray.train.report(
+                {"step": self.trainer.num_steps_done},
+                checkpoint=ray.train.Checkpoint.from_directory(folder),
+                checkpoint_dir_name=str(name),
+                checkpoint_upload_mode=mode,
+                delete_local_checkpoint_after_upload=True,
+            )
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise OSError(
+                f"{storage.redact(storage.join(self.checkpoints_url, str(name)))}: the checkpoint cannot be written: "
+                f"{error}"
+            ) from error
+        if self.log is not None:
+            self.log.publish()
+            training_state.prune(self.checkpoints_url, num_to_keep=self.config.checkpoints.keep)
+
+    def _restore(self) -> dict[str, Any]:
+        """Go on from the newest whole checkpoint; its extra, empty where there is none."""
+        names = training_state.list_checkpoints(self.checkpoints_url) if self.leads else []
+        while True:
+            text = ray.train.collective.broadcast_from_rank_zero(str(names.pop(0)) if names else None)
+            if text is None:
+                return {}
+            url = storage.join(self.checkpoints_url, text)
+            scratch = Path(tempfile.gettempdir(), f"tatok-restore-{self.attempt}-{text}")
+            filesystem, path = storage.open_filesystem(url)
+            folder = Path(path) if storage.is_local(filesystem) else scratch
+            with ExitStack() as stack:
+                problem = ""
+                if self.local_rank == 0:  # for all workers of its node
+                    try:
+                        stack.enter_context(training_state.fetched(url, scratch))
+                    except DamagedCheckpoint as damage:
+                        problem = str(damage)
+                problems = self._gather(problem)
+                if any(problems):
+                    if self.leads:
+                        told = next(filter(None, problems))
+                        logger.warning("%s: %s; going back to the one before", storage.redact(url), told)
+                    continue
+                training_state.load(folder, self.trainer)
+                extra = training_state.read_extra(folder)
+                self._gather("")  # nobody takes the files away while another one reads them
+            self.loader.load_state_dict(extra["loader"])
+            self.window.sums.copy_(torch.tensor(extra["window"], dtype=torch.float64))
+            if self.leads:
+                logger.info("resumed at step %d from %s", self.trainer.num_steps_done, text)
+            return extra
+
+    def _gather(self, text: str) -> list[str]:
+        """What every worker says; all of them come here."""
+        if self.num_ranks == 1:
+            return [text]
+        answers: list[Any] = [None] * self.num_ranks
+        dist.all_gather_object(answers, text)
+        return answers
+
+    def _export(self, model: Generator) -> None:
+        """Write the finished generator; every worker brings its part of the weights."""
+        average = self.trainer.average
+        with average.in_place() if average is not None else nullcontext():
+            weights: dict[str, Any] = get_model_state_dict(
+                model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+            )
+            weights = {name: tensor.clone() for name, tensor in weights.items()}
+        if self.log is None:
+            return
+        run = self.run_facts
+        training = {
+            "command": run.command,
+            "config": {name: value for name, value in run.config.items() if name != "model"},
+            "num_steps": run.num_steps,
+            "curve": self.log.curve,
+            "unigram_nats": run.unigram_nats,
+            "device": self.device.type,
+            "num_workers": self.num_ranks,
+            "torch": torch.__version__,
+        }
+        url = storage.join(run.output_url, "generator")
+        save_generator(
+            url, weights, config=self.config.model, tokens=TokenSpec.from_json(run.tokens), training=training
+        )
+        logger.info("generator: %s", storage.redact(url))

@@ -1,0 +1,164 @@
+"""Train the autoregressive generator on a token dataset.
+
+    python -m tatok_pipe.train_ar [configs/ar/tiny.yaml] input.url=s3://bucket/tokens output.url=s3://bucket/generator
+
+The same command after a crash, a lost node or Ctrl-C goes on from the last checkpoint in `<output.url>/checkpoints`.
+It ends with `<output.url>/generator`, one safetensors file to generate with.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+
+import torch
+
+from tatok_pipe import storage
+from tatok_pipe.ar import training_state
+from tatok_pipe.ar.batch import Vocabulary
+from tatok_pipe.ar.memory import MemoryEstimate, estimate_memory
+from tatok_pipe.ar.model import Generator
+from tatok_pipe.ar.parallel import is_sharded
+from tatok_pipe.config import load_config, run_entry, to_dict
+from tatok_pipe.errors import EXIT_DONE, EXIT_INTERRUPTED, RefusedError, UserError
+from tatok_pipe.progress import format_duration
+from tatok_pipe.ray_runtime import has_gpu, run_training, start_ray
+from tatok_pipe.ray_runtime.generator_training import GeneratorRun, train_generator
+from tatok_pipe.stop_signal import StopSignal
+from tatok_pipe.tokens.spec import TokenSpec
+from tatok_pipe.tokens.training_set import TrainingSet, read_training_set
+from tatok_pipe.train_ar_config import TrainArConfig
+
+logger = logging.getLogger("tatok_pipe.train_ar")
+
+# What best-fit packing leaves empty at most on lengths as they are; for estimates only.
+_FILL = 0.998
+
+
+def main(argv: list[str]) -> int:
+    config = load_config(
+        TrainArConfig, argv, prog="tatok_pipe.train_ar", description=(__doc__ or "").split("\n\n")[0]
+    )
+    dataset = read_training_set(config.input.url)
+    if dataset.longest_elements > config.packing.row_tokens:
+        raise UserError(
+            f"packing.row_tokens={config.packing.row_tokens}: the longest sequence of "
+            f"{storage.redact(config.input.url)} has {dataset.longest_elements} elements; give at least as many"
+        )
+    num_steps = config.training.steps or max(
+        1, math.ceil(config.training.epochs * steps_per_epoch(config, dataset))
+    )
+    output_url = storage.canonical_url(config.output.url)
+    _check_earlier(output_url, config, dataset.spec)
+    start_ray(for_training=True)
+    num_workers = config.workers.resolve()
+    _show(config, dataset, num_steps=num_steps, num_workers=num_workers[1])
+    if config.dry_run:
+        return EXIT_DONE
+    command = " ".join(["python -m tatok_pipe.train_ar", *map(storage.redact, argv)])
+    run = GeneratorRun(
+        config=to_dict(config)
+        | {"input": to_dict(config)["input"] | {"url": storage.canonical_url(config.input.url)}},
+        tokens=dataset.spec.to_json(),
+        shards=dataset.shards,
+        output_url=output_url,
+        num_steps=num_steps,
+        elements_per_sequence=dataset.num_elements / dataset.num_sequences,
+        unigram_nats=dataset.unigram_nats,
+        command=command,
+    )
+    start = time.monotonic()
+    with StopSignal() as stop:
+        metrics = run_training(
+            train_generator,
+            {"run": run},
+            num_workers=num_workers if num_workers[0] < num_workers[1] else num_workers[1],
+            cpus=config.workers.cpus,
+            output_url=output_url,
+            num_to_keep=None,
+            max_failures=config.workers.max_failures,
+            stop=stop,
+        )
+    if "user_error" in metrics:
+        error = UserError(metrics["user_error"])
+        error.exit_code = metrics["exit_code"]
+        raise error
+    if not metrics.get("is_done"):
+        logger.warning(
+            "interrupted at step %d of %d; the same command goes on", metrics.get("step", 0), num_steps
+        )
+        return EXIT_INTERRUPTED
+    logger.info(
+        "done in %s: %s", format_duration(time.monotonic() - start),
+        storage.redact(storage.join(output_url, "generator")),
+    )  # fmt: skip
+    return EXIT_DONE
+
+
+def steps_per_epoch(config: TrainArConfig, dataset: TrainingSet) -> float:
+    """Estimated from the sum of all lengths; what is held out is not trained on."""
+    elements = dataset.num_elements * (1 - config.validation.share)
+    return max(1.0, elements / _FILL / (config.rows_per_step * config.packing.row_tokens))
+
+
+def _check_earlier(output_url: str, config: TrainArConfig, spec: TokenSpec) -> None:
+    """Raise where the output holds a training of another model, or on tokens of another tokenizer."""
+    url = storage.join(output_url, "checkpoints")
+    for name in training_state.list_checkpoints(url):
+        try:
+            manifest = json.loads(storage.read_bytes(storage.join(url, str(name), "rank-0.json")))
+            extra = manifest["extra"]
+        except (FileNotFoundError, ValueError, KeyError):
+            continue  # not whole; the workers go back to the one before
+        found = TokenSpec.from_json(extra["tokens"])
+        if differences := found.differences(spec):
+            raise RefusedError(
+                f"{storage.redact(output_url)}: holds a training on tokens of tokenizer {found.tokenizer_fingerprint}, "
+                f"{storage.redact(config.input.url)} has {spec.tokenizer_fingerprint}; give another output.url (its "
+                f"{'; its '.join(differences)})"
+            )
+        model = to_dict(config.model)
+        if changed := [key for key, value in extra["model"].items() if model.get(key) != value]:
+            shown = ", ".join(f"model.{key}={extra['model'][key]} (now {model.get(key)})" for key in changed)
+            raise RefusedError(
+                f"{storage.redact(output_url)}: holds a training with {shown}; give another output.url, or the same "
+                "model"
+            )
+        return
+
+
+def _show(config: TrainArConfig, dataset: TrainingSet, *, num_steps: int, num_workers: int) -> None:
+    with torch.device("meta"):
+        model = Generator(config.model, Vocabulary.from_spec(dataset.spec))
+    device = torch.device("cuda" if has_gpu() else "cpu")
+    mean = dataset.num_elements / dataset.num_sequences
+    row_tokens, rows = config.packing.row_tokens, config.rows_per_step
+    sharded = is_sharded(model, config.training, device=device, num_ranks=num_workers)
+    memory: MemoryEstimate = estimate_memory(
+        model, config.training, row_tokens=row_tokens, num_shards=num_workers if sharded else 1, device=device
+    )
+    flops = model.flops_per_token(mean)
+    logger.info(
+        "%s: %d images, %.1f tokens an image (%d at most), tokenizer %s",
+        storage.redact(config.input.url), dataset.num_sequences, mean - 1, dataset.longest_elements - 1,
+        dataset.spec.tokenizer_fingerprint[:12],
+    )  # fmt: skip
+    logger.info(
+        "model: %.1f M weights, %.2f GFLOP a token; memory of a worker about %s",
+        memory.num_weights / 1e6, flops / 1e9, memory,
+    )  # fmt: skip
+    logger.info(
+        "%d steps of %d rows of %d tokens, about %.1f an epoch, %.1f epochs; %d workers on %s%s",
+        num_steps, rows, row_tokens, steps_per_epoch(config, dataset),
+        num_steps / steps_per_epoch(config, dataset), num_workers, device.type,
+        ", weights split over them" if sharded else "",
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    # By its importable name, so that Ray's workers import what they run; __main__ would be pickled by value.
+    from tatok_pipe import train_ar
+
+    run_entry(train_ar.main)

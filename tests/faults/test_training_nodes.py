@@ -1,0 +1,101 @@
+"""Generator training on nodes that die, come and are drained: the world shrinks and grows, and no step is lost that a
+checkpoint could have saved."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from tatok_pipe.ar.checkpoint import load_generator
+from tests.faults.nodes import cluster, drain
+from tests.test_train_ar import CONFIG, IN_A_HURRY, command, run, running, wait_for
+from tests.token_datasets import make_rows, write_token_dataset
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+
+STEPS = 3000
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("nodes")
+    config = CONFIG.replace("steps: 40", f"steps: {STEPS}").replace("every_steps: 5,", "every_steps: 200,")
+    config = config.replace("share: 0.1, every_steps: 20", "share: 0").replace(
+        "every_steps: 5}", "every_steps: 50}"
+    )
+    (folder / "config.yaml").write_text(config)
+    write_token_dataset(str(folder / "tokens"), [make_rows(70), make_rows(50, first=70)])
+    return folder
+
+
+def train_losses(url: str) -> list[float]:
+    return [point["loss"] for point in load_generator(url).training["curve"] if point["split"] == "train"]
+
+
+def test_the_world_shrinks_grows_and_is_drained(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = run(folder, f"output.url={tmp_path}/straight")
+    assert straight.returncode == 0, straight.stderr
+    expected = train_losses(f"{tmp_path}/straight/generator")
+
+    log = tmp_path / "log"
+    arguments = command(folder, f"output.url={tmp_path}/out", "workers.min=1", "workers.max=2")
+    with cluster(os.environ | IN_A_HURRY) as nodes:
+        nodes.add_node(num_cpus=1)
+        doomed = nodes.add_node(num_cpus=1)
+        monkeypatch.setenv("RAY_ADDRESS", nodes.address)
+        with running(arguments, log) as process:
+            wait_for(r"worker 1 of 2", log, process)
+            wait_for(r"step 250/", log, process)
+            nodes.remove_node(doomed, allow_graceful=False)
+            wait_for(r"worker 0 of 1", log, process)
+            wait_for(r"resumed at step \d+", log, process)
+            nodes.add_node(num_cpus=1)
+            drained = nodes.add_node(num_cpus=1)
+            grown = wait_for(r"(?s)worker 0 of 1.*worker 1 of 2", log, process)
+            wait_for(r"(?s)worker 0 of 1.*worker 1 of 2.*step \d+/", log, process)
+            drain(nodes.address, drained.node_id, deadline_s=10)
+            assert process.wait(timeout=300) == 0, log.read_text()
+    told = log.read_text()
+    assert grown
+    resumed = [int(step) for step in re.findall(r"resumed at step (\d+)", told)]
+    assert len(resumed) >= 2 and resumed == sorted(resumed)
+    found = train_losses(f"{tmp_path}/out/generator")
+    assert len(found) == len(expected)
+    # The same batches in the same order; sums over another number of workers round otherwise.
+    assert found[:8] == pytest.approx(expected[:8], rel=1e-3)
+    assert sum(found[-10:]) == pytest.approx(sum(expected[-10:]), rel=0.03)
+
+
+def test_a_drain_makes_a_checkpoint_of_the_very_step(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"
+    arguments = command(
+        folder,
+        f"output.url={tmp_path}/out",
+        "workers.min=1",
+        "workers.max=2",
+        "checkpoints.every_steps=1000000",
+    )
+    with cluster(os.environ | IN_A_HURRY) as nodes:
+        nodes.add_node(num_cpus=1)
+        leaving = nodes.add_node(num_cpus=1)
+        monkeypatch.setenv("RAY_ADDRESS", nodes.address)
+        with running(arguments, log) as process:
+            wait_for(r"worker 1 of 2", log, process)
+            wait_for(r"step 100/", log, process)
+            drain(nodes.address, leaving.node_id, deadline_s=8)
+            first = int(wait_for(r"a node is leaving: checkpoint at step (\d+)", log, process)[1])
+            # The head and its driver may stay, the node goes.
+            resumed = int(wait_for(r"resumed at step (\d+)", log, process)[1])
+            assert process.wait(timeout=300) == 0, log.read_text()
+    saved = [
+        int(step) for step in re.findall(r"a node is leaving: checkpoint at step (\d+)", log.read_text())
+    ]
+    assert first >= 100 and resumed == saved[-1] and len(saved) <= 2
+    assert len(train_losses(f"{tmp_path}/out/generator")) == STEPS // 50

@@ -1,0 +1,246 @@
+"""Generator training as users start it: a Ray Train job that is killed, stopped, damaged, and still comes to the same
+weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tatok_pipe.ar.checkpoint import load_generator
+from tests.token_datasets import TINY, make_rows, write_token_dataset
+
+CONFIG = """
+model: {width: 32, depth: 1, heads: 2, num_classes: 4}
+packing: {row_tokens: 64}
+training:
+  steps: 40
+  batch_tokens: 256
+  microbatch_rows: 2
+  schedule: {peak: 3.0e-3, warmup_steps: 4}
+  optimizer: {ema_decay: 0.9}
+validation: {share: 0.1, every_steps: 20}
+checkpoints: {every_steps: 5, upload: sync, keep: 2}
+logging: {every_steps: 5}
+workers: {cpus: 1}
+"""
+# Ray looks for what its workers have reported this often, and every checkpoint waits for it.
+IN_A_HURRY = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("train-ar")
+    (folder / "config.yaml").write_text(CONFIG)
+    write_token_dataset(str(folder / "tokens"), [make_rows(70), make_rows(50, first=70)])
+    return folder
+
+
+def command(folder: Path, *arguments: str) -> list[str]:
+    return [
+        sys.executable, "-m", "tatok_pipe.train_ar", str(folder / "config.yaml"),
+        f"input.url={folder / 'tokens'}", *arguments,
+    ]  # fmt: skip
+
+
+def run(folder: Path, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(folder, *arguments), cwd=cwd, env=os.environ | IN_A_HURRY, capture_output=True, text=True,
+        timeout=240, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder: Path) -> Path:
+    """What a training becomes that nothing happens to. The output is relative: Ray's workers have another folder."""
+    done = run(folder, "output.url=undisturbed", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "undisturbed"
+
+
+def assert_same(found: str, expected: Path) -> None:
+    ours, theirs = load_generator(found), load_generator(str(expected / "generator"))
+    assert ours.training["curve"] == theirs.training["curve"]
+    for name, value in theirs.model.state_dict().items():
+        assert torch.equal(value, ours.model.state_dict()[name]), name
+
+
+@contextmanager
+def running(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as file:
+        process = subprocess.Popen(arguments, env=os.environ | IN_A_HURRY, stdout=file, stderr=file)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def wait_for(
+    what: str, log: Path, process: subprocess.Popen[bytes], *, timeout_s: float = 150
+) -> re.Match[str]:
+    """The first place in the log that `what` matches."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        if found := re.search(what, log.read_text(errors="replace")):
+            return found
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text(errors="replace")
+        time.sleep(0.02)
+
+
+@pytest.mark.ray
+def test_a_training_learns_and_leaves_what_it_promises(folder: Path, undisturbed: Path) -> None:
+    generator = load_generator(str(undisturbed / "generator"))
+    curve = generator.training["curve"]
+    train = [point for point in curve if point["split"] == "train"]
+    held_out = [point for point in curve if point["split"] == "held_out"]
+    assert [point["step"] for point in train] == list(range(5, 41, 5))
+    assert [point["step"] for point in held_out] == [20, 40]
+    assert train[-1]["loss"] < 0.8 * train[0]["loss"]
+    assert held_out[-1]["loss"] < held_out[0]["loss"]
+    assert {"global_nats", "position_nats", "patch_nats", "bits_per_image"} < set(held_out[0])
+    assert generator.tokens == TINY
+    assert len(list((undisturbed / "checkpoints").glob("step-*"))) == 2  # checkpoints.keep
+    assert list((undisturbed / "tensorboard").glob("events.*"))
+
+
+@pytest.mark.ray
+def test_a_killed_training_comes_to_the_same_weights(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
+    arguments = command(folder, f"output.url={tmp_path}/killed")
+    with running(arguments, tmp_path / "log") as process:
+        wait_for(r"step 1\d/40", tmp_path / "log", process)
+    time.sleep(3)  # Ray's processes notice that their driver is gone
+    assert not (tmp_path / "killed/generator").exists()
+    done = run(folder, f"output.url={tmp_path}/killed")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"resumed at step (5|10|15)", done.stdout + done.stderr)
+    assert_same(f"{tmp_path}/killed/generator", undisturbed)
+
+
+@pytest.mark.ray
+@pytest.mark.s3
+def test_a_killed_worker_of_two_is_back_within_30_seconds(folder: Path, s3_url: str, tmp_path: Path) -> None:
+    arguments = command(folder, "workers.max=2", "workers.min=2", f"output.url={s3_url}/generator")
+    log = tmp_path / "log"
+    with running(arguments, log) as process:
+        wait_for(r"step 15/40", log, process)
+        victim = int(wait_for(r"worker 1 of 2: process (\d+)", log, process)[1])
+        os.kill(victim, signal.SIGKILL)
+        killed_s = time.monotonic()
+        resumed = wait_for(r"resumed at step (\d+)", log, process, timeout_s=60)
+        outage_s = time.monotonic() - killed_s
+        assert process.wait(timeout=150) == 0, log.read_text()
+    assert 5 <= int(resumed[1]) <= 20
+    assert outage_s < 30
+    print(f"outage {outage_s:.1f} s")
+    curve = load_generator(f"{s3_url}/generator/generator").training["curve"]
+    assert [point["step"] for point in curve if point["split"] == "train"] == list(range(5, 41, 5))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_signal_makes_a_checkpoint_of_the_very_step(
+    folder: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    arguments = command(folder, f"output.url={tmp_path}/out", "checkpoints.every_steps=1000")
+    log = tmp_path / "log"
+    with running(arguments, log) as process:
+        wait_for(r"step 10/40", log, process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 4, log.read_text()
+    step = int(wait_for(r"interrupted at step (\d+) of 40", log, process)[1])
+    assert 10 <= step < 40
+    done = run(folder, f"output.url={tmp_path}/out")
+    assert done.returncode == 0, done.stderr
+    assert f"resumed at step {step}" in done.stdout + done.stderr
+    assert_same(f"{tmp_path}/out/generator", undisturbed)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_passed_over(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with running(command(folder, f"output.url={out}"), tmp_path / "log") as process:
+        wait_for(r"step 15/40", tmp_path / "log", process)
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=60)
+    newest, before = sorted((out / "checkpoints").glob("step-*"), reverse=True)
+    shard = newest / "__0_0.distcp"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    done = run(folder, f"output.url={out}")
+    assert done.returncode == 0, done.stderr
+    told = done.stdout + done.stderr
+    assert f"{newest.name}: __0_0.distcp is not what was written; going back to the one before" in told
+    assert f"resumed at step {int(before.name.split('-')[1])} from {before.name}" in told
+    assert_same(f"{out}/generator", undisturbed)
+
+
+@pytest.mark.ray
+def test_bad_labels_are_one_line_and_not_tried_again(folder: Path, tmp_path: Path) -> None:
+    done = run(folder, "model.num_classes=2", f"output.url={tmp_path}/out")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert re.search(r"label [23], expected 0 to 1", done.stderr)
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "message"),
+    [
+        (["input.url=/nowhere"], 2, "/nowhere: no _dataset.json there"),
+        (["packing.row_tokens=8"], 2, r"packing.row_tokens=8: the longest sequence"),
+        (["model.condition=embedding", "model.embedding_dim=8"], 2, "input.condition_url"),
+        (["training.precision=fp8"], 2, "expected one of auto, fp32, bf16"),
+        (["model.heads=5"], 2, "heads=5"),
+        (["workers.min=3", "workers.max=2"], 2, "max=2: expected at least min=3"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    folder: Path, tmp_path: Path, changes: list[str], code: int, message: str
+) -> None:
+    done = run(folder, f"output.url={tmp_path}/out", *changes)
+    assert done.returncode == code, done.stderr
+    assert re.search(message, done.stderr) and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_an_empty_dataset_and_one_of_two_tokenizers_are_refused(folder: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    write_token_dataset(str(empty), [])
+    done = run(folder, f"input.url={empty}", f"output.url={tmp_path}/out")
+    assert done.returncode == 2 and "there is nothing to train on" in done.stderr
+
+    mixed = tmp_path / "mixed"
+    write_token_dataset(str(mixed), [make_rows(5)])
+    content: dict[str, Any] = json.loads((mixed / "_dataset.json").read_text())
+    content["spec"]["tokenizer_fingerprint"] = "34" * 32
+    (mixed / "_dataset.json").write_text(json.dumps(content))
+    done = run(folder, f"input.url={mixed}", f"output.url={tmp_path}/out")
+    assert done.returncode == 3 and "tokenizer_fingerprint" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.ray
+def test_another_model_or_tokenizer_does_not_go_on_in_an_output(
+    folder: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    done = run(folder, f"output.url={undisturbed}", "model.width=64")
+    assert done.returncode == 3 and "model.width=32 (now 64)" in done.stderr
+
+
+def test_a_dry_run_starts_nothing(folder: Path, tmp_path: Path) -> None:
+    done = run(folder, f"output.url={tmp_path}/out", "--dry-run")
+    assert done.returncode == 0
+    assert "120 images" in done.stderr and "40 steps of 4 rows of 64 tokens" in done.stderr
+    assert not (tmp_path / "out").exists()
