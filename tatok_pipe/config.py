@@ -24,7 +24,14 @@ from omegaconf import OmegaConf
 
 from tatok_pipe.config_help import format_help
 from tatok_pipe.config_schema import REQUIRED, Option, Section, Text, describe, find_nearest, name_value, show
-from tatok_pipe.errors import EXIT_DONE, EXIT_INTERNAL, EXIT_INTERRUPTED, UserError
+from tatok_pipe.errors import (
+    EXIT_DONE,
+    EXIT_INTERNAL,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    UserError,
+    has_outside_cause,
+)
 
 ConfigT = TypeVar("ConfigT")
 
@@ -82,7 +89,8 @@ def to_yaml(config: Any) -> str:
 def run_entry(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Call `main` with the command line and leave the process with its exit code (None: 0).
 
-    A UserError ends as one line on stderr and its own exit code, Ctrl-C as one line and EXIT_INTERRUPTED. A
+    A UserError ends as one line on stderr and its own exit code, an error of storage as one line and EXIT_USAGE,
+    Ctrl-C as one line and EXIT_INTERRUPTED. A
     reader of our output that went away (`| head`) ends the program in silence. Any other exception is a bug:
     it keeps its traceback and leaves with EXIT_INTERNAL.
     """
@@ -99,6 +107,12 @@ def run_entry(main: Callable[[list[str]], int | None]) -> NoReturn:
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _silence_closed_stdout():
             code = _EXIT_PIPE_CLOSED
+        elif has_outside_cause(error):
+            print(
+                f"error: {' '.join(str(error).split())}; mend that and run the same command again",
+                file=sys.stderr,
+            )
+            code = EXIT_USAGE
         else:
             traceback.print_exc()
             code = EXIT_INTERNAL

@@ -20,3 +20,14 @@ class RefusedError(UserError):
     """The output belongs to another tokenizer or other settings; going on would mix them."""
 
     exit_code = EXIT_REFUSED
+
+
+def mark_outside_cause(error: OSError) -> OSError:
+    """Mark an error as one of the world and not of this program, whose message is all that there is to know: a store
+    that does not answer, a full disk. Entries show it as they show a UserError."""
+    error.has_outside_cause = True  # type: ignore[attr-defined]
+    return error
+
+
+def has_outside_cause(error: BaseException) -> bool:
+    return getattr(error, "has_outside_cause", False)

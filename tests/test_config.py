@@ -587,7 +587,7 @@ import sys
 from dataclasses import dataclass
 
 from tatok_pipe.config import load_config, run_entry
-from tatok_pipe.errors import RefusedError
+from tatok_pipe.errors import RefusedError, mark_outside_cause
 from tatok_pipe.options import option
 
 
@@ -608,6 +608,11 @@ def main(argv):
         raise RuntimeError("a bug")
     if config.do == "socket":
         raise BrokenPipeError("a socket")
+    if config.do == "storage":
+        try:
+            raise ConnectionError("long story")
+        except ConnectionError as cause:
+            raise mark_outside_cause(OSError("s3://b/x: does\\nnot answer")) from cause
     if config.do == "write":
         for _ in range(100_000):
             print("a line")
@@ -650,6 +655,7 @@ def test_an_entry_reports_a_mistake_in_one_line(start):
         ("interrupt", EXIT_INTERRUPTED, "interrupted; run the same command again to go on"),
         ("bug", EXIT_INTERNAL, "RuntimeError: a bug"),
         ("socket", EXIT_INTERNAL, "BrokenPipeError: a socket"),
+        ("storage", 2, "error: s3://b/x: does not answer; mend that and run the same command again"),
     ],
 )
 def test_exit_codes_of_an_entry(do: str, code: int, last_line: str, start):

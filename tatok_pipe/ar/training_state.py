@@ -1,17 +1,15 @@
 """A training's state on disk: a folder that every process writes its part of, and that any number can read.
 
 Tensors (weights, optimizer, average) are `torch.distributed.checkpoint` shards. Beside them every process writes
-`rank-<r>.json`: the names, sizes and SHA-256 of its files, and what is no tensor (counters, place in the data, log).
-A folder is whole where the manifests of all its processes are there and every file is what they say; anything else is
-told before a byte of it is read as tensors.
+`rank-<r>.json`: the names, sizes and SHA-256 of its files and of itself, and what is no tensor (counters, place in the
+data, log). A folder is whole where the manifests of all its processes are there and every file is what they say;
+anything else is told before a byte of it is read as tensors.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import os
 import re
 import shutil
 import warnings
@@ -22,12 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from torch.distributed import checkpoint
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from tatok_pipe import storage
 from tatok_pipe.ar.trainer import GeneratorTrainer
-
-logger = logging.getLogger(__name__)
 
 dcp: Any = checkpoint  # it exports save and load in a way that type checkers do not see
 
@@ -61,11 +58,15 @@ def save_part(
 ) -> None:
     """Write this process's part into an empty local folder; all processes together make the checkpoint.
 
-    `extra` (JSON types) is given back by `read_extra`. Raises OSError where there is no space.
+    `extra` (JSON types) is given back by `read_extra`. Raises OSError where there is no space, on all processes where
+    it is the tensors that have none.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # without a process group it says that it saves alone
-        dcp.save(_tensors(trainer), checkpoint_id=folder)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # without a process group it says that it saves alone
+            dcp.save(_tensors(trainer), checkpoint_id=folder)
+    except CheckpointException as error:  # no Exception, and a traceback is its message
+        raise _as_os_error(error) from None
     manifest = {
         "format": FORMAT,
         "rank": rank,
@@ -81,7 +82,12 @@ def save_part(
         "extra": extra,
     }
     # Last, so that a part without its manifest is one that was not finished.
-    (folder / f"rank-{rank}.json").write_text(json.dumps(manifest))
+    (folder / manifest_name(rank)).write_text(json.dumps(manifest | {"sha256": _digest(manifest)}))
+
+
+def manifest_name(rank: int) -> str:
+    """The file that makes the part of process `rank` whole."""
+    return f"rank-{rank}.json"
 
 
 def load(folder: Path, trainer: GeneratorTrainer) -> None:
@@ -134,29 +140,34 @@ def fetched(url: str, folder: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def prune(url: str, *, num_to_keep: int) -> None:
-    """Remove the folders of checkpoints older than the newest `num_to_keep` whole ones.
+def prune(url: str, *, newest: CheckpointName, num_to_keep: int) -> None:
+    """Remove the checkpoints older than the newest `num_to_keep` whole ones; `newest` is the last that was begun.
 
-    What a killed attempt began goes with its time. Only names are looked at: a folder counts as whole where it has
-    a manifest of every process.
+    What a killed attempt began goes with its time. One newer than `newest` was passed over when this attempt began:
+    it does not count, and goes as soon as there is a whole one. Only names are looked at: a folder counts as whole
+    where it has a manifest of every process, so these must be the last that is written.
     """
-    num_whole = 0
+    passed_over, num_whole = [], 0
     for name in list_checkpoints(url):
         place = storage.join(url, str(name))
-        if num_whole >= num_to_keep:
+        if name > newest:
+            passed_over.append(place)
+        elif num_whole >= num_to_keep:
             storage.remove_folder(place)
         elif _has_all_manifests(set(storage.list_files(place)), place):
             num_whole += 1
+    for place in passed_over if num_whole else []:
+        storage.remove_folder(place)
 
 
 def _has_all_manifests(files: set[str], url: str) -> bool:
-    if "rank-0.json" not in files:
+    if manifest_name(0) not in files:
         return False
     try:
-        num_ranks = json.loads(storage.read_bytes(storage.join(url, "rank-0.json")))["num_ranks"]
-    except (ValueError, KeyError):
+        num_ranks = int(json.loads(storage.read_bytes(storage.join(url, manifest_name(0))))["num_ranks"])
+    except (ValueError, KeyError, TypeError):
         return False
-    return all(f"rank-{rank}.json" in files for rank in range(num_ranks))
+    return all(manifest_name(rank) in files for rank in range(num_ranks))
 
 
 def _tensors(trainer: GeneratorTrainer) -> dict[str, Any]:
@@ -170,20 +181,23 @@ def _tensors(trainer: GeneratorTrainer) -> dict[str, Any]:
 
 
 def _manifests(folder: Path) -> list[dict[str, Any]]:
-    """By rank. Raises DamagedCheckpoint where one is missing or unreadable."""
+    """By rank. Raises DamagedCheckpoint where one is missing or not what was written."""
     found: list[dict[str, Any]] = []
     num_ranks = 1
     while len(found) < num_ranks:
-        path = folder / f"rank-{len(found)}.json"
+        path = folder / manifest_name(len(found))
         try:
-            manifest = json.loads(path.read_text())
-            num_ranks = int(manifest["num_ranks"])
+            manifest = json.loads(path.read_bytes())
         except FileNotFoundError:
             raise DamagedCheckpoint(f"{path.name} is missing: the checkpoint was not finished") from None
-        except (ValueError, KeyError) as error:
+        except ValueError as error:
             raise DamagedCheckpoint(f"{path.name} cannot be read: {error}") from None
-        if manifest.get("format") != FORMAT:
-            raise DamagedCheckpoint(f"{path.name}: format {manifest.get('format')}, expected {FORMAT}")
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            found_format = manifest.get("format") if isinstance(manifest, dict) else None
+            raise DamagedCheckpoint(f"{path.name}: format {found_format}, expected {FORMAT}")
+        if manifest.pop("sha256", None) != _digest(manifest):
+            raise DamagedCheckpoint(f"{path.name} is not what was written")
+        num_ranks = manifest["num_ranks"]
         found.append(manifest)
     return found
 
@@ -207,6 +221,18 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def local_scratch(attempt: str, name: CheckpointName) -> Path:
-    """Where the processes of one node share a fetched checkpoint."""
-    return Path(os.environ.get("TMPDIR", "/tmp"), f"tatok-restore-{attempt}-{name}")
+def _digest(manifest: dict[str, Any]) -> str:
+    """The same before it is written and after it is read, and for every change another one."""
+    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
+
+
+def _as_os_error(error: CheckpointException) -> OSError:
+    """Of all that went wrong on all processes, what the system said, in one line."""
+    failures = [failure for failure, _ in error.failures.values()]
+    for failure in failures:
+        cause: BaseException | None = failure
+        while cause is not None:  # torch's writer hides a full disk behind "unexpected pos"
+            if isinstance(cause, OSError):
+                return cause
+            cause = cause.__cause__ or cause.__context__
+    return OSError("; ".join(" ".join(f"{type(each).__name__}: {each}".split())[:200] for each in failures))

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from tatok_pipe.errors import UserError
+from tatok_pipe.errors import UserError, mark_outside_cause
 from tatok_pipe.storage.urls import redact
 
 Result = TypeVar("Result")
@@ -57,8 +57,8 @@ def call(
     """`action()`, tried again with exponential backoff while its error may pass.
 
     Raises the last error with the URL in its message: an OSError of the same kind (FileNotFoundError,
-    PermissionError, ...), or UserError where credentials are missing. Errors that are not about storage pass
-    through unchanged.
+    PermissionError, ...) and number, which entries show as one line; or UserError where credentials are missing.
+    Errors that are not about storage pass through unchanged.
     """
     for attempt in range(1, num_attempts + 1):
         try:
@@ -125,4 +125,6 @@ def _named(error: Exception, url: str) -> Exception:
     if not isinstance(error, OSError) and not is_transient(error) and http_status(error) is None:
         return error
     kind = next((kind for kind in (*_PERMANENT, TimeoutError) if isinstance(error, kind)), OSError)
-    return kind(f"{redact(url)}: {text or type(error).__name__}")
+    named = kind(f"{redact(url)}: {text or type(error).__name__}")
+    named.errno = getattr(error, "errno", None)
+    return mark_outside_cause(named)

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import errno
+import pickle
 
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ReadTimeoutError
 
-from tatok_pipe.errors import UserError
+from tatok_pipe.errors import UserError, has_outside_cause
 from tatok_pipe.storage import retry
 
 
@@ -111,3 +112,13 @@ def test_connection_failures_of_the_client_become_os_errors() -> None:
     action = Flaky(*[EndpointConnectionError(endpoint_url="http://x")] * 2)
     with pytest.raises(OSError, match="s3://b/x: Could not connect"):
         retry.call(action, url="s3://b/x", num_attempts=2, pause=lambda _: None)
+
+
+def test_what_storage_raises_is_known_as_such_and_keeps_its_number() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match="s3://b/x: .*No space left") as raised:
+        retry.call(Flaky(full), url="s3://b/x")
+    again = pickle.loads(pickle.dumps(raised.value))
+    for error in (raised.value, again):
+        assert has_outside_cause(error) and error.errno == errno.ENOSPC
+    assert not has_outside_cause(full)
