@@ -81,10 +81,6 @@ def main(argv: list[str]) -> int:
             max_failures=config.workers.max_failures,
             stop=stop,
         )
-    if "user_error" in metrics:
-        error = UserError(metrics["user_error"])
-        error.exit_code = metrics["exit_code"]
-        raise error
     if not metrics.get("is_done"):
         logger.warning(
             "interrupted at step %d of %d; the same command goes on", metrics.get("step", 0), num_steps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,8 +12,17 @@ from tatok_pipe.errors import UserError
 from tatok_pipe.images.decode import PreprocessConfig
 from tatok_pipe.images.shards import ShardLimits
 from tatok_pipe.progress import format_duration, progress_line
-from tatok_pipe.ray_runtime import ActorPlan, ActorsConfig, RunState, WorkersConfig, actor_plan, plan_actors
+from tatok_pipe.ray_runtime import (
+    ActorPlan,
+    ActorsConfig,
+    ElasticWorkersConfig,
+    RunState,
+    WorkersConfig,
+    actor_plan,
+    plan_actors,
+)
 from tatok_pipe.ray_runtime.tokenizer_actor import TokenizerActor
+from tatok_pipe.ray_runtime.training import STORAGE_MARKER, _check_writable
 from tatok_pipe.shard_tokenizer import ShardJob
 from tatok_pipe.tokenize_config import TokenizeCorpusConfig
 from tatok_pipe.tokenize_corpus import make_spec
@@ -91,6 +101,48 @@ def test_impossible_pools_are_refused(options: dict[str, float]) -> None:
         ActorsConfig(**options)  # type: ignore[arg-type]
     with pytest.raises(ValueError):
         WorkersConfig(count=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"min": 0}, "min=0, .*: expected at least 1 worker"),
+        ({"cpus": 0.0}, "cpus=0.0, .*more than 0 CPUs"),
+        ({"cpus": -1.0}, "cpus=-1.0, "),
+        ({"max_failures": -1}, "max_failures=-1: expected .* 0 failures or more"),
+        ({"min": 3, "max": 2}, "max=2: expected at least min=3"),
+        ({"max": 0}, "max=0: expected at least min=1"),
+    ],
+)
+def test_impossible_groups_of_workers_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ElasticWorkersConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "gpus", "expected"),
+    [
+        ({}, 0, (1, 1)),
+        ({}, 8, (1, 8)),
+        ({"min": 2, "max": 4}, 0, (2, 4)),
+        ({"max": 2}, 8, (1, 2)),
+        ({"min": 16}, 8, (16, 16)),  # more than there are now
+        ({"min": 4}, 0, (4, 4)),
+    ],
+)
+def test_a_group_has_a_worker_for_each_gpu(
+    options: dict[str, Any], gpus: float, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0} | ({"GPU": gpus} if gpus else {}))
+    assert ElasticWorkersConfig(**options).resolve() == expected
+
+
+def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=f"output.url={tmp_path}/file: cannot be written: Not a directory"):
+        _check_writable(f"{tmp_path}/file")
+    _check_writable(f"{tmp_path}/folder")
+    assert (tmp_path / "folder/checkpoints" / STORAGE_MARKER).exists()
 
 
 GPU_NODE = {"CPU": 32.0, "GPU": 4.0, "memory": 256.0 * 2**30}

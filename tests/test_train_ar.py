@@ -35,8 +35,9 @@ checkpoints: {every_steps: 5, upload: sync, keep: 2}
 logging: {every_steps: 5}
 workers: {cpus: 1}
 """
-# Ray looks for what its workers have reported this often, and every checkpoint waits for it.
-IN_A_HURRY = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1", "OMP_NUM_THREADS": "1"}
+# Ray looks for what its workers have reported this often, and every checkpoint waits for it; and it holds back lines
+# that are alike for seconds, in which a training may end.
+IN_A_HURRY = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1", "OMP_NUM_THREADS": "1", "RAY_DEDUP_LOGS": "0"}
 
 
 @pytest.fixture(scope="module")

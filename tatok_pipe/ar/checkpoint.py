@@ -60,7 +60,7 @@ def save_generator(
 def load_generator(url: str, *, device: str | torch.device = "cpu") -> LoadedGenerator:
     """Load a checkpoint from a folder URL.
 
-    Raises UserError where there is none, its format is unknown, or its weights are damaged or of another model.
+    Raises UserError where there is none, its format is unknown, or one of its files is damaged or of another model.
     """
     shown = storage.redact(url)
     try:
@@ -75,16 +75,16 @@ def load_generator(url: str, *, device: str | torch.device = "cpu") -> LoadedGen
         raise UserError(f"checkpoint={shown}: cannot be read: {error}") from None
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise UserError(f"checkpoint={shown}: expected generator format {FORMAT}")
-    model = Generator(
-        from_dict(GeneratorConfig, description["model"]), Vocabulary(**description["vocabulary"])
-    )
+    try:
+        model = Generator(
+            from_dict(GeneratorConfig, description["model"]), Vocabulary(**description["vocabulary"])
+        )
+        tokens, training = TokenSpec.from_json(description["tokens"]), dict(description["training"])
+    except (KeyError, TypeError, ValueError, UserError) as error:
+        raise UserError(f"checkpoint={shown}: {DESCRIPTION} is damaged: {error}") from None
     try:
         model.load_state_dict(load_tensors(weights))
     except Exception as error:  # safetensors raises its own class for every kind of damage
         line = " ".join(str(error).split())[:200]
         raise UserError(f"checkpoint={shown}: {WEIGHTS} is damaged or of another model: {line}") from None
-    return LoadedGenerator(
-        model.eval().requires_grad_(False).to(device),
-        TokenSpec.from_json(description["tokens"]),
-        description["training"],
-    )
+    return LoadedGenerator(model.eval().requires_grad_(False).to(device), tokens, training)

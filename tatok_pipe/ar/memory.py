@@ -40,8 +40,10 @@ def estimate_memory(
     copies = 5 if config.optimizer.ema_decay else 4
     is_bf16 = config.precision_on(device) == "bf16"
     elements = config.microbatch_rows * row_tokens
-    per_channel = _RECOMPUTED_BYTES if config.checkpoint_activations else _BLOCK_BYTES
-    blocks = elements * per_channel * model.config.width * model.config.depth * (1 if is_bf16 else 2)
+    per_channel = _BLOCK_BYTES * model.config.depth
+    if config.checkpoint_activations:  # all inputs, and the one block that is computed again
+        per_channel = _RECOMPUTED_BYTES * model.config.depth + _BLOCK_BYTES
+    blocks = elements * per_channel * model.config.width * (1 if is_bf16 else 2)
     # Logits, their log-softmax and its gradient, in fp32 whatever the precision.
     logits = 3 * 4 * elements * max(model.vocabulary.patch_vocab, model.vocabulary.num_patches + 1)
     return MemoryEstimate(num_weights, 4 * copies * num_weights / num_shards, blocks + logits)

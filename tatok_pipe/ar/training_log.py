@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-defined]
+from tensorboardX.summary import scalar
 
 from tatok_pipe import storage
 
@@ -21,8 +26,11 @@ class TrainingLog:
         self.curve = curve
         self._url = tensorboard_url
         self._folder = tempfile.TemporaryDirectory(prefix="tatok-tensorboard-")
+        # No SummaryWriter: its thread may not have come to the last scalars when they are published, and when it has
+        # died of a full disk, the training waits for it for ever.
+        self._events = EventsWriter(str(Path(self._folder.name, "events")))
         # Scalars of an earlier attempt from this step on are not shown.
-        self._writer = SummaryWriter(self._folder.name, purge_step=first_step)
+        self._write(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
 
     def train(self, step: int, losses: dict[str, float], speed: dict[str, float]) -> None:
         """A line's worth of training: `losses` are exact, `speed` is this machine's."""
@@ -36,21 +44,32 @@ class TrainingLog:
 
     def _scalars(self, group: str, step: int, figures: dict[str, float]) -> None:
         for name, value in figures.items():
-            self._writer.add_scalar(f"{group}/{name}", value, step)
+            self._write(Event(step=step, summary=scalar(f"{group}/{name}", value)))
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        with self._only_said():
+            self._events.write_event(event)
 
     def publish(self) -> None:
         """Put the scalars beside the checkpoints. What cannot be written is said and does not end a training."""
-        self._writer.flush()
-        for path in sorted(Path(self._folder.name).iterdir()):
-            try:
+        with self._only_said():
+            self._events.flush()
+            for path in sorted(Path(self._folder.name).iterdir()):
                 storage.publish_file(path, storage.join(self._url, path.name), exclusive=False)
-            except OSError as error:
-                logger.warning("TensorBoard scalars are not written: %s", error)
 
     def close(self) -> None:
         self.publish()
-        self._writer.close()
+        with self._only_said():
+            self._events.close()
         self._folder.cleanup()
+
+    @contextmanager
+    def _only_said(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            logger.warning("%s: scalars are not written: %s", storage.redact(self._url), error)
 
 
 def loss_line(losses: dict[str, float]) -> str:

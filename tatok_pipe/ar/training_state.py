@@ -21,7 +21,11 @@ from typing import Any
 
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
 from tatok_pipe import storage
 from tatok_pipe.ar.trainer import GeneratorTrainer
@@ -64,7 +68,7 @@ def save_part(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # without a process group it says that it saves alone
-            dcp.save(_tensors(trainer), checkpoint_id=folder)
+            dcp.save(_tensors(trainer), storage_writer=_Writer(folder))
     except CheckpointException as error:  # no Exception, and a traceback is its message
         raise _as_os_error(error) from None
     manifest = {
@@ -226,13 +230,21 @@ def _digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
 
 
+class _Writer(FileSystemWriter):
+    """Tells what the system said where a file cannot be written; torch hides a full disk behind "unexpected pos"."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        try:
+            return super().write_data(plan, planner)
+        except RuntimeError as error:
+            # Here, not where it arrives: other processes are told of an exception without its context.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+
 def _as_os_error(error: CheckpointException) -> OSError:
-    """Of all that went wrong on all processes, what the system said, in one line."""
+    """Of all that went wrong on all processes, what a system said, else everything in one line."""
     failures = [failure for failure, _ in error.failures.values()]
-    for failure in failures:
-        cause: BaseException | None = failure
-        while cause is not None:  # torch's writer hides a full disk behind "unexpected pos"
-            if isinstance(cause, OSError):
-                return cause
-            cause = cause.__cause__ or cause.__context__
-    return OSError("; ".join(" ".join(f"{type(each).__name__}: {each}".split())[:200] for each in failures))
+    said = next((failure for failure in failures if isinstance(failure, OSError)), None)
+    return said or OSError("; ".join(" ".join(f"{type(each).__name__}: {each}".split()) for each in failures))

@@ -6,6 +6,7 @@ same everywhere (steps, the data, which every worker reads whole) or told by wor
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -21,6 +22,7 @@ from typing import Any
 import ray.train
 import ray.train.collective
 import ray.train.torch
+import ray.util
 import torch
 import torch.distributed as dist
 from ray.train import CheckpointUploadMode, PreemptionInfo
@@ -40,7 +42,7 @@ from tatok_pipe.ar.training_state import CheckpointName, DamagedCheckpoint
 from tatok_pipe.config import from_dict
 from tatok_pipe.errors import UserError
 from tatok_pipe.progress import format_duration
-from tatok_pipe.ray_runtime.training import Driver
+from tatok_pipe.ray_runtime.training import STORAGE_MARKER, Driver
 from tatok_pipe.tokens.conditions import ConditionConfig
 from tatok_pipe.tokens.loader import LoaderConfig, StepBatch, TokenLoader
 from tatok_pipe.tokens.spec import TokenSpec
@@ -49,8 +51,10 @@ from tatok_pipe.train_ar_config import TrainArConfig
 
 logger = logging.getLogger(__name__)
 
+_GOES_ON = "then the same command goes on from the last checkpoint"
 _STOPPING = "stopping"
 _LEAVING = "a node is leaving"
+_HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _FAREWELL_S = 3.0  # before the end of its notice, besides what checkpoints take
 
 
@@ -75,8 +79,16 @@ def train_generator(loop: dict[str, Any]) -> None:
     try:
         _Worker(loop["run"], driver).run()
     except UserError as error:
-        # Every worker reads the same data, so all of them are here: an orderly end, and nothing to try again.
-        driver.tell({"user_error": str(error), "exit_code": error.exit_code})
+        driver.fail(error)
+    except OSError as error:
+        if not _is_hopeless(error):
+            raise
+        driver.fail(UserError(f"{storage.redact(str(error))}; mend that and run the same command again"))
+
+
+def _is_hopeless(error: OSError) -> bool:
+    """Whether it is no use to try again: no space, or no permission."""
+    return isinstance(error, PermissionError) or error.errno in _HOPELESS
 
 
 def make_loader(
@@ -125,6 +137,7 @@ class _Worker:
         self._leaving: set[str] = set()  # nodes for which a checkpoint was made
         self._is_farewell_due = False  # one more, when their time is nearly over
         self._save_s = 0.0  # the longest that a checkpoint took
+        self._upload_error: UserError | None = None
         self.checkpoints_url = storage.join(run.output_url, "checkpoints")
 
     @property
@@ -134,6 +147,11 @@ class _Worker:
     def run(self) -> None:
         """Train to the end, or to where the driver wants it to stop, and tell it which."""
         run, config = self.run_facts, self.config
+        if not storage.exists(storage.join(self.checkpoints_url, STORAGE_MARKER)):
+            raise UserError(
+                f"output.url={storage.redact(run.output_url)}: node {ray.util.get_node_ip_address()} sees another "
+                "folder there than the driver; give one that all nodes share, or an object store"
+            )
         tokens = TokenSpec.from_json(run.tokens)
         torch.manual_seed(config.seed)
         model = Generator(config.model, Vocabulary.from_spec(tokens)).to(self.device)
@@ -291,25 +309,59 @@ class _Worker:
             "model": self.run_facts.config["model"],
             "tokens": self.run_facts.tokens,
         }
-        folder = Path(tempfile.mkdtemp(prefix="tatok-checkpoint-"))
         try:
-            training_state.save_part(folder, self.trainer, extra, rank=self.rank, num_ranks=self.num_ranks)
-            ray.train.report(
-                {"step": self.trainer.num_steps_done},
-                checkpoint=ray.train.Checkpoint.from_directory(folder),
-                checkpoint_dir_name=str(name),
-                checkpoint_upload_mode=mode,
-                delete_local_checkpoint_after_upload=True,
-            )
+            with ExitStack() as stack:
+                folder = Path(tempfile.mkdtemp(prefix="tatok-checkpoint-"))
+                stack.callback(shutil.rmtree, folder, ignore_errors=True)
+                training_state.save_part(
+                    folder, self.trainer, extra, rank=self.rank, num_ranks=self.num_ranks
+                )
+                stack.pop_all()
         except OSError as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise OSError(
-                f"{storage.redact(storage.join(self.checkpoints_url, str(name)))}: the checkpoint cannot be written: "
-                f"{error}"
-            ) from error
+            told = f"{tempfile.gettempdir()}: a checkpoint cannot be written there: {error.strerror or error}"
+            if _is_hopeless(error):
+                told += f"; make room, or set TMPDIR to a folder with more, {_GOES_ON}"
+                raise UserError(told) from error
+            raise OSError(told) from error
+        ray.train.report(
+            {"step": self.trainer.num_steps_done},
+            checkpoint=ray.train.Checkpoint.from_directory(folder),
+            checkpoint_dir_name=str(name),
+            checkpoint_upload_mode=mode,
+            checkpoint_upload_fn=self._upload,
+            delete_local_checkpoint_after_upload=False,  # `_upload` does
+        )
+        if self._upload_error is not None:
+            raise self._upload_error
         if self.log is not None:
             self.log.publish()
-            training_state.prune(self.checkpoints_url, num_to_keep=self.config.checkpoints.keep)
+            try:
+                training_state.prune(
+                    self.checkpoints_url, newest=name, num_to_keep=self.config.checkpoints.keep
+                )
+            except OSError as error:
+                logger.warning("old checkpoints are not removed: %s", error)
+
+    def _upload(self, part: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+        """Put this worker's part beside those of the others, and its manifest last, which Ray Train's own upload does
+        not. May run in a thread of Ray Train's, where an exception is a traceback and a new attempt."""
+        url = storage.join(self.checkpoints_url, name)
+        manifest = training_state.manifest_name(self.rank)
+        try:
+            for path in sorted(
+                Path(part.path).iterdir(), key=lambda path: (path.name == manifest, path.name)
+            ):
+                storage.publish_file(path, storage.join(url, path.name), exclusive=False)
+        except OSError as error:
+            if not _is_hopeless(error):
+                raise
+            told = f"{storage.redact(url)}: the checkpoint cannot be written: {error.strerror or error}"
+            self._upload_error = UserError(f"{told}; make room or give the right to write there, {_GOES_ON}")
+            self._driver.fail(self._upload_error)
+        finally:
+            shutil.rmtree(part.path, ignore_errors=True)
+        place: Any = ray.train.get_context().get_storage()
+        return ray.train.Checkpoint(place.build_checkpoint_path_from_name(name), place.storage_filesystem)
 
     def _restore(self) -> dict[str, Any]:
         """Go on from the newest whole checkpoint; its extra, empty where there is none."""

@@ -14,6 +14,7 @@ import pyarrow.fs
 import ray
 import ray.train
 from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
@@ -32,6 +33,8 @@ _RAY_TRAIN_DEFAULTS = {
 }
 _RESIZE_EVERY_S = 30.0
 _SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's memory of a run's checkpoints
+# What Ray Train puts beside checkpoints before anything starts; a worker that does not see it has another disk.
+STORAGE_MARKER = ".validate_storage_marker"
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class ElasticWorkersConfig:
         1, help="fewest workers that the training goes on with where others are lost", unit="processes"
     )
     max: int | None = option(
-        None, help="workers that are asked for; null: one for each GPU, without GPUs 1", unit="processes"
+        None, help="workers that are asked for; null: one for each GPU, at least `min`", unit="processes"
     )
     cpus: float | None = option(
         None, help="CPUs of each worker; null: an equal share of all", unit="CPUs per worker"
@@ -77,8 +80,8 @@ class ElasticWorkersConfig:
 
     def resolve(self) -> tuple[int, int]:
         """(fewest, most) workers on the cluster that was joined."""
-        most = self.max or max(1, int(ray.cluster_resources().get("GPU", 0)))
-        return min(self.min, most), most
+        most = self.max or max(self.min, int(ray.cluster_resources().get("GPU", 0)))
+        return self.min, most
 
 
 def run_training(
@@ -98,7 +101,8 @@ def run_training(
     Checkpoints that the loop reports go to `<output_url>/checkpoints`. With `num_to_keep`, Ray Train removes old ones,
     and a job started again with the same output finds the newest one through `ray.train.get_checkpoint()`; with None
     finding and removing them is the loop's business. The loop's config has a "driver" besides, a `Driver`:
-    what a worker tells it, and whether `stop` is requested. A UserError that a worker raises is raised here.
+    what a worker tells it, and whether `stop` is requested. A UserError that a worker raises is raised here after
+    `max_failures`; one with which it calls `Driver.fail`, at once where there is a `stop`.
     """
     use_gpu = has_gpu()
     most = num_workers if isinstance(num_workers, int) else num_workers[1]
@@ -106,10 +110,13 @@ def run_training(
     path, filesystem = _training_storage(output_url)
     for name, value in _RAY_TRAIN_DEFAULTS.items():
         os.environ.setdefault(name, value)
+    _check_writable(output_url)
     if num_to_keep is None:
         # Ray Train would refuse to start where one that it remembers is gone.
         storage.remove(storage.join(output_url, "checkpoints", _SNAPSHOT))
-    board = ray.remote(num_cpus=0)(_Board).remote()
+    # Here, on a node that stays as long as the driver does.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board: Any = ray.remote(num_cpus=0)(_Board).options(scheduling_strategy=here).remote()
     trainer = TorchTrainer(
         train_loop,
         train_loop_config=loop_config | {"driver": Driver(board)},
@@ -133,6 +140,9 @@ def run_training(
             trainer.fit()
         else:
             _fit_beside(trainer, stop, board)
+        failed: UserError | None = ray.get(board.error.remote())
+        if failed is not None:
+            raise failed
         return ray.get(board.told.remote())
     except ray.train.WorkerGroupError as error:
         for failure in error.worker_failures.values():
@@ -142,8 +152,18 @@ def run_training(
         raise
 
 
+def _check_writable(output_url: str) -> None:
+    """Raise UserError where Ray Train could not begin in the output, which would be a traceback of its own."""
+    try:
+        storage.publish_bytes(b"", storage.join(output_url, "checkpoints", STORAGE_MARKER), exclusive=False)
+    except OSError as error:
+        told = error.strerror or storage.redact(str(error))
+        raise UserError(f"output.url={storage.redact(output_url)}: cannot be written: {told}") from None
+
+
 def _fit_beside(trainer: TorchTrainer, stop: StopSignal, board: Any) -> None:
-    """`fit` in a thread of its own, where it leaves the handling of signals to us."""
+    """`fit` in a thread of its own, where it leaves the handling of signals to us. Returns before it is done where a
+    worker has failed for good: Ray Train would begin again, and what still runs ends with the driver."""
     fitting: Future[None] = Future()
 
     def fit() -> None:
@@ -157,6 +177,8 @@ def _fit_beside(trainer: TorchTrainer, stop: StopSignal, board: Any) -> None:
     threading.Thread(target=fit, name="fit", daemon=True).start()
     is_told = False
     while not wait([fitting], timeout=0.5).done:
+        if ray.get(board.error.remote()):
+            return
         if stop.is_requested and not is_told:
             logger.warning("stopping: a checkpoint is written first; a second signal ends at once")
             board.request_stop.remote()
@@ -170,6 +192,7 @@ class _Board:
     def __init__(self) -> None:
         self._is_stop_requested = False
         self._told: dict[str, Any] = {}
+        self._error: UserError | None = None
 
     def request_stop(self) -> None:
         self._is_stop_requested = True
@@ -182,6 +205,12 @@ class _Board:
 
     def told(self) -> dict[str, Any]:
         return self._told
+
+    def fail(self, error: UserError) -> None:
+        self._error = self._error or error
+
+    def error(self) -> UserError | None:
+        return self._error
 
 
 class Driver:
@@ -204,6 +233,11 @@ class Driver:
     def tell(self, message: dict[str, Any]) -> None:
         """What `run_training` returns, unless another message follows."""
         ray.get(self._board.tell.remote(message))
+
+    def fail(self, error: UserError) -> None:
+        """`run_training` raises this, the first one of all workers, and nothing is tried again. Return from the loop
+        then; the other workers may wait for this one for ever."""
+        ray.get(self._board.fail.remote(error))
 
 
 def _training_storage(url: str) -> tuple[str, pyarrow.fs.FileSystem | None]:

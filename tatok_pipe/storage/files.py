@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tatok_pipe.storage import retry
-from tatok_pipe.storage.urls import open_filesystem, redact
+from tatok_pipe.storage.urls import is_s3, open_filesystem, redact
 
 # The time of modification, as filesystems call it.
 _TIMES = ("LastModified", "mtime", "last_modified", "updated", "modified", "created")
@@ -106,10 +106,22 @@ def list_folders(url: str) -> list[str]:
 def remove_folder(url: str) -> None:
     """Remove the folder at `url` with all that is in it; nothing happens where there is none."""
     filesystem, path = open_filesystem(url)
+    path = path.rstrip("/")
+    # Some object stores keep an emptied folder, as an object whose name ends with a slash, and go on listing it.
+    folders = retry.call(lambda: _folders_below(filesystem, path), url=url) if is_s3(filesystem) else []
     try:
         retry.call(lambda: filesystem.rm(path, recursive=True), url=url)
     except FileNotFoundError:
         return
+    for folder in folders:
+        retry.call(lambda folder=folder: filesystem.rm_file(folder + "/"), url=url)
+
+
+def _folders_below(filesystem: Any, path: str) -> list[str]:
+    """The folder `path` and those in it, each after what is in it."""
+    entries = filesystem.find(path, withdirs=True, detail=True)
+    found = {name.rstrip("/") for name, entry in entries.items() if entry.get("type") == "directory"}
+    return sorted(found | {path}, reverse=True)
 
 
 def remove(url: str) -> None:

@@ -180,7 +180,7 @@ def main() -> int:
             pairs.append((ours, run_pillow(shards, size, num_images)))
         rows.append(show(f"whole job without a model / {NUM_CPUS} processes of bare Pillow", pairs))
 
-        corpus = write_demo_corpus(Path(folder, "demo"), num_shards=2 * NUM_CPUS, crops_per_source=96)
+        corpus = write_demo_corpus(Path(folder, "demo"), num_shards=NUM_CPUS, crops_per_source=96)
         encoded = read_images(corpus.shards)
         num_images = len(encoded)
         preprocess = PreprocessConfig(image_size=size)

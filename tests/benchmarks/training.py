@@ -38,7 +38,7 @@ from tatok_pipe.tokens.dataset import TokenDataset, create_or_check
 from tatok_pipe.tokens.loader import LoaderConfig, TokenLoader
 from tatok_pipe.tokens.training_set import read_training_set
 
-REPEATS = 3
+REPEATS = 2
 ROW_TOKENS = 1024
 ROWS = 8
 MODEL = GeneratorConfig(width=256, depth=4, heads=4, num_classes=20)
@@ -47,7 +47,7 @@ TRAINING = TrainingConfig(steps=1000)
 
 def write_tokens(folder: Path) -> str:
     """The demo corpus, tokenized."""
-    corpus = write_demo_corpus(folder / "corpus", num_shards=4)
+    corpus = write_demo_corpus(folder / "corpus", num_shards=4, crops_per_source=16)
     tokenizer = load_tokenizer()
     filter = tokenizer.filter(DTFConfig())
     spec = token_spec(tokenizer, filter, encoding={})
@@ -227,7 +227,7 @@ def step_split(
     parts: dict[str, list[float]] = {name: [] for name in ("to tensors", "forward", "backward", "optimizer")}
     ceiling = Ceiling(torch.device("cpu"), precision="fp32")
     elements = 0
-    for each in batches * 2:
+    for each in batches:
         holder: list[BatchTensors] = []
         parts["to tensors"].append(
             timed(

@@ -84,3 +84,49 @@ def test_s3_etag_tells_contents_apart(s3_url: str) -> None:
     assert etags[0] == etags[1] != etags[2]
     assert '"' not in etags[0]
     assert etags[0]
+
+
+def check_folders(base: str) -> None:
+    directory = storage.join(base, "folders")
+    assert storage.list_folders(directory) == []
+    storage.remove_folder(directory)
+    for name in ("file", "b/one", "a/deeper/two", "a/.hidden", "ab/three", ".c/four"):
+        storage.publish_bytes(b"1", storage.join(directory, name), exclusive=True)
+    assert storage.list_folders(directory) == [".c", "a", "ab", "b"]
+    assert storage.list_folders(directory + "/") == [".c", "a", "ab", "b"]
+    assert storage.list_folders(storage.join(directory, "a")) == ["deeper"]
+    assert storage.list_folders(storage.join(directory, "b")) == []
+    storage.remove_folder(storage.join(directory, "a"))  # and not "ab", whose name begins like it
+    storage.remove_folder(storage.join(directory, "a"))
+    assert storage.list_folders(directory) == [".c", "ab", "b"]
+    storage.remove_folder(storage.join(directory, ".c") + "/")
+    assert storage.list_folders(directory) == ["ab", "b"]
+    assert storage.list_files(directory) == {"file": 1}
+    assert not storage.exists(storage.join(directory, "a/deeper/two"))
+    assert storage.read_bytes(storage.join(directory, "ab/three")) == b"1"
+
+
+def test_local_folders(tmp_path: Path) -> None:
+    check_folders(str(tmp_path))
+
+
+def test_folders_on_other_filesystems(probe: Any) -> None:
+    check_folders("probe://base")
+
+
+@pytest.mark.s3
+def test_s3_folders(s3_url: str) -> None:
+    check_folders(s3_url)
+
+
+@pytest.mark.s3
+def test_s3_folders_of_more_than_one_request_and_with_objects_of_their_own(s3_url: str) -> None:
+    filesystem, path = storage.open_filesystem(s3_url)
+    filesystem.pipe({f"{path}/many/{number:04d}": b"" for number in range(1001)})
+    filesystem.pipe_file(f"{path}/own/", b"")
+    filesystem.pipe_file(f"{path}/own/file", b"")
+    assert len(storage.list_files(storage.join(s3_url, "many"))) == 1001
+    assert storage.list_folders(s3_url) == ["many", "own"]
+    storage.remove_folder(storage.join(s3_url, "own"))
+    storage.remove_folder(storage.join(s3_url, "many"))
+    assert storage.list_folders(s3_url) == []
