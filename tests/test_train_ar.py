@@ -25,14 +25,14 @@ CONFIG = """
 model: {width: 32, depth: 1, heads: 2, num_classes: 4}
 packing: {row_tokens: 64}
 training:
-  steps: 40
+  steps: 200
   batch_tokens: 256
   microbatch_rows: 2
   schedule: {peak: 3.0e-3, warmup_steps: 4}
   optimizer: {ema_decay: 0.9}
-validation: {share: 0.1, every_steps: 20}
-checkpoints: {every_steps: 5, upload: sync, keep: 2}
-logging: {every_steps: 5}
+validation: {share: 0.1, every_steps: 100}
+checkpoints: {every_steps: 20, upload: sync, keep: 2}
+logging: {every_steps: 10}
 workers: {cpus: 1}
 """
 # Ray looks for what its workers have reported this often, and every checkpoint waits for it; and it holds back lines
@@ -106,10 +106,11 @@ def test_a_training_learns_and_leaves_what_it_promises(folder: Path, undisturbed
     curve = generator.training["curve"]
     train = [point for point in curve if point["split"] == "train"]
     held_out = [point for point in curve if point["split"] == "held_out"]
-    assert [point["step"] for point in train] == list(range(5, 41, 5))
-    assert [point["step"] for point in held_out] == [20, 40]
+    assert [point["step"] for point in train] == list(range(10, 201, 10))
+    assert [point["step"] for point in held_out] == [100, 200]
     assert train[-1]["loss"] < 0.8 * train[0]["loss"]
-    assert held_out[-1]["loss"] < held_out[0]["loss"]
+    # Of images that it never saw; later on it learns the few others by heart.
+    assert held_out[0]["loss"] < 0.9 * train[0]["loss"]
     assert {"global_nats", "position_nats", "patch_nats", "bits_per_image"} < set(held_out[0])
     assert generator.tokens == TINY
     assert len(list((undisturbed / "checkpoints").glob("step-*"))) == 2  # checkpoints.keep
@@ -117,36 +118,46 @@ def test_a_training_learns_and_leaves_what_it_promises(folder: Path, undisturbed
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_killed_training_comes_to_the_same_weights(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
     arguments = command(folder, f"output.url={tmp_path}/killed")
-    with running(arguments, tmp_path / "log") as process:
-        wait_for(r"step 1\d/40", tmp_path / "log", process)
-    time.sleep(3)  # Ray's processes notice that their driver is gone
+    log = tmp_path / "log"
+    with running(arguments, log) as process:
+        worker = int(wait_for(r"worker 0 of 1: process (\d+)", log, process)[1])
+        deadline = time.monotonic() + 100
+        while not list(tmp_path.glob("killed/checkpoints/step-000000020-*/rank-0.json")):
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.01)
+        os.kill(worker, signal.SIGKILL)  # it would go on until it notices that its driver is gone
+        process.kill()
+    time.sleep(3)  # the rest of Ray notices that
     assert not (tmp_path / "killed/generator").exists()
     done = run(folder, f"output.url={tmp_path}/killed")
     assert done.returncode == 0, done.stderr
-    assert re.search(r"resumed at step (5|10|15)", done.stdout + done.stderr)
+    resumed = re.search(r"resumed at step (\d+)", done.stdout + done.stderr)
+    assert resumed and 20 <= int(resumed[1]) < 200
     assert_same(f"{tmp_path}/killed/generator", undisturbed)
 
 
 @pytest.mark.ray
 @pytest.mark.s3
+@pytest.mark.slow
 def test_a_killed_worker_of_two_is_back_within_30_seconds(folder: Path, s3_url: str, tmp_path: Path) -> None:
     arguments = command(folder, "workers.max=2", "workers.min=2", f"output.url={s3_url}/generator")
     log = tmp_path / "log"
     with running(arguments, log) as process:
-        wait_for(r"step 15/40", log, process)
+        wait_for(r"step 50/200", log, process)
         victim = int(wait_for(r"worker 1 of 2: process (\d+)", log, process)[1])
         os.kill(victim, signal.SIGKILL)
         killed_s = time.monotonic()
         resumed = wait_for(r"resumed at step (\d+)", log, process, timeout_s=60)
         outage_s = time.monotonic() - killed_s
         assert process.wait(timeout=150) == 0, log.read_text()
-    assert 5 <= int(resumed[1]) <= 20
+    assert 40 <= int(resumed[1]) < 200
     assert outage_s < 30
     print(f"outage {outage_s:.1f} s")
     curve = load_generator(f"{s3_url}/generator/generator").training["curve"]
-    assert [point["step"] for point in curve if point["split"] == "train"] == list(range(5, 41, 5))
+    assert [point["step"] for point in curve if point["split"] == "train"] == list(range(10, 201, 10))
 
 
 @pytest.mark.ray
@@ -157,11 +168,11 @@ def test_a_signal_makes_a_checkpoint_of_the_very_step(
     arguments = command(folder, f"output.url={tmp_path}/out", "checkpoints.every_steps=1000")
     log = tmp_path / "log"
     with running(arguments, log) as process:
-        wait_for(r"step 10/40", log, process)
+        wait_for(r"step 50/200", log, process)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 4, log.read_text()
-    step = int(wait_for(r"interrupted at step (\d+) of 40", log, process)[1])
-    assert 10 <= step < 40
+    step = int(wait_for(r"interrupted at step (\d+) of 200", log, process)[1])
+    assert 50 <= step < 200
     done = run(folder, f"output.url={tmp_path}/out")
     assert done.returncode == 0, done.stderr
     assert f"resumed at step {step}" in done.stdout + done.stderr
@@ -173,7 +184,7 @@ def test_a_signal_makes_a_checkpoint_of_the_very_step(
 def test_a_damaged_checkpoint_is_passed_over(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with running(command(folder, f"output.url={out}"), tmp_path / "log") as process:
-        wait_for(r"step 15/40", tmp_path / "log", process)
+        wait_for(r"step 60/200", tmp_path / "log", process)
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=60)
     newest, before = sorted((out / "checkpoints").glob("step-*"), reverse=True)
@@ -243,5 +254,5 @@ def test_another_model_or_tokenizer_does_not_go_on_in_an_output(
 def test_a_dry_run_starts_nothing(folder: Path, tmp_path: Path) -> None:
     done = run(folder, f"output.url={tmp_path}/out", "--dry-run")
     assert done.returncode == 0
-    assert "120 images" in done.stderr and "40 steps of 4 rows of 64 tokens" in done.stderr
+    assert "120 images" in done.stderr and "200 steps of 4 rows of 64 tokens" in done.stderr
     assert not (tmp_path / "out").exists()

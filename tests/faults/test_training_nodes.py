@@ -22,8 +22,8 @@ STEPS = 3000
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("nodes")
-    config = CONFIG.replace("steps: 40", f"steps: {STEPS}").replace("every_steps: 5,", "every_steps: 200,")
-    config = config.replace("share: 0.1, every_steps: 20", "share: 0").replace(
+    config = CONFIG.replace("steps: 200", f"steps: {STEPS}").replace("every_steps: 20,", "every_steps: 200,")
+    config = config.replace("share: 0.1, every_steps: 100", "share: 0").replace(
         "every_steps: 5}", "every_steps: 50}"
     )
     (folder / "config.yaml").write_text(config)
