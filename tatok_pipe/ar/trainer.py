@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +22,7 @@ from tatok_pipe.ar.loss_parts import LossParts
 from tatok_pipe.ar.model import Generator, Nats
 from tatok_pipe.ar.schedule import ScheduleConfig, learning_rate
 from tatok_pipe.options import check_choices, option, section
+from tatok_pipe.seeds import hash_seed
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ class GeneratorTrainer:
         rate = learning_rate(self.config.schedule, step=self.num_steps_done, num_steps=self.num_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        torch.manual_seed(_hash_seed(self._seed, self._rank, self.num_steps_done))
+        torch.manual_seed(hash_seed(self._seed, self._rank, self.num_steps_done))
         self.network.train()
         losses = LossParts.zeros(self.model.vocabulary, device=self.device)
         # Data parallelism takes the mean over processes, the loss is a sum over them.
@@ -217,10 +217,6 @@ class GeneratorTrainer:
 
     def _autocast(self) -> Any:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bf16")
-
-
-def _hash_seed(*parts: int) -> int:
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _full(value: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tatok_pipe.options import option, section
+from tatok_pipe.seeds import hash_seed
 from tatok_pipe.tokenizer.losses import LossConfig, code_loss, pixel_losses
 from tatok_pipe.tokenizer.model import TaTok
 from tatok_pipe.tokenizer.prior import entropy_nats
@@ -254,11 +255,6 @@ def mixed_masks(entropy: Tensor, mix: MixConfig, random: torch.Generator) -> Ten
     keep = torch.where(place < mix.entropy + mix.random + mix.globals_only, torch.zeros_like(keep), keep)
     keep = torch.where(place < mix.entropy + mix.random, by_chance, keep)
     return torch.where(place < mix.entropy, by_entropy, keep)
-
-
-def hash_seed(*parts: int) -> int:
-    """One 63-bit seed from several numbers, by numpy's SeedSequence."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
 def to_model_input(batch: np.ndarray, device: torch.device | str) -> Tensor:
