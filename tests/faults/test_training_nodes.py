@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("nodes")
     config = CONFIG.replace("steps: 200", f"steps: {STEPS}").replace("every_steps: 20,", "every_steps: 200,")
     config = config.replace("share: 0.1, every_steps: 100", "share: 0").replace(
-        "every_steps: 5}", "every_steps: 50}"
+        "every_steps: 10}", "every_steps: 50}"
     )
     (folder / "config.yaml").write_text(config)
     write_token_dataset(str(folder / "tokens"), [make_rows(70), make_rows(50, first=70)])
