@@ -66,8 +66,9 @@ def test_the_world_shrinks_grows_and_is_drained(
     assert len(resumed) >= 2 and resumed == sorted(resumed)
     found = train_losses(f"{tmp_path}/out/generator")
     assert len(found) == len(expected)
-    # The same batches in the same order; sums over another number of workers round otherwise.
-    assert found[:8] == pytest.approx(expected[:8], rel=1e-3)
+    # The same batches in the same order. Sums over another number of workers round otherwise, and the difference grows
+    # from step to step, so the tight bound ends 100 steps after the world first shrank.
+    assert found[:6] == pytest.approx(expected[:6], rel=1e-3)
     assert sum(found[-10:]) == pytest.approx(sum(expected[-10:]), rel=0.03)
 
 
