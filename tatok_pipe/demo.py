@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tatok_pipe import storage
-from tatok_pipe.ar.checkpoint import DESCRIPTION
+from tatok_pipe.ar.checkpoint import FOLDER
 from tatok_pipe.config import load_config, run_entry
 from tatok_pipe.demo_server import S3Server, s3_server
 from tatok_pipe.errors import UserError
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
     if target.exists() and not (target / "_dataset.json").exists():
         raise UserError(f"{target}: exists and is no token dataset; give another output.url")
     generator = Path(config.generator.url).absolute()
-    if generator.exists() and not (generator / DESCRIPTION).exists():
+    if generator.exists() and not (generator / FOLDER.description).exists():
         raise UserError(f"{generator}: exists and is no generator; give another generator.url")
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tatok-demo-") as folder:
@@ -85,7 +85,7 @@ def main(argv: list[str]) -> int:
             _copy_out(f"s3://{_BUCKET}/tokens", target)
             _copy_out(f"s3://{_BUCKET}/training/generator", generator)
     print(f"\ndone in {format_duration(time.monotonic() - start)}")
-    curve = json.loads((generator / DESCRIPTION).read_text())["training"]["curve"]
+    curve = json.loads((generator / FOLDER.description).read_text())["training"]["curve"]
     losses = [point["loss"] for point in curve if point["split"] == "train"]
     print(f"token dataset: {target}\nreport:        {target / 'report.html'}\ngenerator:     {generator}")
     print(f"its loss:      {' → '.join(f'{loss:.2f}' for loss in losses)} nats a code")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -20,20 +19,23 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+import ray.train.collective
 import ray.train.torch
 import torch
 from safetensors.torch import load_file, save_file
 
 from tatok_pipe import storage
 from tatok_pipe.config import from_dict, load_config, run_entry, to_dict
-from tatok_pipe.errors import UserError
+from tatok_pipe.errors import EXIT_DONE, EXIT_INTERRUPTED, UserError
 from tatok_pipe.images.decode import DecodeError, PreprocessConfig, decode_image
 from tatok_pipe.images.shards import ShardError
 from tatok_pipe.images.source import open_samples
 from tatok_pipe.images.stream import TrainingImages
 from tatok_pipe.options import option, section
 from tatok_pipe.ray_runtime import WorkersConfig, run_training, start_ray
+from tatok_pipe.ray_runtime.training import Driver
 from tatok_pipe.records import ImageSample
+from tatok_pipe.stop_signal import StopSignal
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer, save_tokenizer
 from tatok_pipe.tokenizer.heldout import calibrate_ladders, measure
 from tatok_pipe.tokenizer.model import TaTok, TaTokConfig
@@ -127,19 +129,27 @@ def main(argv: list[str]) -> int:
     start_ray(for_training=True)
     start = time.monotonic()
     command = " ".join(["python -m tatok_pipe.train_tokenizer", *map(_redact_argument, argv)])
-    run_training(
-        _train_loop,
-        {
-            "config": to_dict(config),
-            "train_shards": train_shards,
-            "held_out": held_out,
-            "output_url": output_url,
-            "command": command,
-        },
-        num_workers=config.workers.count,
-        cpus=config.workers.cpus,
-        output_url=output_url,
-    )
+    with StopSignal() as stop:
+        told = run_training(
+            _train_loop,
+            {
+                "config": to_dict(config),
+                "train_shards": train_shards,
+                "held_out": held_out,
+                "output_url": output_url,
+                "command": command,
+            },
+            num_workers=config.workers.count,
+            cpus=config.workers.cpus,
+            output_url=output_url,
+            stop=stop,
+        )
+    if not told.get("is_done"):
+        logger.warning(
+            "interrupted at step %d of %d; the same command goes on",
+            told.get("step", 0), config.training.num_steps,
+        )  # fmt: skip
+        return EXIT_INTERRUPTED
     tokenizer = load_tokenizer(storage.join(output_url, "tokenizer"))
     logger.info(
         "done in %.0f s: %s, fingerprint %s, held-out PSNR %.2f dB with all patches",
@@ -148,7 +158,7 @@ def main(argv: list[str]) -> int:
         tokenizer.fingerprint[:12],
         tokenizer.training["held_out"]["psnr_none"],
     )
-    return 0
+    return EXIT_DONE
 
 
 def _redact_argument(argument: str) -> str:
@@ -159,7 +169,7 @@ def _redact_argument(argument: str) -> str:
 
 def _train_loop(loop: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    driver: Driver = loop["driver"]
     config = from_dict(TrainTokenizerConfig, loop["config"])
     context = ray.train.get_context()
     rank, num_ranks = context.get_world_rank(), context.get_world_size()
@@ -181,10 +191,11 @@ def _train_loop(loop: dict[str, Any]) -> None:
         num_ranks=num_ranks,
     )
     log = _restore(trainer, images)
-    _train(trainer, images, config, device=device, log=log, lead=rank == 0)
+    is_done = _train(trainer, images, config, device=device, log=log, lead=rank == 0, driver=driver)
     if rank == 0:
-        _finish(model, loop, config, device=device, log=log)
-    ray.train.report({"steps": trainer.num_steps_done})
+        if is_done:
+            _finish(model, loop, config, device=device, log=log)
+        driver.tell({"step": trainer.num_steps_done, "is_done": is_done})
 
 
 def _train(
@@ -195,12 +206,20 @@ def _train(
     device: torch.device,
     log: TrainingLog,
     lead: bool,
-) -> None:
+    driver: Driver,
+) -> bool:
+    """Whether all steps are done; False where the driver stopped the training, which is saved then."""
     total = config.training.num_steps
     start = time.monotonic()
     window_start, window_step = time.monotonic(), trainer.num_steps_done
     batches = iter(images)
     while trainer.num_steps_done < total:
+        # Every worker hears of a stop at another moment, so worker 0 decides.
+        if ray.train.collective.broadcast_from_rank_zero(driver.wants_stop() if lead else None):
+            logger.info("stopping: checkpoint at step %d", trainer.num_steps_done)
+            log.train_s += time.monotonic() - start
+            _report_checkpoint(trainer, images, log)
+            return False
         stage = trainer.stage
         terms = trainer.step(to_model_input(next(batches), device))
         step = trainer.num_steps_done
@@ -219,13 +238,12 @@ def _train(
         if step % config.logging.checkpoint_every_steps == 0 and step < total:
             log.train_s += time.monotonic() - start
             start = time.monotonic()
-            _report_checkpoint(trainer, images, terms, log)
+            _report_checkpoint(trainer, images, log)
     log.train_s += time.monotonic() - start
+    return True
 
 
-def _report_checkpoint(
-    trainer: TokenizerTrainer, images: TrainingImages, terms: dict[str, float], log: TrainingLog
-) -> None:
+def _report_checkpoint(trainer: TokenizerTrainer, images: TrainingImages, log: TrainingLog) -> None:
     """Hand the state of this rank to Ray Train: rank 0 brings model and optimizer, each its own stream."""
     rank = ray.train.get_context().get_world_rank()
     with tempfile.TemporaryDirectory() as folder:
@@ -237,7 +255,7 @@ def _report_checkpoint(
         state = {"trainer": counters, "images": images.state_dict(), "log": asdict(log)}
         Path(folder, f"rank-{rank}.json").write_text(json.dumps(state))
         ray.train.report(
-            terms | {"step": trainer.num_steps_done},
+            {"step": trainer.num_steps_done},
             checkpoint=ray.train.Checkpoint.from_directory(folder),
             checkpoint_dir_name=f"step-{trainer.num_steps_done:07d}",
         )

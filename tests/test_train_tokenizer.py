@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -53,50 +54,66 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "tatok_pipe.train_tokenizer", *arguments]
 
 
-def test_a_killed_training_ends_in_the_same_weights(arguments: list[str], tmp_path: Path) -> None:
-    straight = subprocess.run(
-        command(*arguments, "output.url=straight"),  # relative: Ray Train's workers have another folder
-        cwd=tmp_path,
-        env=os.environ | IN_A_HURRY,
-        capture_output=True,
-        text=True,
-        timeout=240,
+def train(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments), cwd=cwd, env=os.environ | IN_A_HURRY, capture_output=True, text=True, timeout=240,
         check=False,
-    )
-    assert straight.returncode == 0, straight.stderr
-    tokenizer = load_tokenizer(f"{tmp_path}/straight/tokenizer")
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def straight(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a training becomes that nothing happens to. The output is relative: Ray's workers have another folder."""
+    folder = tmp_path_factory.mktemp("straight")
+    done = train(*arguments, "output.url=out", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "out"
+
+
+def test_a_training_learns_and_leaves_what_it_promises(straight: Path) -> None:
+    tokenizer = load_tokenizer(f"{straight}/tokenizer")
     curve = tokenizer.training["curve"]
     assert [point["step"] for point in curve] == list(range(5, 51, 5))
     assert curve[5]["mse"] < curve[0]["mse"]
     assert tokenizer.training["held_out"]["num_images"] == 6
-    card = (tmp_path / "straight/tokenizer/README.md").read_text()
+    card = (straight / "tokenizer/README.md").read_text()
     assert tokenizer.fingerprint in card and f"{tokenizer.training['held_out']['psnr_none']:.2f}" in card
 
-    killed = [*arguments, f"output.url={tmp_path}/killed"]
-    process = subprocess.Popen(command(*killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("end", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 4)])
+def test_a_training_that_is_ended_comes_to_the_same_weights(
+    arguments: list[str], straight: Path, tmp_path: Path, end: signal.Signals, code: int
+) -> None:
+    ended = [*arguments, f"output.url={tmp_path}/out"]
+    process = subprocess.Popen(command(*ended), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 200
-        while not list(tmp_path.glob("killed/checkpoints/step-*/state.safetensors")):
+        while not list(tmp_path.glob("out/checkpoints/step-*/state.safetensors")):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
+        process.send_signal(end)
+        assert process.wait(timeout=60) == code
     finally:
         process.kill()
         process.wait()
     time.sleep(3)  # Ray's processes notice that their driver is gone
-    assert not (tmp_path / "killed/tokenizer").exists()
-    resumed = subprocess.run(
-        command(*killed),
-        env=os.environ | IN_A_HURRY,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert resumed.returncode == 0, resumed.stderr
-    assert "resumed at step" in resumed.stdout + resumed.stderr
-    again = load_tokenizer(f"{tmp_path}/killed/tokenizer")
+    assert not (tmp_path / "out/tokenizer").exists()
+    done = train(*ended)
+    assert done.returncode == 0, done.stderr
+    assert "resumed at step" in done.stdout + done.stderr
+    again, tokenizer = load_tokenizer(f"{tmp_path}/out/tokenizer"), load_tokenizer(f"{straight}/tokenizer")
     assert again.fingerprint == tokenizer.fingerprint
-    assert again.training["curve"] == curve
+    assert again.training["curve"] == tokenizer.training["curve"]
+
+
+def test_a_broken_shard_is_one_line_and_not_tried_again(arguments: list[str], tmp_path: Path) -> None:
+    whole = Path(arguments[1].split("=")[1].replace("*", "0"))
+    (tmp_path / "broken.tar").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    done = train(*arguments, f"input.shards={tmp_path}/broken.tar", f"output.url={tmp_path}/out")
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert len([line for line in done.stderr.splitlines() if "broken.tar" in line]) == 1
 
 
 @pytest.mark.parametrize(

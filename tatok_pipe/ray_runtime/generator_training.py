@@ -6,17 +6,12 @@ same everywhere (steps, the data, which every worker reads whole) or told by wor
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
-import shutil
-import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -24,12 +19,10 @@ import ray.train.collective
 import ray.train.torch
 import ray.util
 import torch
-import torch.distributed as dist
 from ray.train import CheckpointUploadMode, PreemptionInfo
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from tatok_pipe import storage
-from tatok_pipe.ar import training_state
 from tatok_pipe.ar.batch import BatchTensors, Vocabulary, to_tensors
 from tatok_pipe.ar.checkpoint import save_generator
 from tatok_pipe.ar.loss_parts import LossParts
@@ -38,10 +31,10 @@ from tatok_pipe.ar.parallel import parallelize
 from tatok_pipe.ar.throughput import Ceiling, Throughput
 from tatok_pipe.ar.trainer import GeneratorTrainer
 from tatok_pipe.ar.training_log import TrainingLog, loss_line, speed_line
-from tatok_pipe.ar.training_state import CheckpointName, DamagedCheckpoint
 from tatok_pipe.config import from_dict
 from tatok_pipe.errors import UserError
 from tatok_pipe.progress import format_duration
+from tatok_pipe.ray_runtime.generator_checkpoints import GeneratorCheckpoints
 from tatok_pipe.ray_runtime.training import STORAGE_MARKER, Driver
 from tatok_pipe.tokens.conditions import ConditionConfig
 from tatok_pipe.tokens.loader import LoaderConfig, StepBatch, TokenLoader
@@ -51,10 +44,8 @@ from tatok_pipe.train_ar_config import TrainArConfig
 
 logger = logging.getLogger(__name__)
 
-_GOES_ON = "then the same command goes on from the last checkpoint"
 _STOPPING = "stopping"
 _LEAVING = "a node is leaving"
-_HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _FAREWELL_S = 3.0  # before the end of its notice, besides what checkpoints take
 
 
@@ -74,21 +65,7 @@ class GeneratorRun:
 
 def train_generator(loop: dict[str, Any]) -> None:
     """The loop of one worker; see `run_training`."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    driver: Driver = loop["driver"]
-    try:
-        _Worker(loop["run"], driver).run()
-    except UserError as error:
-        driver.fail(error)
-    except OSError as error:
-        if not _is_hopeless(error):
-            raise
-        driver.fail(UserError(f"{storage.redact(str(error))}; mend that and run the same command again"))
-
-
-def _is_hopeless(error: OSError) -> bool:
-    """Whether it is no use to try again: no space, or no permission."""
-    return isinstance(error, PermissionError) or error.errno in _HOPELESS
+    _Worker(loop["run"], loop["driver"]).run()
 
 
 def make_loader(
@@ -128,17 +105,13 @@ class _Worker:
         self.config = from_dict(TrainArConfig, run.config)
         context = ray.train.get_context()
         self.rank, self.num_ranks = context.get_world_rank(), context.get_world_size()
-        self.local_rank = context.get_local_rank()
         self.device = ray.train.torch.get_device()
         if self.device.type == "cpu":
             torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-        self.attempt: str = ray.train.collective.broadcast_from_rank_zero(os.urandom(4).hex())
         self._driver = driver
         self._leaving: set[str] = set()  # nodes for which a checkpoint was made
         self._is_farewell_due = False  # one more, when their time is nearly over
         self._save_s = 0.0  # the longest that a checkpoint took
-        self._upload_error: UserError | None = None
-        self.checkpoints_url = storage.join(run.output_url, "checkpoints")
 
     @property
     def leads(self) -> bool:
@@ -147,7 +120,8 @@ class _Worker:
     def run(self) -> None:
         """Train to the end, or to where the driver wants it to stop, and tell it which."""
         run, config = self.run_facts, self.config
-        if not storage.exists(storage.join(self.checkpoints_url, STORAGE_MARKER)):
+        checkpoints_url = storage.join(run.output_url, "checkpoints")
+        if not storage.exists(storage.join(checkpoints_url, STORAGE_MARKER)):
             raise UserError(
                 f"output.url={storage.redact(run.output_url)}: node {ray.util.get_node_ip_address()} sees another "
                 "folder there than the driver; give one that all nodes share, or an object store"
@@ -170,7 +144,17 @@ class _Worker:
         logger.info("worker %d of %d: process %d", self.rank, self.num_ranks, os.getpid())
         self.loader = make_loader(run, config, rank=self.rank, num_ranks=self.num_ranks, split="train")
         self.window = LossParts.zeros(model.vocabulary, device=self.device)  # since the last logged line
-        extra = self._restore()
+        self.checkpoints = GeneratorCheckpoints(
+            checkpoints_url,
+            self.trainer,
+            attempt=ray.train.collective.broadcast_from_rank_zero(os.urandom(4).hex()),
+            num_to_keep=config.checkpoints.keep,
+            driver=self._driver,
+        )
+        extra = self.checkpoints.restore()
+        if extra:
+            self.loader.load_state_dict(extra["loader"])
+            self.window.sums.copy_(torch.tensor(extra["window"], dtype=torch.float64))
         self.log = (
             TrainingLog(
                 storage.join(run.output_url, "tensorboard"),
@@ -300,8 +284,6 @@ class _Worker:
         )  # fmt: skip
 
     def _save(self, mode: CheckpointUploadMode) -> None:
-        """Hand this worker's part of a checkpoint to Ray Train."""
-        name = CheckpointName(self.trainer.num_steps_done, self.attempt)
         extra = {
             "loader": self.loader.state_dict(),
             "window": self.window.sums.tolist(),
@@ -309,100 +291,9 @@ class _Worker:
             "model": self.run_facts.config["model"],
             "tokens": self.run_facts.tokens,
         }
-        try:
-            with ExitStack() as stack:
-                folder = Path(tempfile.mkdtemp(prefix="tatok-checkpoint-"))
-                stack.callback(shutil.rmtree, folder, ignore_errors=True)
-                training_state.save_part(
-                    folder, self.trainer, extra, rank=self.rank, num_ranks=self.num_ranks
-                )
-                stack.pop_all()
-        except OSError as error:
-            told = f"{tempfile.gettempdir()}: a checkpoint cannot be written there: {error.strerror or error}"
-            if _is_hopeless(error):
-                told += f"; make room, or set TMPDIR to a folder with more, {_GOES_ON}"
-                raise UserError(told) from error
-            raise OSError(told) from error
-        ray.train.report(
-            {"step": self.trainer.num_steps_done},
-            checkpoint=ray.train.Checkpoint.from_directory(folder),
-            checkpoint_dir_name=str(name),
-            checkpoint_upload_mode=mode,
-            checkpoint_upload_fn=self._upload,
-            delete_local_checkpoint_after_upload=False,  # `_upload` does
-        )
-        if self._upload_error is not None:
-            raise self._upload_error
+        self.checkpoints.save(extra, mode)
         if self.log is not None:
             self.log.publish()
-            try:
-                training_state.prune(
-                    self.checkpoints_url, newest=name, num_to_keep=self.config.checkpoints.keep
-                )
-            except OSError as error:
-                logger.warning("old checkpoints are not removed: %s", error)
-
-    def _upload(self, part: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-        """Put this worker's part beside those of the others, and its manifest last, which Ray Train's own upload does
-        not. May run in a thread of Ray Train's, where an exception is a traceback and a new attempt."""
-        url = storage.join(self.checkpoints_url, name)
-        manifest = training_state.manifest_name(self.rank)
-        try:
-            for path in sorted(
-                Path(part.path).iterdir(), key=lambda path: (path.name == manifest, path.name)
-            ):
-                storage.publish_file(path, storage.join(url, path.name), exclusive=False)
-        except OSError as error:
-            if not _is_hopeless(error):
-                raise
-            told = f"{storage.redact(url)}: the checkpoint cannot be written: {error.strerror or error}"
-            self._upload_error = UserError(f"{told}; make room or give the right to write there, {_GOES_ON}")
-            self._driver.fail(self._upload_error)
-        finally:
-            shutil.rmtree(part.path, ignore_errors=True)
-        place: Any = ray.train.get_context().get_storage()
-        return ray.train.Checkpoint(place.build_checkpoint_path_from_name(name), place.storage_filesystem)
-
-    def _restore(self) -> dict[str, Any]:
-        """Go on from the newest whole checkpoint; its extra, empty where there is none."""
-        names = training_state.list_checkpoints(self.checkpoints_url) if self.leads else []
-        while True:
-            text = ray.train.collective.broadcast_from_rank_zero(str(names.pop(0)) if names else None)
-            if text is None:
-                return {}
-            url = storage.join(self.checkpoints_url, text)
-            scratch = Path(tempfile.gettempdir(), f"tatok-restore-{self.attempt}-{text}")
-            filesystem, path = storage.open_filesystem(url)
-            folder = Path(path) if storage.is_local(filesystem) else scratch
-            with ExitStack() as stack:
-                problem = ""
-                if self.local_rank == 0:  # for all workers of its node
-                    try:
-                        stack.enter_context(training_state.fetched(url, scratch))
-                    except DamagedCheckpoint as damage:
-                        problem = str(damage)
-                problems = self._gather(problem)
-                if any(problems):
-                    if self.leads:
-                        told = next(filter(None, problems))
-                        logger.warning("%s: %s; going back to the one before", storage.redact(url), told)
-                    continue
-                training_state.load(folder, self.trainer)
-                extra = training_state.read_extra(folder)
-                self._gather("")  # nobody takes the files away while another one reads them
-            self.loader.load_state_dict(extra["loader"])
-            self.window.sums.copy_(torch.tensor(extra["window"], dtype=torch.float64))
-            if self.leads:
-                logger.info("resumed at step %d from %s", self.trainer.num_steps_done, text)
-            return extra
-
-    def _gather(self, text: str) -> list[str]:
-        """What every worker says; all of them come here."""
-        if self.num_ranks == 1:
-            return [text]
-        answers: list[Any] = [None] * self.num_ranks
-        dist.all_gather_object(answers, text)
-        return answers
 
     def _export(self, model: Generator) -> None:
         """Write the finished generator; every worker brings its part of the weights."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
@@ -32,6 +34,7 @@ _RAY_TRAIN_DEFAULTS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
 }
 _RESIZE_EVERY_S = 30.0
+_HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's memory of a run's checkpoints
 # What Ray Train puts beside checkpoints before anything starts; a worker that does not see it has another disk.
 STORAGE_MARKER = ".validate_storage_marker"
@@ -93,7 +96,7 @@ def run_training(
     output_url: str,
     num_to_keep: int | None = 2,
     max_failures: int = 3,
-    stop: StopSignal | None = None,
+    stop: StopSignal,
 ) -> dict[str, Any]:
     """Run `train_loop(loop_config)` in Ray Train workers and return what one of them told the driver at last.
 
@@ -101,8 +104,8 @@ def run_training(
     Checkpoints that the loop reports go to `<output_url>/checkpoints`. With `num_to_keep`, Ray Train removes old ones,
     and a job started again with the same output finds the newest one through `ray.train.get_checkpoint()`; with None
     finding and removing them is the loop's business. The loop's config has a "driver" besides, a `Driver`:
-    what a worker tells it, and whether `stop` is requested. A UserError that a worker raises is raised here after
-    `max_failures`; one with which it calls `Driver.fail`, at once where there is a `stop`.
+    what a worker tells it, and whether `stop` is requested. What fails is tried again up to `max_failures` times, but
+    a UserError, and a storage without space or permission, are raised here at once.
     """
     use_gpu = has_gpu()
     most = num_workers if isinstance(num_workers, int) else num_workers[1]
@@ -118,8 +121,8 @@ def run_training(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board: Any = ray.remote(num_cpus=0)(_Board).options(scheduling_strategy=here).remote()
     trainer = TorchTrainer(
-        train_loop,
-        train_loop_config=loop_config | {"driver": Driver(board)},
+        _work,
+        train_loop_config=loop_config | {"driver": Driver(board), "train_loop": train_loop},
         scaling_config=ray.train.ScalingConfig(
             num_workers=num_workers,
             use_gpu=use_gpu,
@@ -135,21 +138,30 @@ def run_training(
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
+    _fit_beside(trainer, stop, board)
+    failed: UserError | None = ray.get(board.error.remote())
+    if failed is not None:
+        raise failed
+    return ray.get(board.told.remote())
+
+
+def is_hopeless(error: OSError) -> bool:
+    """Whether it is no use to try again: no space, or no permission."""
+    return isinstance(error, PermissionError) or error.errno in _HOPELESS
+
+
+def _work(loop: dict[str, Any]) -> None:
+    """What every worker runs: the loop, and word to the driver where it is no use to begin it again."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    driver: Driver = loop["driver"]
     try:
-        if stop is None:
-            trainer.fit()
-        else:
-            _fit_beside(trainer, stop, board)
-        failed: UserError | None = ray.get(board.error.remote())
-        if failed is not None:
-            raise failed
-        return ray.get(board.told.remote())
-    except ray.train.WorkerGroupError as error:
-        for failure in error.worker_failures.values():
-            cause = getattr(failure, "_base_exc", failure)  # Ray Train wraps what a worker's loop raised
-            if isinstance(cause, UserError):
-                raise cause from None
-        raise
+        loop["train_loop"](loop)
+    except UserError as error:
+        driver.fail(error)
+    except OSError as error:
+        if not is_hopeless(error):
+            raise
+        driver.fail(UserError(f"{storage.redact(str(error))}; mend that and run the same command again"))
 
 
 def _check_writable(output_url: str) -> None:

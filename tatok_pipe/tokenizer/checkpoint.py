@@ -1,4 +1,4 @@
-"""Tokenizer checkpoints: a folder on any URL with `model.safetensors` and `tokenizer.json`. Nothing is unpickled.
+"""Tokenizer checkpoints: a folder on any URL with `model.safetensors` and `tokenizer.json`.
 
 The fingerprint is the SHA-256 of the stored weights and of the model's config: whatever changes codes changes it.
 """
@@ -12,20 +12,22 @@ from importlib import resources
 from typing import Any
 
 import torch
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from tatok_pipe import storage
 from tatok_pipe.config import from_dict, to_dict
 from tatok_pipe.errors import UserError
 from tatok_pipe.tokenizer.dtf import DTFConfig, Filter, resolve
 from tatok_pipe.tokenizer.model import TaTok, TaTokConfig
+from tatok_pipe.weights_folder import WeightsFolder
 
-FORMAT = 1
-WEIGHTS = "model.safetensors"
-DESCRIPTION = "tokenizer.json"
 PACKAGED = "packaged"  # the checkpoint name of the tokenizer that comes with the package
+FOLDER = WeightsFolder(
+    weights="model.safetensors",
+    description="tokenizer.json",
+    format=1,
+    option="tokenizer.checkpoint",
+    origin=f"give one that train_tokenizer wrote, or {PACKAGED!r}",
+)
 _PACKAGED_FOLDER = "tatok-tiny-128"
 
 Ladders = dict[str, dict[str, list[list[float]]]]  # by score, then rule: rungs [mean kept patches, value]
@@ -69,16 +71,11 @@ def save_tokenizer(
     if half:
         tensors = {name: t.bfloat16() if t.is_floating_point() else t for name, t in tensors.items()}
     mark = fingerprint(tensors, model.config)
-    description = {
-        "format": FORMAT,
-        "fingerprint": mark,
-        "model": to_dict(model.config),
-        "ladders": ladders,
-        "training": training,
-    }
-    storage.publish_bytes(save_tensors(tensors), storage.join(url, WEIGHTS), exclusive=False)
-    text = json.dumps(description, indent=1, sort_keys=True) + "\n"
-    storage.publish_bytes(text.encode(), storage.join(url, DESCRIPTION), exclusive=False)
+    FOLDER.write(
+        url,
+        tensors,
+        {"fingerprint": mark, "model": to_dict(model.config), "ladders": ladders, "training": training},
+    )
     return mark
 
 
@@ -89,38 +86,22 @@ def load_tokenizer(url: str = PACKAGED, *, device: str | torch.device = "cpu") -
     fingerprint was taken over.
     """
     url = packaged_folder() if url == PACKAGED else url
-    shown = storage.redact(url)
+    description, tensors = FOLDER.read(url)
     try:
-        description = json.loads(storage.read_bytes(storage.join(url, DESCRIPTION)))
-        weights = storage.read_bytes(storage.join(url, WEIGHTS))
-    except FileNotFoundError:
-        raise UserError(
-            f"tokenizer.checkpoint={shown}: expected a folder with {DESCRIPTION} and {WEIGHTS}; give one that "
-            f"train_tokenizer wrote, or {PACKAGED!r}"
-        ) from None
-    except (ValueError, OSError) as error:
-        raise UserError(f"tokenizer.checkpoint={shown}: cannot be read: {error}") from None
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise UserError(f"tokenizer.checkpoint={shown}: expected checkpoint format {FORMAT}")
-    config = from_dict(TaTokConfig, description["model"])
-    try:
-        tensors = load_tensors(weights)
-    except Exception as error:  # safetensors raises its own class for every kind of damage
-        raise UserError(f"tokenizer.checkpoint={shown}: {WEIGHTS} is damaged: {error}") from None
+        config = from_dict(TaTokConfig, description["model"])
+        told, ladders, training = (description[name] for name in ("fingerprint", "ladders", "training"))
+    except (KeyError, TypeError, UserError) as error:
+        raise FOLDER.error(url, f"{FOLDER.description} is damaged: {error}") from None
     found = fingerprint(tensors, config)
-    if found != description["fingerprint"]:
-        raise UserError(
-            f"tokenizer.checkpoint={shown}: weights and config give fingerprint {found[:12]}, {DESCRIPTION} says "
-            f"{description['fingerprint'][:12]}; the folder is damaged or mixed, copy it again"
+    if found != told:
+        raise FOLDER.error(
+            url,
+            f"weights and config give fingerprint {found[:12]}, {FOLDER.description} says {str(told)[:12]}; the "
+            "folder is damaged or mixed, copy it again",
         )
     model = TaTok(config)
     model.load_state_dict({n: t.float() if t.is_floating_point() else t for n, t in tensors.items()})
-    return Tokenizer(
-        model.eval().requires_grad_(False).to(device),
-        description["fingerprint"],
-        description["ladders"],
-        description["training"],
-    )
+    return Tokenizer(model.eval().requires_grad_(False).to(device), found, ladders, training)
 
 
 def packaged_folder() -> str:

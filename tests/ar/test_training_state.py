@@ -6,8 +6,7 @@ import errno
 import json
 import os
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -303,22 +302,6 @@ def test_a_folder_with_an_unreadable_manifest_does_not_count(tmp_path: Path, con
     (tmp_path / "step-000000020-aaaaaaaa" / "rank-0.json").write_text(content)
     training_state.prune(str(tmp_path), newest=CheckpointName(20, "aaaaaaaa"), num_to_keep=1)
     assert [name.step for name in training_state.list_checkpoints(str(tmp_path))] == [20, 10]
-
-
-@pytest.fixture
-def full_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """`full_disk(num_bytes)`: an empty folder that holds no more than that."""
-    folder = tmp_path / "full"
-    folder.mkdir()
-
-    def mount(num_bytes: int) -> Path:
-        command = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(folder)]
-        if subprocess.run(command, capture_output=True, check=False).returncode:
-            pytest.skip("mounting a small disk takes root")
-        return folder
-
-    yield mount
-    subprocess.run(["umount", "-l", str(folder)], capture_output=True, check=False)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.95, 1.0])

@@ -12,20 +12,19 @@ from tests.faults import job
 from tests.faults.injector import Fault, Injector
 from tests.faults.world import World
 
-pytestmark = [pytest.mark.ray, pytest.mark.s3]
+pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(600)]
+
+NUM_KILLS = 10
 
 
-@pytest.mark.parametrize(
-    "num_kills", [1, pytest.param(10, marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
-)
-def test_a_driver_that_is_killed_at_any_moment(world: World, tmp_path: Path, num_kills: int) -> None:
-    dice = random.Random(num_kills)
+def test_a_driver_that_is_killed_at_any_moment(world: World, tmp_path: Path) -> None:
+    dice = random.Random(NUM_KILLS)
     injector = Injector(tmp_path, [Fault("encode", "sleep:0.4", times=None)])
     output = str(tmp_path / "out")
     expected = world.expect(world.local)
     arguments = world.arguments(world.local, output, "actors.max=1", "actors.cpus=1")
     num_done = []
-    for kill in range(num_kills):
+    for kill in range(NUM_KILLS):
         with job.Job(arguments, env=injector.environment(), folder=tmp_path) as running:
             begun = len(injector.events("begin"))
             running.wait_until(
@@ -50,4 +49,4 @@ def test_a_driver_that_is_killed_at_any_moment(world: World, tmp_path: Path, num
     # An actor has at most two shards at a time: one that it tokenizes and one that it reads ahead.
     attempts = injector.attempts()
     print(f"begun {sum(attempts.values())} times: {attempts}")
-    assert sum(attempts.values()) <= len(world.local.numbers) + 2 * num_kills
+    assert sum(attempts.values()) <= len(world.local.numbers) + 2 * NUM_KILLS

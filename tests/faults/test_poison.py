@@ -11,7 +11,7 @@ from tests.faults import job
 from tests.faults.injector import Fault, Injector
 from tests.faults.world import World
 
-pytestmark = [pytest.mark.ray, pytest.mark.s3]
+pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow]
 
 MAX_ATTEMPTS = 3
 # What ends or hangs the process. The tiny shards have one batch, so that each fault fires once in an attempt.
@@ -36,24 +36,15 @@ ONCE = (
 )
 
 
-@pytest.mark.parametrize(
-    ("deadly", "mild"),
-    [
-        pytest.param(DEADLY[:2], MILD[:1], id="some"),
-        pytest.param(DEADLY, MILD, id="all", marks=pytest.mark.slow),
-    ],
-)
-def test_poison_is_given_up_and_its_neighbours_are_done(
-    world: World, tmp_path: Path, deadly: tuple[Fault, ...], mild: tuple[Fault, ...]
-) -> None:
+def test_poison_is_given_up_and_its_neighbours_are_done(world: World, tmp_path: Path) -> None:
     # Two healthy shards that are there in any case, and the shards of the faults among them.
     urls = {f"{number:06d}": world.tiny_local.url(f"{number:06d}") for number in (20, 21)}
-    for fault in (*ONCE, *mild, *deadly):
+    for fault in (*ONCE, *MILD, *DEADLY):
         corpus = world.local if fault.shard == "000009" else world.tiny_local
         urls[fault.shard] = corpus.url(fault.shard)
     listing = tmp_path / "shards.txt"
     listing.write_text("\n".join(urls[shard] for shard in sorted(urls)))
-    injector = Injector(tmp_path, [*deadly, *mild, *ONCE])
+    injector = Injector(tmp_path, [*DEADLY, *MILD, *ONCE])
     output = str(tmp_path / "out")
     done = job.run(
         [
@@ -64,8 +55,8 @@ def test_poison_is_given_up_and_its_neighbours_are_done(
         env=injector.environment(), folder=tmp_path,
     )  # fmt: skip
     fired = {fault: injector.fired(fault) for fault in injector.faults}
-    processes = {fault.shard: len({event.pid for event in fired[fault]}) for fault in deadly}
-    tries = {fault.shard: len(fired[fault]) for fault in mild}
+    processes = {fault.shard: len({event.pid for event in fired[fault]}) for fault in DEADLY}
+    tries = {fault.shard: len(fired[fault]) for fault in MILD}
     print(f"{done.seconds:.1f} s, processes lost {processes}, tries {tries}, begun {injector.attempts()}")
     assert done.code == 1, done.stderr
     injector.check()
@@ -73,7 +64,7 @@ def test_poison_is_given_up_and_its_neighbours_are_done(
     bugs = done.stderr.count("RuntimeError: injected") + done.stderr.count("MemoryError")
     assert done.stderr.count("Traceback") <= bugs
 
-    poison = {fault.shard for fault in (*deadly, *mild)}
+    poison = {fault.shard for fault in (*DEADLY, *MILD)}
     for shard in poison:
         assert f"failed {urls[shard]}: " in done.stderr
     assert set(job.summary(output)["failed_shards"]) == {urls[shard] for shard in poison}
@@ -85,7 +76,7 @@ def test_poison_is_given_up_and_its_neighbours_are_done(
     }
     # One attempt may have been lost to a neighbour, before the shard came to its own fault.
     assert set(processes.values()) <= {MAX_ATTEMPTS - 1, MAX_ATTEMPTS}
-    for fault in mild:
+    for fault in MILD:
         last = fired[fault][-1].pid
         assert sum(event.pid == last for event in fired[fault]) <= MAX_ATTEMPTS
     for fault in ONCE:

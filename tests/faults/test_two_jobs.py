@@ -15,7 +15,8 @@ from tests.faults.world import NUM_TINY_IMAGES, NUM_TINY_SHARDS, World
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
 
 
-@pytest.mark.parametrize("where", ["s3", pytest.param("local", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["s3", "local"])
 def test_of_two_jobs_one_wins_each_shard(world: World, tmp_path: Path, where: str) -> None:
     # Both wait for each other before every commit, so that each is decided by a race and not by a listing.
     injector = Injector(tmp_path, [Fault("before_put", "meet:2", times=None)])

@@ -1,0 +1,57 @@
+"""A finished model on any URL: a folder with weights in a safetensors file and the JSON that describes it.
+
+Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from tatok_pipe import storage
+from tatok_pipe.errors import UserError
+
+
+@dataclass(frozen=True)
+class WeightsFolder:
+    """One kind of finished model: what its files are called, and what a user is told about them."""
+
+    weights: str
+    description: str
+    format: int
+    option: str  # the config key that names such a folder
+    origin: str  # "give …": where a user gets one
+
+    def write(self, url: str, weights: dict[str, Tensor], description: dict[str, Any]) -> None:
+        """The description comes last and makes the folder whole."""
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+        text = json.dumps({"format": self.format} | description, indent=1, sort_keys=True) + "\n"
+        storage.publish_bytes(save_tensors(tensors), storage.join(url, self.weights), exclusive=False)
+        storage.publish_bytes(text.encode(), storage.join(url, self.description), exclusive=False)
+
+    def read(self, url: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """(description, weights). Raises UserError where there is none, or a file is damaged or of another format."""
+        try:
+            description = json.loads(storage.read_bytes(storage.join(url, self.description)))
+            weights = storage.read_bytes(storage.join(url, self.weights))
+        except FileNotFoundError:
+            raise self.error(
+                url, f"expected a folder with {self.description} and {self.weights}; {self.origin}"
+            ) from None
+        except (ValueError, OSError) as error:
+            raise self.error(url, f"cannot be read: {error}") from None
+        if not isinstance(description, dict) or description.get("format") != self.format:
+            raise self.error(url, f"expected format {self.format} in {self.description}")
+        try:
+            return description, load_tensors(weights)
+        except Exception as error:  # safetensors raises its own class for every kind of damage
+            raise self.error(url, f"{self.weights} is damaged: {error}") from None
+
+    def error(self, url: str, message: str) -> UserError:
+        """`message`, in one line, about the folder at `url`."""
+        return UserError(f"{self.option}={storage.redact(url)}: {' '.join(message.split())[:400]}")
