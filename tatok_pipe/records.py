@@ -96,6 +96,7 @@ class PackedBatch:
     boundaries: np.ndarray
     labels: np.ndarray  # (S,) int32, class of each sequence; 0 where the condition is none
     is_conditional: np.ndarray  # (S,) bool; False where the condition is hidden, for classifier-free guidance
+    has_budget: np.ndarray  # (S,) bool; False where the number of patches is not told beforehand
     embeddings: np.ndarray | None  # (S, E) float32 where the condition is an embedding
     sequences: (
         np.ndarray

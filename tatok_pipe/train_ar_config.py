@@ -106,7 +106,8 @@ class TrainArConfig:
     training: TrainingConfig = section(TrainingConfig, help="how it is trained")
     drop_condition: float = option(
         0.1,
-        help="sequences whose condition is hidden, so that the generator can be guided (classifier-free)",
+        help="sequences whose condition is hidden, so that the generator can be guided (classifier-free); and, drawn "
+        "apart, those whose budget is",
         unit="share of sequences",
     )
     validation: ValidationConfig = section(ValidationConfig, help="held-out losses")

@@ -61,6 +61,9 @@ class BatchTensors:
     last_positions: Tensor  # (P + S,) int64, of `position_at`; -1 where no patch has come yet
     labels: Tensor  # (S,) int64
     is_conditional: Tensor  # (S,) bool
+    asked_patches: (
+        Tensor  # (S,) int64, how many patches the sequence is told to have; -1 where it is not told
+    )
     embeddings: Tensor | None  # (S, E) float32
 
     @property
@@ -90,7 +93,8 @@ def to_tensors(
     boundaries = np.unique(batch.boundaries)  # sorted as it is, without stretches of no elements
     is_sequence = kinds[boundaries[:-1]] != Kind.PADDING
     last_at = boundaries[1:][is_sequence] - 1  # (S,)
-    _check(batch, vocabulary, longest=int(np.diff(boundaries)[is_sequence].max(initial=0)))
+    lengths = np.diff(boundaries)[is_sequence]  # (S,)
+    _check(batch, vocabulary, longest=int(lengths.max(initial=0)))
 
     longest = vocabulary.max_length
     cuts = [
@@ -126,6 +130,7 @@ def to_tensors(
         last_positions=move(np.where(kinds[position_at] == Kind.PATCH, batch.places[position_at], -1)),
         labels=move(batch.labels),
         is_conditional=move(batch.is_conditional, np.bool_),
+        asked_patches=move(np.where(batch.has_budget, lengths - 1 - vocabulary.num_globals, -1)),
         embeddings=None if batch.embeddings is None else move(batch.embeddings, np.float32),
     )
 

@@ -45,6 +45,12 @@ class GeneratorConfig:
     embedding_dim: int = option(
         0, help="size of the precomputed vectors, of about unit length, where the condition is one", unit="channels"
     )  # fmt: skip
+    num_budgets: int = option(
+        0,
+        help="buckets of the number of patch tokens, of equal width: images are told theirs in training, so that cheap "
+        "or rich ones can be asked for; 0: they are not",
+        unit="buckets",
+    )
     dropout: float = option(
         0.0, help="of embeddings and residual branches; 0.1 in LlamaGen", unit="share of channels"
     )
@@ -63,6 +69,8 @@ class GeneratorConfig:
             raise ValueError(
                 f"embedding_dim={self.embedding_dim}: expected the size of the vectors with condition=embedding"
             )
+        if self.num_budgets < 0:
+            raise ValueError(f"num_budgets={self.num_budgets}: expected 0 or more")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout}: expected 0 or more, and below 1")
 
@@ -127,6 +135,8 @@ class Generator(nn.Module):
             self.no_embedding = nn.Parameter(torch.randn(width) * 0.02)
         else:
             self.start = nn.Parameter(torch.randn(width) * 0.02)
+        if config.num_budgets:
+            self.budgets = nn.Embedding(config.num_budgets + 1, width)  # the last: any number of patches
         self.global_codes = nn.Embedding(vocabulary.global_vocab, width)
         self.global_slots = nn.Embedding(max(1, vocabulary.num_globals), width)
         self.patch_codes = nn.Embedding(vocabulary.patch_vocab, width)
@@ -172,7 +182,9 @@ class Generator(nn.Module):
 
     def hidden(self, batch: BatchTensors) -> Tensor:
         """The normalised hidden state of every element, (T, W)."""
-        condition = self.embed_condition(batch.labels, batch.is_conditional, batch.embeddings)
+        condition = self.embed_condition(
+            batch.labels, batch.is_conditional, batch.asked_patches, batch.embeddings
+        )
         global_at, patch_at = batch.global_at, batch.patch_at
         x = torch.zeros(
             batch.num_elements,
@@ -194,17 +206,28 @@ class Generator(nn.Module):
         return self.norm(x)
 
     def embed_condition(
-        self, labels: Tensor, is_conditional: Tensor, embeddings: Tensor | None = None
+        self,
+        labels: Tensor,
+        is_conditional: Tensor,
+        asked_patches: Tensor,
+        embeddings: Tensor | None = None,
     ) -> Tensor:
         """Classes (S,) int64, or embeddings (S, E), to the first elements (S, W); the learned null condition where
-        `is_conditional` (S,) is False. Without a condition only S matters, every sequence starts alike."""
+        `is_conditional` (S,) is False. Without a condition only S matters, every sequence starts alike. With budgets,
+        that of `asked_patches` (S,) patches is added; -1 is any number."""
         if self.config.condition == "class":
-            return self.classes(torch.where(is_conditional, labels, self.config.num_classes))
-        if self.config.condition == "embedding":
+            x = self.classes(torch.where(is_conditional, labels, self.config.num_classes))
+        elif self.config.condition == "embedding":
             if embeddings is None:
                 raise ValueError("embeddings=None: expected vectors (S, E) with condition=embedding")
-            return torch.where(is_conditional[:, None], self.project(embeddings), self.no_embedding)
-        return self.start.expand(len(labels), -1)
+            x = torch.where(is_conditional[:, None], self.project(embeddings), self.no_embedding)
+        else:
+            x = self.start.expand(len(labels), -1)
+        num_budgets = self.config.num_budgets
+        if not num_budgets:
+            return x
+        buckets = asked_patches * num_budgets // (self.vocabulary.num_patches + 1)
+        return x + self.budgets(torch.where(asked_patches >= 0, buckets, num_budgets))
 
     def embed_global(self, codes: Tensor, slots: Tensor) -> Tensor:
         """Codes and indices of globals, (...) int64 each, to elements (..., W)."""

@@ -22,6 +22,7 @@ class Sequences:
     patch_positions: np.ndarray  # (sum of M,) int32
     labels: np.ndarray  # (n,) int32; 0 where the condition is no class
     is_conditional: np.ndarray  # (n,) bool
+    has_budget: np.ndarray  # (n,) bool
     embeddings: np.ndarray | None  # (n, E) float32
 
     def __len__(self) -> int:
@@ -61,6 +62,7 @@ class PackedRows:
             boundaries=boundaries - np.int32(elements.start),
             labels=whole.labels[sequences],
             is_conditional=whole.is_conditional[sequences],
+            has_budget=whole.has_budget[sequences],
             embeddings=None if whole.embeddings is None else whole.embeddings[sequences],
             sequences=whole.sequences[sequences],
         )
@@ -110,6 +112,7 @@ def lay_out(sequences: Sequences, packing: Packing, rows: np.ndarray) -> PackedR
         boundaries=boundaries,
         labels=sequences.labels[chosen],
         is_conditional=sequences.is_conditional[chosen],
+        has_budget=sequences.has_budget[chosen],
         embeddings=None if sequences.embeddings is None else sequences.embeddings[chosen],
         sequences=sequences.numbers[chosen],
     )
@@ -128,6 +131,7 @@ def empty_rows(num_rows: int, *, row_tokens: int, embedding_size: int | None) ->
         boundaries=np.arange(num_rows + 1, dtype=np.int32) * np.int32(row_tokens),
         labels=np.zeros(0, np.int32),
         is_conditional=np.zeros(0, np.bool_),
+        has_budget=np.zeros(0, np.bool_),
         embeddings=None if embedding_size is None else np.zeros((0, embedding_size), np.float32),
         sequences=np.zeros(0, np.int64),
     )
@@ -149,6 +153,7 @@ def join(batches: Sequence[PackedBatch]) -> PackedBatch:
         boundaries=np.concatenate([*boundaries, begins[-1:]]),
         labels=np.concatenate([batch.labels for batch in batches]),
         is_conditional=np.concatenate([batch.is_conditional for batch in batches]),
+        has_budget=np.concatenate([batch.has_budget for batch in batches]),
         embeddings=np.concatenate(embeddings) if embeddings else None,
         sequences=np.concatenate([batch.sequences for batch in batches]),
     )

@@ -36,7 +36,8 @@ class ConditionConfig:
     )
     drop_condition: float = option(
         0.1,
-        help="share of sequences whose condition is hidden in training, which classifier-free guidance needs",
+        help="share of sequences whose condition is hidden in training, which classifier-free guidance needs; and of "
+        "those whose budget is",
         unit="share of sequences",
     )
 

@@ -89,6 +89,7 @@ class SequenceReader:
             patch_positions=_values(table, "patch_positions"),
             labels=labels,
             is_conditional=np.full(len(rows), self._condition.kind != "none"),
+            has_budget=np.ones(len(rows), np.bool_),
             embeddings=embeddings,
         )
 
@@ -116,6 +117,7 @@ def concatenate(parts: Sequence[Sequences]) -> Sequences:
         patch_positions=np.concatenate([part.patch_positions for part in parts]),
         labels=np.concatenate([part.labels for part in parts]),
         is_conditional=np.concatenate([part.is_conditional for part in parts]),
+        has_budget=np.concatenate([part.has_budget for part in parts]),
         embeddings=np.concatenate(embeddings) if embeddings else None,
     )
 

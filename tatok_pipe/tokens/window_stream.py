@@ -95,7 +95,8 @@ class Window:
 
 
 class WindowStream:
-    """Makes the windows of one rank. `drop_condition` is the share of sequences whose condition is hidden."""
+    """Makes the windows of one rank. `drop_condition` is the share of sequences whose condition is hidden, and,
+    drawn apart, of those whose number of patches is."""
 
     def __init__(
         self,
@@ -194,6 +195,13 @@ class WindowStream:
         """Drawn for each sequence before it is packed, so that it does not depend on ranks or steps."""
         if not self._drop_condition:
             return sequences
-        random = generator(self._planner.seed, begin.epoch, begin.window, Draw.CONDITIONS)
-        is_kept = random_shares(len(sequences), random) >= self._drop_condition
-        return dataclasses.replace(sequences, is_conditional=sequences.is_conditional & is_kept)
+
+        def is_kept(purpose: Draw) -> np.ndarray:
+            random = generator(self._planner.seed, begin.epoch, begin.window, purpose)
+            return random_shares(len(sequences), random) >= self._drop_condition
+
+        return dataclasses.replace(
+            sequences,
+            is_conditional=sequences.is_conditional & is_kept(Draw.CONDITIONS),
+            has_budget=sequences.has_budget & is_kept(Draw.BUDGETS),
+        )

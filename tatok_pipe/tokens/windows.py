@@ -52,6 +52,7 @@ class Draw(IntEnum):
     GROUPS = 0
     PACKING = 1
     CONDITIONS = 2
+    BUDGETS = 3
 
 
 class EpochPlanner:

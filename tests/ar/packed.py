@@ -24,6 +24,7 @@ class Tokens:
     patches: list[tuple[int, int]]
     label: int = 0
     is_conditional: bool = True
+    has_budget: bool = False
     embedding: list[float] | None = None
 
 
@@ -55,6 +56,7 @@ def pack(rows: Sequences[Sequences[Tokens]], *, row_tokens: int) -> PackedBatch:
         boundaries=np.array([*starts, len(elements)], np.int32),
         labels=np.array([tokens.label for tokens in sequences], np.int32),
         is_conditional=np.array([tokens.is_conditional for tokens in sequences], np.bool_),
+        has_budget=np.array([tokens.has_budget for tokens in sequences], np.bool_),
         embeddings=np.array(embeddings, np.float32) if embeddings else None,
         sequences=np.arange(len(sequences)),
     )
@@ -77,6 +79,7 @@ def draw(count: int, *, seed: int = 0) -> list[Tokens]:
                 patches=[(position, int(random.integers(0, 7))) for position in positions],
                 label=int(random.integers(0, 4)),
                 is_conditional=number % 3 != 2,
+                has_budget=number % 2 == 0,
                 embedding=random.normal(size=6).tolist(),
             )
         )

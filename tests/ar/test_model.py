@@ -65,7 +65,8 @@ def test_the_probabilities_of_all_sequences_sum_to_one() -> None:
 @pytest.mark.parametrize("condition", ["none", "class", "embedding"])
 def test_a_packed_batch_is_its_sequences_alone(condition: str) -> None:
     torch.manual_seed(0)
-    model = widen(Generator(replace(SMALL, condition=condition, embedding_dim=6), VOCABULARY)).eval()
+    config = replace(SMALL, condition=condition, embedding_dim=6, num_budgets=2)
+    model = widen(Generator(config, VOCABULARY)).eval()
     drawn = draw(9)
     batch = tensors([drawn[:4], drawn[4:7], drawn[7:]], row_tokens=40)
     nats = model(batch)
@@ -108,10 +109,14 @@ def test_the_nats_are_those_of_the_logits_one_step_at_a_time(model: Generator) -
     def one(value: int) -> Tensor:
         return torch.tensor([value])
 
+    asked = len(tokens.patches) if tokens.has_budget else -1
+
     def cost(logits: Tensor, target: int) -> float:
         return -logits[0].log_softmax(-1)[target].item()
 
-    hidden = step(model.embed_condition(one(tokens.label), torch.tensor([tokens.is_conditional])), 0)
+    hidden = step(
+        model.embed_condition(one(tokens.label), torch.tensor([tokens.is_conditional]), one(asked)), 0
+    )
     code, position, order, last = [], [], 1, -1
     for slot, target in enumerate(tokens.globals):
         code.append(cost(model.global_logits(hidden), target))
@@ -205,6 +210,27 @@ def test_a_hidden_condition_does_not_matter_and_a_shown_one_does(condition: str)
     assert total(tokens, is_conditional=False) == total(other, is_conditional=False)
     shown = {total(tokens, is_conditional=True), total(other, is_conditional=True)}
     assert len(shown | {total(tokens, is_conditional=False)}) == 3
+
+
+def test_a_budget_is_the_bucket_of_the_number_of_patches() -> None:
+    torch.manual_seed(0)
+    config = replace(SMALL, condition="none", num_budgets=5)  # of 0 to 9 patches, two numbers each
+    model = widen(Generator(config, VOCABULARY)).eval()
+
+    def embed(num_patches: int) -> tuple[float, ...]:
+        one = torch.zeros(1, dtype=torch.int64)
+        return tuple(model.embed_condition(one, one > 0, one + num_patches)[0].tolist())
+
+    found = [embed(num_patches) for num_patches in range(-1, 10)]
+    assert len(set(found)) == 6 and found[1:] == [found[1 + 2 * (n // 2)] for n in range(10)]
+
+    @torch.no_grad()
+    def total(num_patches: int, *, has_budget: bool) -> float:
+        tokens = Tokens([1, 2], [(place, 3) for place in range(num_patches)], has_budget=has_budget)
+        return model(tensors([[tokens]], row_tokens=12)).total.sum().item()
+
+    for num_patches in (0, 4, 9):
+        assert total(num_patches, has_budget=True) != total(num_patches, has_budget=False)
 
 
 def test_embeddings_that_are_missing_are_an_error() -> None:

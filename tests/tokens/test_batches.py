@@ -23,6 +23,7 @@ def make_sequences(counts: list[int], seed: int = 0, embedding_size: int | None 
         patch_positions=random.integers(0, 256, sum(counts)).astype(np.int32),
         labels=random.integers(0, 10, n).astype(np.int32),
         is_conditional=random.integers(0, 2, n).astype(np.bool_),
+        has_budget=random.integers(0, 2, n).astype(np.bool_),
         embeddings=None
         if embedding_size is None
         else random.normal(size=(n, embedding_size)).astype(np.float32),
@@ -59,6 +60,7 @@ def expected_batch(sequences: Sequences, packing: Packing, rows: list[int]) -> P
         boundaries=np.array([*boundaries, len(elements)], np.int32),
         labels=sequences.labels[chosen],
         is_conditional=sequences.is_conditional[chosen],
+        has_budget=sequences.has_budget[chosen],
         embeddings=None if sequences.embeddings is None else sequences.embeddings[chosen],
         sequences=sequences.numbers[chosen],
     )

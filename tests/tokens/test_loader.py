@@ -33,7 +33,7 @@ MakeRecords = Callable[..., list[TokenRecord]]
 COUNTS = (50, 37, 0, 16, 70)  # rows of the shards
 NUM_CLASSES = 10
 CLASSES = ConditionConfig(kind="class", num_classes=NUM_CLASSES, drop_condition=0.0)
-NOTHING = ConditionConfig()
+NOTHING = ConditionConfig(drop_condition=0.0)
 CONFIG = LoaderConfig(row_tokens=40, rows_per_step=4, rows_per_microbatch=2, window_sequences=60)
 
 
@@ -101,6 +101,7 @@ class Found:
     patch_positions: list[int]
     label: int
     is_conditional: bool
+    has_budget: bool
     embedding: tuple[float, ...] | None
 
 
@@ -125,6 +126,7 @@ def sequences_of(batch: PackedBatch) -> list[Found]:
                 patch_positions=batch.places[start:stop][is_patch].tolist(),
                 label=int(batch.labels[index]),
                 is_conditional=bool(batch.is_conditional[index]),
+                has_budget=bool(batch.has_budget[index]),
                 embedding=embedding,
             )
         )
@@ -145,6 +147,7 @@ def expected_of(url: str, *, with_labels: bool = True) -> list[Found]:
             patch_positions=record.patch_positions.tolist(),
             label=(record.label or 0) if with_labels else 0,
             is_conditional=with_labels,
+            has_budget=True,
             embedding=None,
         )
         for number, record in enumerate(TokenDataset(url).rows())
@@ -314,8 +317,8 @@ def test_held_out_samples(url: str) -> None:
     held_out = all_of(steps)
     assert sorted(found.number for found in held_out) == expected
     assert sorted([found.number for found in training] + expected) == list(range(sum(COUNTS)))
-    assert not any(found.is_conditional for found in training)
-    assert all(found.is_conditional for found in held_out)
+    assert not any(found.is_conditional or found.has_budget for found in training)
+    assert all(found.is_conditional and found.has_budget for found in held_out)
     every = expected_of(url)
     assert all(found == every[found.number] for found in held_out)
     assert [step.is_epoch_end for step in steps] == [False] * (len(steps) - 1) + [True]
@@ -357,13 +360,19 @@ def test_hidden_conditions(url: str) -> None:
     first, again = (all_of(epoch_of(open_loader(url, condition=condition))) for _ in range(2))
     assert first == again
     every = expected_of(url)
-    assert all(dataclasses.replace(found, is_conditional=True) == every[found.number] for found in first)
+    shown = [dataclasses.replace(found, is_conditional=True, has_budget=True) for found in first]
+    assert all(found == every[found.number] for found in shown)
     later = [all_of(epoch_of(open_loader(url, condition=condition), epoch)) for epoch in range(4)]
     hidden = [{found.number for found in epoch if not found.is_conditional} for epoch in later]
     assert hidden[0] != hidden[1]
     assert sum(map(len, hidden)) / (4 * sum(COUNTS)) == pytest.approx(0.25, abs=0.07)
     other = all_of(epoch_of(open_loader(url, dataclasses.replace(CONFIG, row_tokens=64), condition)))
     assert {found.number for found in other if not found.is_conditional} == hidden[0]
+    # Budgets are hidden as often, and not together with conditions.
+    unbudgeted = [{found.number for found in epoch if not found.has_budget} for epoch in later]
+    assert sum(map(len, unbudgeted)) / (4 * sum(COUNTS)) == pytest.approx(0.25, abs=0.07)
+    both = sum(len(a & b) for a, b in zip(hidden, unbudgeted, strict=True))
+    assert both / (4 * sum(COUNTS)) == pytest.approx(0.25**2, abs=0.04)
 
 
 @pytest.mark.parametrize(
