@@ -9,7 +9,7 @@ import torch
 from tatok_pipe import storage
 from tatok_pipe.corpus_estimate import Sample
 from tatok_pipe.images.shards import ShardError
-from tatok_pipe.shard_tokenizer import ShardJob, ShardTokenizer
+from tatok_pipe.shard_tokenizer import ShardTokenizer, TokenizeJob
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ _MAX_S = 15.0
 
 
 def measure_sample(
-    job: ShardJob, shard: storage.ShardFile, *, device: str, num_threads: int
+    job: TokenizeJob, shard: storage.ShardFile, *, device: str, num_threads: int
 ) -> Sample | None:
     """Tokenize the first images of a shard as an actor with that device and as many threads would. None, with a
     line of the log, where they cannot be read. Without the device here the speed stays unknown."""

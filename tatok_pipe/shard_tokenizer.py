@@ -30,6 +30,7 @@ from tatok_pipe.images.shards import InterleavedShard, ShardError, ShardLimits
 from tatok_pipe.images.source import open_samples
 from tatok_pipe.records import DecodedImage, ImageSample, Quarantined, TokenRecord
 from tatok_pipe.sample_pipeline import Group, SamplePipeline
+from tatok_pipe.shard_work import ShardResult, describe_error
 from tatok_pipe.tokenizer.checkpoint import Tokenizer, load_tokenizer
 from tatok_pipe.tokenizer.dtf import Filter
 from tatok_pipe.tokens.check import verify_written
@@ -66,7 +67,7 @@ def token_spec(tokenizer: Tokenizer, filter: Filter, *, encoding: dict[str, Any]
 
 
 @dataclass(frozen=True)
-class ShardJob:
+class TokenizeJob:
     """What every shard of a run has in common. Small, and the same on every actor."""
 
     checkpoint: str
@@ -80,20 +81,8 @@ class ShardJob:
     mutual_information: bool
     patch_entropy: bool
 
-
-@dataclass(frozen=True)
-class ShardResult:
-    """What became of a shard. `error` is empty where it is committed, by this attempt or by another one."""
-
-    url: str
-    error: str = ""
-    num_images: int = 0
-    num_tokens: int = 0
-    num_quarantined: int = 0
-    bytes_in: int = 0  # of the image shard
-    bytes_out: int = 0  # of the token shard
-    seconds: float = 0.0
-    was_begun: bool = True  # False where the worker was told to stop before the shard's turn came
+    def start_worker(self, *, device: str, num_threads: int) -> ShardTokenizer:
+        return ShardTokenizer(self, device=device, num_threads=num_threads)
 
 
 class _Stopped(Exception):
@@ -103,7 +92,7 @@ class _Stopped(Exception):
 class ShardTokenizer:
     """Holds the model on a device and tokenizes shards. Calls from several threads overlap as told above."""
 
-    def __init__(self, job: ShardJob, *, device: str, num_threads: int) -> None:
+    def __init__(self, job: TokenizeJob, *, device: str, num_threads: int) -> None:
         self.job = job
         self.device = torch.device(device)
         num_threads, is_cpu = max(1, num_threads), self.device.type == "cpu"
@@ -210,7 +199,7 @@ class ShardTokenizer:
                 return ShardResult(url, was_begun=False)
             except InterleavedShard as error:
                 if regroup:
-                    return ShardResult(url, error=_describe(error))
+                    return ShardResult(url, error=describe_error(error))
                 logger.warning("%s; reading it twice", storage.redact(str(error)))
                 regroup = True
             except (Exception, SystemExit) as error:  # SystemExit: a library's, it must not end the actor
@@ -220,9 +209,9 @@ class ShardTokenizer:
                 if isinstance(error, _FINAL_ERRORS) or attempt >= num_tries:
                     if not isinstance(error, (ShardError, OSError, UserError)):
                         logger.error("%s", storage.redact(url), exc_info=error)
-                    return ShardResult(url, error=_describe(error))
+                    return ShardResult(url, error=describe_error(error))
                 logger.warning(
-                    "%s: %s; attempt %d of %d", storage.redact(url), _describe(error), attempt, num_tries
+                    "%s: %s; attempt %d of %d", storage.redact(url), describe_error(error), attempt, num_tries
                 )
                 track.wait()
                 if self._stopping.wait(_FIRST_PAUSE_S * 2 ** (attempt - 1)):
@@ -339,11 +328,3 @@ class ShardTokenizer:
     def _encode(self, group: Group) -> list[TokenRecord]:
         with self.activity.encoding():
             return self._encode_batch(group.images)
-
-
-def _describe(error: BaseException) -> str:
-    """One line; the class is named where the text alone would not say what happened."""
-    text = " ".join(storage.redact(str(error)).split())
-    if isinstance(error, (ShardError, OSError, UserError)) and text:
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -24,8 +24,9 @@ from tatok_pipe.errors import EXIT_DONE, EXIT_FAILED_SHARDS, EXIT_INTERRUPTED, U
 from tatok_pipe.images.decode import PreprocessConfig, decoder_version
 from tatok_pipe.images.demo import write_demo_corpus
 from tatok_pipe.progress import Every, format_duration, progress_line
-from tatok_pipe.ray_runtime import RunState, has_gpu, plan_actors, start_ray, tokenize_shards
-from tatok_pipe.shard_tokenizer import ShardJob, ShardResult, token_spec
+from tatok_pipe.ray_runtime import RunState, has_gpu, plan_actors, run_shards, start_ray
+from tatok_pipe.shard_tokenizer import TokenizeJob, token_spec
+from tatok_pipe.shard_work import ShardResult
 from tatok_pipe.stop_signal import StopSignal
 from tatok_pipe.storage import ShardFile
 from tatok_pipe.tokenize_config import DEMO, DEMO_FOLDER, TokenizeCorpusConfig
@@ -143,10 +144,10 @@ def make_spec(config: TokenizeCorpusConfig, tokenizer: Tokenizer) -> TokenSpec:
     )
 
 
-def make_job(config: TokenizeCorpusConfig, spec: TokenSpec, tokenizer: Tokenizer) -> ShardJob:
+def make_job(config: TokenizeCorpusConfig, spec: TokenSpec, tokenizer: Tokenizer) -> TokenizeJob:
     """What the actors are told."""
     checkpoint = config.tokenizer.checkpoint
-    return ShardJob(
+    return TokenizeJob(
         checkpoint=checkpoint if checkpoint == PACKAGED else storage.canonical_url(checkpoint),
         output_url=storage.canonical_url(config.output.url),
         spec=spec,
@@ -221,7 +222,7 @@ def _settle_changes(config: TokenizeCorpusConfig, plan: CorpusPlan) -> None:
 
 
 def _tokenize(
-    config: TokenizeCorpusConfig, job: ShardJob, todo: list[ShardFile], stop: StopSignal, outcome: Outcome
+    config: TokenizeCorpusConfig, job: TokenizeJob, todo: list[ShardFile], stop: StopSignal, outcome: Outcome
 ) -> None:
     """Tokenize the shards; what becomes of them goes to `outcome` as it comes."""
     start_ray()
@@ -238,7 +239,7 @@ def _tokenize(
 
     urls = [shard.url for shard in todo]
     with keep_index_fresh(job.output_url, job.spec):
-        for result in tokenize_shards(
+        for result in run_shards(
             urls, job, config.actors, config.failures, stop=stop, on_progress=show, every_s=config.progress.every_s
         ):  # fmt: skip
             outcome.add(result)

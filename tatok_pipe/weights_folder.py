@@ -5,16 +5,28 @@ Nothing is unpickled.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
+
+
+def fingerprint(weights: dict[str, Tensor], config: dict[str, Any]) -> str:
+    """SHA-256, hex, over a config (JSON types) and every tensor's name, dtype, shape and bytes."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.ndim else tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from tatok_pipe.images.decode import PreprocessConfig, decode_image
 from tatok_pipe.images.demo import held_out_crops, write_demo_corpus
 from tatok_pipe.images.shards import ShardLimits
 from tatok_pipe.inspect_tokens import main
-from tatok_pipe.shard_tokenizer import ShardJob, ShardTokenizer, token_spec
+from tatok_pipe.shard_tokenizer import ShardTokenizer, TokenizeJob, token_spec
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer, save_tokenizer
 from tatok_pipe.tokenizer.dtf import DTFConfig
 from tatok_pipe.tokenizer.heldout import calibrate_ladders
@@ -60,7 +60,7 @@ def tokenize(url: str, checkpoint: str, shards: list[str], *, planned: list[str]
     kept = tokenizer.filter(DTFConfig(target_tokens=10))
     spec = token_spec(tokenizer, kept, encoding={})
     dataset.create_or_check(url, spec, {"tokenizer": {"checkpoint": checkpoint}, "source": "demo"})
-    job = ShardJob(
+    job = TokenizeJob(
         checkpoint, url, spec, kept, PreprocessConfig(32), ShardLimits(), "fp32", 4, True, False
     )  # fmt: skip
     worker = ShardTokenizer(job, device="cpu", num_threads=1)

@@ -21,9 +21,9 @@ from tatok_pipe.ray_runtime import (
     actor_plan,
     plan_actors,
 )
-from tatok_pipe.ray_runtime.tokenizer_actor import TokenizerActor
+from tatok_pipe.ray_runtime.shard_actor import ShardActor
 from tatok_pipe.ray_runtime.training import STORAGE_MARKER, _check_writable
-from tatok_pipe.shard_tokenizer import ShardJob
+from tatok_pipe.shard_tokenizer import TokenizeJob
 from tatok_pipe.tokenize_config import TokenizeCorpusConfig
 from tatok_pipe.tokenize_corpus import make_spec
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer, save_tokenizer
@@ -33,13 +33,13 @@ from tatok_pipe.tokenizer.model import StackConfig, TaTok, TaTokConfig
 from .pictures import small_tokenizer
 
 
-def make_job(checkpoint: str) -> ShardJob:
+def make_job(checkpoint: str) -> TokenizeJob:
     tokenizer = load_tokenizer(checkpoint)
     config = replace(
         TokenizeCorpusConfig(),
         encode=replace(TokenizeCorpusConfig().encode, precision="fp32", batch_size=4),
     )
-    return ShardJob(
+    return TokenizeJob(
         checkpoint=checkpoint,
         output_url="unused",
         spec=make_spec(config, tokenizer),
@@ -60,7 +60,7 @@ def test_an_actor_that_cannot_start_says_why(tmp_path: Path) -> None:
         (replace(job, checkpoint=str(tmp_path / "gone")), "expected a folder"),
         (replace(job, spec=replace(job.spec, tokenizer_fingerprint="0" * 64)), "planned with 000000000000"),
     ):
-        assert reason in TokenizerActor(broken, plan, "actor", board=None)._error
+        assert reason in ShardActor(broken, plan, "actor", board=None)._error
 
 
 def test_a_tokenizer_without_globals_is_refused_for_datasets(tmp_path: Path) -> None:

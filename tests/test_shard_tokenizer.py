@@ -19,7 +19,7 @@ from tatok_pipe.images.decode import PreprocessConfig, decode_image
 from tatok_pipe.images.shards import ShardLimits, read_samples
 from tatok_pipe.records import ImageSample
 from tatok_pipe.sample_pipeline import SamplePipeline
-from tatok_pipe.shard_tokenizer import ShardJob, ShardTokenizer, token_spec
+from tatok_pipe.shard_tokenizer import ShardTokenizer, TokenizeJob, token_spec
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer
 from tatok_pipe.tokenizer.dtf import DTFConfig
 from tatok_pipe.tokenizer.heldout import psnr
@@ -34,11 +34,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     return small_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
-def make_job(checkpoint: str, output: Path, dtf: DTFConfig | None = None, **changes: object) -> ShardJob:
+def make_job(checkpoint: str, output: Path, dtf: DTFConfig | None = None, **changes: object) -> TokenizeJob:
     tokenizer = load_tokenizer(checkpoint)
     filter = tokenizer.filter(dtf or DTFConfig())
     spec = token_spec(tokenizer, filter, encoding={})
-    job = ShardJob(
+    job = TokenizeJob(
         checkpoint=checkpoint,
         output_url=str(output),
         spec=spec,

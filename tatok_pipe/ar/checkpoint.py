@@ -16,7 +16,7 @@ from tatok_pipe.ar.model import Generator, GeneratorConfig
 from tatok_pipe.config import from_dict, to_dict
 from tatok_pipe.errors import UserError
 from tatok_pipe.tokens.spec import TokenSpec
-from tatok_pipe.weights_folder import WeightsFolder
+from tatok_pipe.weights_folder import WeightsFolder, fingerprint
 
 FOLDER = WeightsFolder(
     weights="generator.safetensors",
@@ -32,6 +32,7 @@ class LoadedGenerator:
     """A loaded checkpoint. `model` is float32, in eval mode, on the device asked for."""
 
     model: Generator
+    fingerprint: str  # SHA-256 of weights, config and vocabulary
     tokens: TokenSpec  # what it was trained on: vocabulary, tokenizer fingerprint, filter
     training: dict[str, Any]  # how it was made, free form
 
@@ -74,4 +75,5 @@ def load_generator(url: str, *, device: str | torch.device = "cpu") -> LoadedGen
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise FOLDER.error(url, f"{FOLDER.weights} is of another model: {error}") from None
-    return LoadedGenerator(model.eval().requires_grad_(False).to(device), tokens, training)
+    mark = fingerprint(weights, {"model": description["model"], "vocabulary": description["vocabulary"]})
+    return LoadedGenerator(model.eval().requires_grad_(False).to(device), mark, tokens, training)

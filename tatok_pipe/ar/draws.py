@@ -57,7 +57,9 @@ def draw(logits: Tensor, uniforms: Tensor, config: DrawConfig) -> Tensor:
     weights = (logits - logits.amax(dim=-1, keepdim=True)).exp().mul_(_UNIT).to(torch.int32)
     cumulative = weights.cumsum(dim=-1, dtype=torch.int64)  # (B, V), below 2^53 as V < 2^23
     total = cumulative[:, -1]
-    at = torch.minimum((uniforms * total).to(torch.int64), total - 1)  # a product close to the sum may be rounded to it
+    at = torch.minimum(
+        (uniforms * total).to(torch.int64), total - 1
+    )  # a product close to the sum may be rounded to it
     return torch.searchsorted(cumulative, at[:, None], right=True)[:, 0]
 
 

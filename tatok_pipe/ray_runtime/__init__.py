@@ -2,7 +2,7 @@
 
 from tatok_pipe.ray_runtime.actor_plan import ActorPlan, ActorsConfig, plan_actors
 from tatok_pipe.ray_runtime.cluster import has_gpu, start_ray
-from tatok_pipe.ray_runtime.tokenizing import RunState, tokenize_shards
+from tatok_pipe.ray_runtime.shard_run import RunState, run_shards
 from tatok_pipe.ray_runtime.training import Driver, ElasticWorkersConfig, WorkersConfig, run_training
 
 __all__ = [
@@ -14,7 +14,7 @@ __all__ = [
     "WorkersConfig",
     "has_gpu",
     "plan_actors",
+    "run_shards",
     "run_training",
     "start_ray",
-    "tokenize_shards",
 ]

@@ -9,9 +9,9 @@ from ray.util.metrics import Counter, Gauge
 from tatok_pipe.activity import Totals, WorkerStatus
 
 _COUNTERS = {
-    "num_shards": ("tatok_shards", "Image shards that are through, failed ones included"),
-    "num_failed_shards": ("tatok_failed_shards", "Image shards that failed"),
-    "num_images": ("tatok_images", "Images tokenized"),
+    "num_shards": ("tatok_shards", "Shards that are through, failed ones included"),
+    "num_failed_shards": ("tatok_failed_shards", "Shards that failed"),
+    "num_images": ("tatok_images", "Images that are tokenized, or generated"),
     "num_tokens": ("tatok_tokens", "Tokens kept, global tokens included"),
     "num_quarantined": ("tatok_quarantined", "Samples quarantined"),
     "bytes_in": ("tatok_read_bytes", "Bytes of the image shards that are through"),

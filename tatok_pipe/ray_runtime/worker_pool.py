@@ -16,9 +16,9 @@ from tatok_pipe.activity import ShardStatus, StatusBoard, WorkerStatus
 from tatok_pipe.errors import UserError
 from tatok_pipe.ray_runtime.actor_plan import ActorPlan, ActorsConfig, plan_actors
 from tatok_pipe.ray_runtime.cluster import leaving_nodes
-from tatok_pipe.ray_runtime.tokenizer_actor import CONCURRENCY_GROUPS, ActorStart, TokenizerActor
+from tatok_pipe.ray_runtime.shard_actor import CONCURRENCY_GROUPS, ActorStart, ShardActor
 from tatok_pipe.shard_queue import FailuresConfig
-from tatok_pipe.shard_tokenizer import ShardJob
+from tatok_pipe.shard_work import ShardJob
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +50,9 @@ class Worker:
     def can_take(self) -> bool:
         return self.is_ready and not self.is_leaving and not self.blame
 
-    def tokenize(self, shard: str, *, max_tries: int) -> Any:
+    def begin(self, shard: str, *, max_tries: int) -> Any:
         """The reference of the ShardResult to come."""
-        return self.handle.tokenize.options(concurrency_group="shards").remote(shard, max_tries)
+        return self.handle.work.options(concurrency_group="shards").remote(shard, max_tries)
 
     def stop_taking(self) -> None:
         """What it has not begun comes back."""
@@ -117,7 +117,7 @@ class WorkerPool:
             max_restarts=0,
             max_task_retries=0,
             concurrency_groups=CONCURRENCY_GROUPS,
-        )(TokenizerActor)
+        )(ShardActor)
 
     @property
     def ready(self) -> list[Worker]:

@@ -5,20 +5,17 @@ The fingerprint is the SHA-256 of the stored weights and of the model's config: 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from tatok_pipe.config import from_dict, to_dict
 from tatok_pipe.errors import UserError
 from tatok_pipe.tokenizer.dtf import DTFConfig, Filter, resolve
 from tatok_pipe.tokenizer.model import TaTok, TaTokConfig
-from tatok_pipe.weights_folder import WeightsFolder
+from tatok_pipe.weights_folder import WeightsFolder, fingerprint
 
 PACKAGED = "packaged"  # the checkpoint name of the tokenizer that comes with the package
 FOLDER = WeightsFolder(
@@ -53,16 +50,6 @@ class Tokenizer:
             raise UserError(f"dtf.{error}") from None
 
 
-def fingerprint(tensors: dict[str, Tensor], config: TaTokConfig) -> str:
-    """SHA-256, hex, over the config and every tensor's name, dtype, shape and bytes."""
-    digest = hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.ndim else tensor.numpy().tobytes())
-    return digest.hexdigest()
-
-
 def save_tokenizer(
     url: str, model: TaTok, *, ladders: Ladders, training: dict[str, Any], half: bool = False
 ) -> str:
@@ -70,7 +57,7 @@ def save_tokenizer(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     if half:
         tensors = {name: t.bfloat16() if t.is_floating_point() else t for name, t in tensors.items()}
-    mark = fingerprint(tensors, model.config)
+    mark = fingerprint(tensors, to_dict(model.config))
     FOLDER.write(
         url,
         tensors,
@@ -92,7 +79,7 @@ def load_tokenizer(url: str = PACKAGED, *, device: str | torch.device = "cpu") -
         told, ladders, training = (description[name] for name in ("fingerprint", "ladders", "training"))
     except (KeyError, TypeError, UserError) as error:
         raise FOLDER.error(url, f"{FOLDER.description} is damaged: {error}") from None
-    found = fingerprint(tensors, config)
+    found = fingerprint(tensors, to_dict(config))
     if found != told:
         raise FOLDER.error(
             url,

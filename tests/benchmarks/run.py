@@ -28,7 +28,7 @@ from tatok_pipe.images.decode import PreprocessConfig, decode_image
 from tatok_pipe.images.demo import write_demo_corpus
 from tatok_pipe.images.shards import ShardLimits, read_samples
 from tatok_pipe.records import ImageSample
-from tatok_pipe.shard_tokenizer import ShardJob, ShardTokenizer, token_spec
+from tatok_pipe.shard_tokenizer import ShardTokenizer, TokenizeJob, token_spec
 from tatok_pipe.tokenizer.checkpoint import PACKAGED, load_tokenizer
 from tatok_pipe.tokenizer.dtf import DTFConfig, keep_mask
 from tatok_pipe.tokenizer.prior import entropy_nats
@@ -144,7 +144,7 @@ def main() -> int:
 
         spec = token_spec(tokenizer, filter, encoding={})
         output = Path(folder, "out")
-        job = ShardJob(
+        job = TokenizeJob(
             checkpoint=PACKAGED, output_url=str(output), spec=spec, filter=filter, preprocess=preprocess,
             limits=ShardLimits(), precision="fp32", batch_size=BATCH,
             mutual_information=False, patch_entropy=False,

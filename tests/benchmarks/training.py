@@ -30,7 +30,7 @@ from tatok_pipe.images.decode import PreprocessConfig
 from tatok_pipe.images.demo import write_demo_corpus
 from tatok_pipe.images.shards import ShardLimits
 from tatok_pipe.nn.blocks import attend
-from tatok_pipe.shard_tokenizer import ShardJob, ShardTokenizer, token_spec
+from tatok_pipe.shard_tokenizer import ShardTokenizer, TokenizeJob, token_spec
 from tatok_pipe.tokenizer.checkpoint import PACKAGED, load_tokenizer
 from tatok_pipe.tokenizer.dtf import DTFConfig
 from tatok_pipe.tokens.conditions import ConditionConfig
@@ -53,7 +53,7 @@ def write_tokens(folder: Path) -> str:
     spec = token_spec(tokenizer, filter, encoding={})
     url = str(folder / "tokens")
     create_or_check(url, spec, {})
-    job = ShardJob(
+    job = TokenizeJob(
         checkpoint=PACKAGED, output_url=url, spec=spec, filter=filter,
         preprocess=PreprocessConfig(image_size=spec.image_size), limits=ShardLimits(), precision="fp32", batch_size=16,
         mutual_information=False, patch_entropy=False,
@@ -99,7 +99,9 @@ def padded_nats(model: Generator, batch: PaddedBatch) -> Tensor:
     is_patch = batch.places >= 0
     patches = model.embed_patch(batch.codes, batch.places.clamp(min=0))
     x = torch.where(is_patch[..., None], patches, 0)
-    x[:, 0] = model.embed_condition(batch.labels, torch.ones(count, dtype=torch.bool))
+    x[:, 0] = model.embed_condition(
+        batch.labels, torch.ones(count, dtype=torch.bool), torch.full((count,), -1)
+    )
     x[:, 1 : 1 + num_globals] = model.embed_global(
         batch.codes[:, 1 : 1 + num_globals], torch.arange(num_globals).expand(count, -1)
     )

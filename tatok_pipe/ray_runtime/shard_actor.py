@@ -13,7 +13,7 @@ import ray
 from tatok_pipe.ray_runtime.actor_plan import ActorPlan
 from tatok_pipe.ray_runtime.metrics import WorkerMetrics
 from tatok_pipe.shard_queue import SHARDS_PER_WORKER
-from tatok_pipe.shard_tokenizer import ShardJob, ShardResult, ShardTokenizer
+from tatok_pipe.shard_work import ShardJob, ShardResult
 
 REPORT_EVERY_S = 1.0
 # Shards have threads of their own, so that a question of the driver is answered while they run.
@@ -29,8 +29,8 @@ class ActorStart:
     error: str = ""
 
 
-class TokenizerActor:
-    """A ShardTokenizer in a process of its own. An exception of its constructor would not tell the driver which
+class ShardActor:
+    """A ShardWorker in a process of its own. An exception of its constructor would not tell the driver which
     node is at fault, so `start` says it."""
 
     def __init__(self, job: ShardJob, plan: ActorPlan, name: str, board: Any) -> None:
@@ -38,7 +38,7 @@ class TokenizerActor:
         self._board = board
         self._error = ""
         try:
-            self._tokenize = ShardTokenizer(job, device=plan.device, num_threads=max(1, int(plan.cpus)))
+            self._worker = job.start_worker(device=plan.device, num_threads=max(1, int(plan.cpus)))
         except Exception as error:
             self._error = " ".join(str(error).split()) or type(error).__name__
             return
@@ -47,19 +47,19 @@ class TokenizerActor:
     def start(self) -> ActorStart:
         return ActorStart(ray.get_runtime_context().get_node_id(), os.getpid(), self._error)
 
-    def tokenize(self, url: str, max_tries: int) -> ShardResult:
-        return self._tokenize(url, max_tries=max_tries)
+    def work(self, url: str, max_tries: int) -> ShardResult:
+        return self._worker(url, max_tries=max_tries)
 
     def stop_taking(self) -> None:
         """Shards whose turn has not come come back not begun."""
-        self._tokenize.stop_taking()
+        self._worker.stop_taking()
 
     def _report(self) -> None:
         metrics = WorkerMetrics()
         number = 0
         while True:
             number += 1
-            status = self._tokenize.activity.status
+            status = self._worker.activity.status
             self._board.report.remote(self._name, number, status)
             metrics.update(status)
             time.sleep(REPORT_EVERY_S)

@@ -23,7 +23,7 @@ from tatok_pipe.ray_runtime.cluster import leaving_nodes
 from tatok_pipe.ray_runtime.metrics import RunMetrics
 from tatok_pipe.ray_runtime.worker_pool import Worker, WorkerPool
 from tatok_pipe.shard_queue import FailuresConfig, ShardQueue
-from tatok_pipe.shard_tokenizer import ShardJob, ShardResult
+from tatok_pipe.shard_work import ShardJob, ShardResult
 from tatok_pipe.stop_signal import StopSignal
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class RunState:
     share: float  # in shards: the sum over those in work
 
 
-def tokenize_shards(
+def run_shards(
     urls: Sequence[str],
     job: ShardJob,
     actors: ActorsConfig,
@@ -59,6 +59,7 @@ def tokenize_shards(
     every_s: float,
 ) -> Iterator[ShardResult]:
     """Results of the shards, as they come; an actor does a whole shard and commits it. Ray must be running.
+    `urls` are names to the run: what they mean is the job's business.
 
     A shard that cost its actor's process `failures.max_attempts` times, or is in work for too long as often, comes
     back with an error. `on_progress` is called about every `every_s` seconds. With more than
@@ -168,7 +169,7 @@ class _Run:
                     continue
                 # What it may try in one process goes down with the tries that ended with another.
                 max_tries = self._failures.max_attempts - self._queue.attempts(shard)
-                self._calls[worker.tokenize(shard, max_tries=max(1, max_tries))] = (worker, shard)
+                self._calls[worker.begin(shard, max_tries=max(1, max_tries))] = (worker, shard)
                 taken = True
 
     def _take_answer(self, reference: Any) -> Iterator[ShardResult]:
