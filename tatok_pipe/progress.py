@@ -21,7 +21,7 @@ class Every:
         return True
 
 
-def progress_line(state: RunState, *, seconds: float) -> str:
+def progress_line(state: RunState, *, seconds: float, has_quarantine: bool = True) -> str:
     """One line: shards, images/s, tokens an image, quarantined, time left. `seconds` since the first images."""
     behind = state.num_done + state.share
     left = max(0.0, seconds * (state.num_shards - behind) / behind) if behind else float("inf")
@@ -30,10 +30,12 @@ def progress_line(state: RunState, *, seconds: float) -> str:
     actors = (
         f", {state.num_actors} of {state.num_actors_wanted} actors" if state.num_actors_wanted > 1 else ""
     )
+    quarantined = f"{state.num_quarantined} quarantined" if has_quarantine else ""
+    quarantined = f"{(quarantined + actors).removeprefix(', ')}, " if quarantined + actors else ""
     return (
         f"{state.num_done}/{state.num_shards} shards{failed}, {state.num_images} images, "
         f"{state.num_images / seconds:.1f} images/s, {per_image:.1f} tokens/image, "
-        f"{state.num_quarantined} quarantined{actors}, {format_duration(left)} left"
+        f"{quarantined}{format_duration(left)} left"
     )
 
 

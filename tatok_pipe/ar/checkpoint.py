@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tatok_pipe import storage
 from tatok_pipe.ar.batch import Vocabulary
 from tatok_pipe.ar.model import Generator, GeneratorConfig
 from tatok_pipe.config import from_dict, to_dict
@@ -23,7 +24,7 @@ FOLDER = WeightsFolder(
     description="generator.json",
     format=1,
     option="checkpoint",
-    origin="give `<output.url>/generator` of a train_ar run",
+    origin="give the output.url of a finished train_ar run, or its generator/",
 )
 
 
@@ -59,11 +60,15 @@ def save_generator(
 
 
 def load_generator(url: str, *, device: str | torch.device = "cpu") -> LoadedGenerator:
-    """Load a checkpoint from a folder URL.
+    """Load a checkpoint from a folder URL, or from `generator` in the output of a train_ar run.
 
     Raises UserError where there is none, its format is unknown, or one of its files is damaged or of another model.
     """
-    description, weights = FOLDER.read(url)
+    inner = storage.join(url, "generator")
+    is_output = not storage.exists(storage.join(url, FOLDER.description)) and storage.exists(
+        storage.join(inner, FOLDER.description)
+    )
+    description, weights = FOLDER.read(inner if is_output else url)
     try:
         model = Generator(
             from_dict(GeneratorConfig, description["model"]), Vocabulary(**description["vocabulary"])

@@ -11,22 +11,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib import resources
 from typing import Any
 
 import numpy as np
 
-from tatok_pipe.records import Quarantined, TokenRecord
+from tatok_pipe.records import Quarantined
 from tatok_pipe.report import figures
+from tatok_pipe.report.document import draw_grid, render_document, render_facts, render_pane, render_tiles
 from tatok_pipe.report.figure_charts import draw_charts
 from tatok_pipe.report.figures import SourceSizes, count, percent
-from tatok_pipe.report.gallery import Exhibit, draw_kept, outline_kept, to_data_uri
+from tatok_pipe.report.gallery import Exhibit, draw_kept, to_data_uri
 from tatok_pipe.report.inventory import Inventory
 from tatok_pipe.report.tables import render_figures, render_quarantine, render_shards
 from tatok_pipe.tokens.spec import TokenSpec
-
-_SMALL_IMAGE_PIXELS = 96  # below it a browser's smoothing would hide what the pixels are
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 @dataclass(frozen=True)
@@ -46,9 +43,7 @@ class Report:
 def render_page(report: Report) -> str:
     """The whole document."""
     name = report.url.rstrip("/").rpartition("/")[2] or report.url
-    style = (resources.files("tatok_pipe.report") / "page.css").read_text(encoding="utf-8")
     parts = [
-        f"<header>{_render_head(report, name)}</header><main>",
         *(f'<p class="notice">{escape(notice)}</p>' for notice in report.notices),
         _render_tiles(report),
     ]
@@ -63,15 +58,12 @@ def render_page(report: Report) -> str:
             "All figures", render_figures(figures.figure_lines(report.spec, report.inventory, report.sizes))
         ),
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>Token dataset {escape(name)}</title><link rel="icon" href="data:,">'
-        f"<style>\n{style}</style></head>\n<body>{''.join(parts)}</main>\n"
-        "<footer><p>Made by <code>python -m tatok_pipe.inspect_tokens</code>. K global tokens, M kept of N patches, "
-        "V<sub>g</sub> and V<sub>p</sub> codebook sizes; entropies in nats, by the tokenizer's entropy model."
-        "</p></footer></body></html>\n"
+    return render_document(
+        title=f"Token dataset {name}",
+        head=_render_head(report, name),
+        body="".join(parts),
+        footer="Made by <code>python -m tatok_pipe.inspect_tokens</code>. K global tokens, M kept of N patches, "
+        "V<sub>g</sub> and V<sub>p</sub> codebook sizes; entropies in nats, by the tokenizer's entropy model.",
     )
 
 
@@ -97,10 +89,9 @@ def _render_head(report: Report, name: str) -> str:
     ]
     if report.description.get("source"):
         facts.append(("Source", str(report.description["source"])))
-    items = "".join(f"<dt>{escape(label)}</dt><dd>{escape(value)}</dd>" for label, value in facts)
     return (
         f'<p class="eyebrow">Token dataset</p><h1>{escape(name)}</h1><p class="muted">{escape(report.url)}</p>'
-        f'<dl class="facts">{items}</dl>'
+        f"{render_facts(facts)}"
     )
 
 
@@ -129,14 +120,8 @@ def _render_tiles(report: Report) -> str:
         ),
         (f"{statistics.num_quarantined:,}", "", "samples quarantined"),
     ]
-    items = "".join(
-        f'<div class="card tile"><dt>{escape(label)}</dt><dd>{escape(value)}'
-        + (f' <span class="unit">{escape(unit)}</span>' if unit else "")
-        + "</dd></div>"
-        for value, unit, label in tiles
-    )
     empty = "" if statistics.num_images else '<p class="notice">The dataset has no images yet.</p>'
-    return f'{empty}<dl class="tiles">{items}</dl>'
+    return empty + render_tiles(tiles)
 
 
 def _render_charts(report: Report) -> str:
@@ -183,11 +168,12 @@ def _render_exhibit(exhibit: Exhibit, spec: TokenSpec) -> str:
             draw_kept(exhibit, spec),
             f"Kept patches of {record.key}: {kept}",
             spec,
-            over=_draw_grid(record, spec),
+            over=draw_grid(record.patch_positions, side=spec.image_size // spec.patch_size),
         ),
         _pane("reconstruction", exhibit.reconstruction, f"Reconstruction of {record.key}", spec),
     ]
-    facts = [
+    facts = [] if record.label is None else [f"class {record.label}"]
+    facts += [
         count(record.num_tokens, "token"),
         f"{record.entropy_total:,.1f} nats, {record.entropy_dropped:,.1f} dropped",
     ]
@@ -201,22 +187,10 @@ def _render_exhibit(exhibit: Exhibit, spec: TokenSpec) -> str:
 
 
 def _pane(label: str, pixels: np.ndarray | None, description: str, spec: TokenSpec, *, over: str = "") -> str:
-    """A picture (S, S, 3) with SVG over it and its label below it; nothing where there is no picture."""
+    """A picture (S, S, 3); nothing where there is none."""
     if pixels is None:
         return ""
-    style = ' class="small"' if spec.image_size < _SMALL_IMAGE_PIXELS else ""
-    image = f'<img{style} alt="{escape(description)}" src="{to_data_uri(pixels)}">'
-    return f'<div class="pane"><div class="picture">{image}{over}</div>{escape(label)}</div>'
-
-
-def _draw_grid(record: TokenRecord, spec: TokenSpec) -> str:
-    side = spec.image_size // spec.patch_size
-    lines = "".join(f"M{at} 0v{side}M0 {at}h{side}" for at in range(1, side))
-    border = outline_kept(record.patch_positions, side=side)
-    return (
-        f'<svg viewBox="0 0 {side} {side}" aria-hidden="true"><path class="lines" d="{lines}"/>'
-        f'<path class="border" d="{border}"/></svg>'
-    )
+    return render_pane(label, to_data_uri(pixels), description, image_size=spec.image_size, over=over)
 
 
 def _section(title: str, content: str) -> str:

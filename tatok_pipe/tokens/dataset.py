@@ -246,10 +246,23 @@ class TokenDataset:
             return model.decode(global_codes, patch_codes, keep)
 
 
+class HasTokens(Protocol):
+    """An image as tokens: a row of a dataset, or one that was generated."""
+
+    @property
+    def global_codes(self) -> np.ndarray: ...
+
+    @property
+    def patch_codes(self) -> np.ndarray: ...
+
+    @property
+    def patch_positions(self) -> np.ndarray: ...
+
+
 def records_to_tensors(
-    records: Sequence[TokenRecord], spec: TokenSpec
+    records: Sequence[HasTokens], spec: TokenSpec
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rows as the decoder takes them: global_codes (B, K) int64, patch_codes (B, N) int64, keep (B, N) bool.
+    """Images as the decoder takes them: global_codes (B, K) int64, patch_codes (B, N) int64, keep (B, N) bool.
 
     Kept codes stand at their raster positions; where `keep` is False the code is 0 and means nothing.
     """

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from tatok_pipe.config import to_dict
 from tatok_pipe.errors import UserError
-from tatok_pipe.tokenizer.checkpoint import fingerprint, load_tokenizer, save_tokenizer
+from tatok_pipe.tokenizer.checkpoint import load_tokenizer, save_tokenizer
 from tatok_pipe.tokenizer.dtf import DTFConfig, Filter
 from tatok_pipe.tokenizer.model import TaTok
+from tatok_pipe.weights_folder import fingerprint
 
 LADDERS = {"entropy": {"threshold": [[2.0, 3.0], [8.0, 1.0]]}}
 
@@ -41,13 +43,13 @@ def test_a_checkpoint_comes_back_as_it_was(
 
 def test_every_weight_and_the_config_are_in_the_fingerprint(model: TaTok) -> None:
     tensors = dict(model.state_dict())
-    marks = {fingerprint(tensors, model.config)}
+    marks = {fingerprint(tensors, to_dict(model.config))}
     for name, tensor in tensors.items():
         changed = tensor.clone()
         changed.view(-1)[-1] += 1
-        marks.add(fingerprint({**tensors, name: changed}, model.config))
+        marks.add(fingerprint({**tensors, name: changed}, to_dict(model.config)))
     other = TaTok(type(model.config)(image_size=64, patch_size=16))
-    marks.add(fingerprint(tensors, other.config))
+    marks.add(fingerprint(tensors, to_dict(other.config)))
     assert len(marks) == len(tensors) + 2
 
 

@@ -1,0 +1,202 @@
+"""From what a user asks for to the plan of a run; what does not fit the generator is said in one line."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict
+from typing import Any
+
+from tatok_pipe import storage
+from tatok_pipe.ar.checkpoint import LoadedGenerator
+from tatok_pipe.ar.model import GeneratorConfig
+from tatok_pipe.errors import RefusedError, UserError
+from tatok_pipe.generate_config import GenerateConfig, StartConfig
+from tatok_pipe.generation.job import GenerationPlan, StartPlan
+from tatok_pipe.generation.layout import PLAN_FILE
+from tatok_pipe.tokenizer.checkpoint import Tokenizer
+from tatok_pipe.tokens.dataset import TokenDataset
+from tatok_pipe.tokens.embeddings import read_vectors
+from tatok_pipe.tokens.spec import TokenSpec
+
+FORMAT = 1
+
+
+def check_pair(
+    generator: LoadedGenerator, tokenizer: Tokenizer, *, checkpoint: str, tokenizer_url: str
+) -> None:
+    """Raise RefusedError where the generator's tokens are another tokenizer's."""
+    if tokenizer.fingerprint != generator.tokens.tokenizer_fingerprint:
+        raise RefusedError(
+            f"tokenizer={storage.redact(tokenizer_url)}: has fingerprint {tokenizer.fingerprint[:12]}, and "
+            f"checkpoint={storage.redact(checkpoint)} was trained on tokens of "
+            f"{generator.tokens.tokenizer_fingerprint[:12]}; give the tokenizer that its dataset was made with"
+        )
+
+
+def make_plan(config: GenerateConfig, generator: LoadedGenerator) -> GenerationPlan:
+    """Raises UserError, in one line, where the generator cannot do what is asked for."""
+    model = generator.model.config
+    _check_guidance(config, model)
+    if config.embeddings is not None:
+        if model.condition != "embedding":
+            raise UserError(
+                f"embeddings={storage.redact(config.embeddings)}: the generator's condition is {model.condition}"
+            )
+        read_vectors(config.embeddings, size=model.embedding_dim)
+    plan = GenerationPlan(
+        num_images=config.num_images,
+        images_per_shard=config.output.images_per_shard,
+        seed=config.seed,
+        classes=_classes(config.classes, model),
+        sampling=config.sampling,
+        num_patches=asked_patches(config.target_tokens, generator),
+        embeddings_url=storage.canonical_url(config.embeddings) if config.embeddings else None,
+        start=_start(config.start, generator.tokens),
+    )
+    limit = config.sampling.max_patches
+    if plan.start is not None and limit is not None:
+        rows, columns = plan.start.rows, plan.start.columns
+        most = (rows[1] - rows[0]) * (columns[1] - columns[0])
+        if most > limit:
+            raise UserError(
+                f"sampling.max_patches={limit}: start.rows and start.columns may keep {most}; give at least as many"
+            )
+    return plan
+
+
+def asked_patches(target_tokens: int | None, generator: LoadedGenerator) -> int | None:
+    """Patches of an image with about so many tokens. Raises UserError where there can be no such image."""
+    if target_tokens is None:
+        return None
+    tokens = generator.tokens
+    if not generator.model.config.num_budgets:
+        raise UserError(
+            f"target_tokens={target_tokens}: the generator knows no budgets; train one with model.num_budgets=16, or "
+            "give sampling.max_patches, which cuts images off"
+        )
+    lowest, highest = tokens.num_globals, tokens.num_globals + tokens.num_patches
+    if not lowest <= target_tokens <= highest:
+        raise UserError(
+            f"target_tokens={target_tokens}: expected {lowest} to {highest}, images have {lowest} global tokens and at "
+            f"most {tokens.num_patches} patch tokens"
+        )
+    return target_tokens - lowest
+
+
+def parse_classes(text: str, *, num_classes: int) -> tuple[int, ...]:
+    """A list of numbers and ranges, "0-9,17". Raises UserError for what is none, or out of range."""
+    classes: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if match is None:
+            raise UserError(
+                f"classes={text}: {part!r} is no class; expected all, none, or a list like 0-9,17"
+            )
+        first, last = int(match[1]), int(match[2] or match[1])
+        if first > last:
+            raise UserError(f"classes={text}: {part.strip()} is empty; expected the smaller number first")
+        if last >= num_classes:
+            raise UserError(f"classes={text}: expected 0 to {num_classes - 1}, the generator's classes")
+        classes += range(first, last + 1)
+    return tuple(classes)
+
+
+def create_or_check(url: str, content: dict[str, Any], description: dict[str, Any]) -> None:
+    """Begin an output at `url`, or make sure that the one there is of the same `content` (JSON types). Raises
+    RefusedError where it is not."""
+    text = (
+        json.dumps({"format": FORMAT, **content, "description": description}, indent=1, sort_keys=True) + "\n"
+    )
+    if storage.publish_bytes(text.encode(), storage.join(url, PLAN_FILE), exclusive=True):
+        return
+    found = read_plan(url)
+    wanted = json.loads(text)
+    for each in (found, wanted):
+        each.pop("description", None)
+    if found != wanted:
+        before, now = _flatten(found), _flatten(wanted)
+        differences = [
+            f"{name}: {before.get(name)}, not {now.get(name)}"
+            for name in sorted({*before, *now})
+            if before.get(name) != now.get(name)
+        ]
+        raise RefusedError(
+            f"{storage.redact(url)}: holds images of another run (its {'; its '.join(differences)}); give another "
+            "output.url, or the same settings"
+        )
+
+
+def read_plan(url: str) -> dict[str, Any]:
+    """The content of `_generation.json`. Raises UserError where it is not one."""
+    shown = storage.redact(storage.join(url, PLAN_FILE))
+    try:
+        content = json.loads(storage.read_bytes(storage.join(url, PLAN_FILE)))
+    except ValueError as error:
+        raise UserError(f"{shown}: is not JSON ({error}); give another output.url") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{shown}: expected format {FORMAT}; give another output.url")
+    return content
+
+
+def to_json(plan: GenerationPlan) -> dict[str, Any]:
+    return json.loads(json.dumps(asdict(plan)))
+
+
+def _check_guidance(config: GenerateConfig, model: GeneratorConfig) -> None:
+    if config.sampling.is_guided and model.condition == "none":
+        raise UserError(
+            "sampling.codes.guidance, sampling.positions.guidance: expected 1, the generator has no condition to be "
+            "guided by"
+        )
+
+
+def _classes(text: str, model: GeneratorConfig) -> tuple[int, ...]:
+    if model.condition != "class":
+        if text not in ("all", "none"):
+            raise UserError(f"classes={text}: the generator's condition is {model.condition}, no class")
+        return ()
+    if text == "none":
+        return ()
+    if text == "all":
+        return tuple(range(model.num_classes))
+    return parse_classes(text, num_classes=model.num_classes)
+
+
+def _start(config: StartConfig, tokens: TokenSpec) -> StartPlan | None:
+    if not config.url:
+        if config.rows or config.columns:
+            raise UserError(
+                "start.rows, start.columns: expected start.url, the token dataset to keep patches of"
+            )
+        return None
+    dataset = TokenDataset(config.url)
+    shown = storage.redact(config.url)
+    if dataset.spec.tokenizer_fingerprint != tokens.tokenizer_fingerprint:
+        raise RefusedError(
+            f"start.url={shown}: its tokens are of tokenizer {dataset.spec.tokenizer_fingerprint[:12]}, the "
+            f"generator's of {tokens.tokenizer_fingerprint[:12]}"
+        )
+    if not dataset.shards or not dataset.num_rows:
+        raise UserError(f"start.url={shown}: has no images to start from")
+    side = tokens.image_size // tokens.patch_size
+    rows = _span("rows", config.rows, side) if config.rows else (0, 0)
+    columns = _span("columns", config.columns, side) if config.columns else (0, side if config.rows else 0)
+    if config.columns and not config.rows:
+        rows = (0, side)
+    return StartPlan(storage.canonical_url(config.url), config.keep_globals, rows, columns)
+
+
+def _span(name: str, text: str, side: int) -> tuple[int, int]:
+    match = re.fullmatch(r"\s*(\d*)\s*:\s*(\d*)\s*", text)
+    first, last = (int(match[1] or 0), int(match[2] or side)) if match else (0, 0)
+    if match is None or not 0 <= first < last <= side:
+        raise UserError(f"start.{name}={text}: expected FROM:TO within 0:{side}, the grid of patches")
+    return first, last
+
+
+def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, item in value.items():
+        flat |= _flatten(item, f"{prefix}{name}.") if isinstance(item, dict) else {prefix + name: item}
+    return flat
