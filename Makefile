@@ -39,6 +39,7 @@ bench: $(INSTALLED) ## speed of the stages on this machine, each beside what bou
 	$(PY) tests/benchmarks/packing.py
 	$(PY) tests/benchmarks/loader.py
 	$(PY) tests/benchmarks/training.py
+	$(PY) -m tests.benchmarks.generation
 
 clean: ## remove the environment, caches and build output (never datasets or runs)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,8 +1,8 @@
-"""Both jobs from end to end on real photographs: `python -m tatok_pipe.demo`, or `make demo`.
+"""All jobs from end to end on real photographs: `python -m tatok_pipe.demo`, or `make demo`.
 
 Starts a real S3 server, puts the demo corpus into a bucket, tokenizes s3:// to s3:// with two actors, writes the
-report, trains a tiny generator on the tokens, and copies dataset and generator out. Everything but the results lies in
-a temporary folder and is gone at the end.
+report, trains a tiny generator on the tokens, draws images from it, and copies dataset, generator and images out.
+Everything but the results lies in a temporary folder and is gone at the end.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from tatok_pipe.ar.checkpoint import FOLDER
 from tatok_pipe.config import load_config, run_entry
 from tatok_pipe.demo_server import S3Server, s3_server
 from tatok_pipe.errors import UserError
+from tatok_pipe.generation.layout import CONTACT_SHEET, GALLERY, PLAN_FILE
 from tatok_pipe.images.demo import SOURCES, write_demo_corpus
 from tatok_pipe.options import option, section
 from tatok_pipe.progress import format_duration
+from tatok_pipe.tokens.dataset import DATASET_FILE
 
 logger = logging.getLogger("tatok_pipe.demo")
 
@@ -55,21 +57,34 @@ class GeneratorOutputConfig:
 
 
 @dataclass(frozen=True)
+class SamplesOutputConfig:
+    url: str = option("tatok_samples", help="local folder for the images it draws; replaced")
+    num_images: int = option(40, help="how many; all classes in turn", unit="images")
+
+    def __post_init__(self) -> None:
+        if self.num_images < 1:
+            raise ValueError(f"num_images={self.num_images}: expected at least 1")
+
+
+@dataclass(frozen=True)
 class DemoConfig:
     output: OutputConfig = section(OutputConfig, help="where the tokens go")
     generator: GeneratorOutputConfig = section(GeneratorOutputConfig, help="what is trained on them")
+    samples: SamplesOutputConfig = section(SamplesOutputConfig, help="what it draws")
 
 
 def main(argv: list[str]) -> int:
     config = load_config(
         DemoConfig, argv, prog="tatok_pipe.demo", description=(__doc__ or "").split("\n\n")[0]
     )
-    target = Path(config.output.url).absolute()
-    if target.exists() and not (target / "_dataset.json").exists():
-        raise UserError(f"{target}: exists and is no token dataset; give another output.url")
-    generator = Path(config.generator.url).absolute()
-    if generator.exists() and not (generator / FOLDER.description).exists():
-        raise UserError(f"{generator}: exists and is no generator; give another generator.url")
+    target, generator, samples = (
+        _replaceable(each.url, mark, name)
+        for each, mark, name in (
+            (config.output, DATASET_FILE, "output.url"),
+            (config.generator, FOLDER.description, "generator.url"),
+            (config.samples, PLAN_FILE, "samples.url"),
+        )
+    )
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tatok-demo-") as folder:
         corpus = write_demo_corpus(Path(folder, "corpus"))
@@ -79,20 +94,30 @@ def main(argv: list[str]) -> int:
             os.environ.update(server.environment())
             for shard in corpus.shards:
                 storage.publish_file(shard, f"s3://{_BUCKET}/corpus/{Path(shard).name}", exclusive=False)
-            code = _run_jobs(server, config.generator.steps)
+            code = _run_jobs(server, config)
             if code:
                 return code
             _copy_out(f"s3://{_BUCKET}/tokens", target)
             _copy_out(f"s3://{_BUCKET}/training/generator", generator)
+            _copy_out(f"s3://{_BUCKET}/samples", samples)
     print(f"\ndone in {format_duration(time.monotonic() - start)}")
     curve = json.loads((generator / FOLDER.description).read_text())["training"]["curve"]
     losses = [point["loss"] for point in curve if point["split"] == "train"]
     print(f"token dataset: {target}\nreport:        {target / 'report.html'}\ngenerator:     {generator}")
     print(f"its loss:      {' → '.join(f'{loss:.2f}' for loss in losses)} nats a code")
+    print(f"what it draws: {samples / CONTACT_SHEET}, {samples / GALLERY}")
     return 0
 
 
-def _run_jobs(server: S3Server, num_steps: int) -> int:
+def _replaceable(url: str, mark: str, name: str) -> Path:
+    """A local folder that is not there, or holds what an earlier demo left."""
+    folder = Path(url).absolute()
+    if folder.exists() and not (folder / mark).exists():
+        raise UserError(f"{folder}: exists and has no {mark}, so no demo left it there; give another {name}")
+    return folder
+
+
+def _run_jobs(server: S3Server, config: DemoConfig) -> int:
     """The commands that a user would type, each as its own process; the exit code of the first that fails."""
     tokens = f"s3://{_BUCKET}/tokens"
     commands = (
@@ -100,7 +125,9 @@ def _run_jobs(server: S3Server, num_steps: int) -> int:
          "actors.min=2", "actors.max=2", "record.mutual_information=true"),
         ("inspect_tokens", f"input.url={tokens}"),
         ("train_ar", f"input.url={tokens}", f"output.url=s3://{_BUCKET}/training", *_TINY,
-         f"training.steps={num_steps}"),
+         f"training.steps={config.generator.steps}"),
+        ("generate", f"checkpoint=s3://{_BUCKET}/training", f"output.url=s3://{_BUCKET}/samples",
+         f"num_images={config.samples.num_images}", "progress.every_s=5"),
     )  # fmt: skip
     for entry, *arguments in commands:
         print(f"\n$ python -m tatok_pipe.{entry} {' '.join(arguments)}", flush=True)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from tatok_pipe.ar.model import Attend
 
-# On CPUs attention reads the cache up to a multiple of this. Products of other sizes are summed up in another order,
-# so that what one sequence sees would depend, in its last bits, on how long the others are.
-_CPU_STEP = 16
+# The cache is read up to a multiple of this. Products of other sizes are summed up in another order on CPUs, so that
+# what one sequence sees would depend, in its last bits, on how long the others are.
+_STEP = 16
 
 
 class KeyValueCache:
@@ -30,16 +30,20 @@ class KeyValueCache:
         head_dim: int,
         device: torch.device,
         dtype: torch.dtype,
+        is_static: bool,
     ) -> None:
-        self._is_cpu = device.type == "cpu"
-        if self._is_cpu:
-            length = -(-length // _CPU_STEP) * _CPU_STEP
+        """`is_static`: attention always reads all of the cache, so that every step is the same program, as compilers
+        and CUDA graphs need it; else only what there is, and a row's result is the same, bit for bit, whatever the
+        other rows are."""
+        self._is_static = is_static
+        if not is_static:
+            length = -(-length // _STEP) * _STEP
         shape = (num_layers, num_rows, num_heads, length, head_dim)
         # Zeros: what is not seen is multiplied by zero, which makes no zero of NaN.
         self._keys = torch.zeros(shape, device=device, dtype=dtype)
         self._values = torch.zeros(shape, device=device, dtype=dtype)
-        if self._is_cpu:
-            self._keys = self._keys.transpose(-1, -2).contiguous()  # as `_attend_on_cpu` reads them
+        if not is_static:
+            self._keys = self._keys.transpose(-1, -2).contiguous()  # as `_attend_exactly` reads them
         self._rows = torch.arange(num_rows, device=device)
         self._places = torch.arange(length, device=device)
 
@@ -50,10 +54,10 @@ class KeyValueCache:
     def attends(self, order: Tensor) -> list[Attend]:
         """For one more element of every row, with its order (R,) in its sequence, a function for each layer: it takes
         keys and values in, and attends over the sequence up to them."""
-        if self._is_cpu:
-            length = -(-(int(order.max()) + 1) // _CPU_STEP) * _CPU_STEP
+        if not self._is_static:
+            length = -(-(int(order.max()) + 1) // _STEP) * _STEP
             hidden = self._places[:length] > order[:, None]  # (R, length)
-            return [self._attend_on_cpu(layer, order, hidden) for layer in range(len(self._keys))]
+            return [self._attend_exactly(layer, order, hidden) for layer in range(len(self._keys))]
         visible = self._places <= order[:, None]  # (R, L)
         return [self._attend(layer, order, visible) for layer in range(len(self._keys))]
 
@@ -67,7 +71,7 @@ class KeyValueCache:
 
         return attend
 
-    def _attend_on_cpu(self, layer: int, order: Tensor, hidden: Tensor) -> Attend:
+    def _attend_exactly(self, layer: int, order: Tensor, hidden: Tensor) -> Attend:
         """Written out: the fused kernel's result for a row depends on how many rows there are, in its last bits."""
         keys, values, length = self._keys[layer], self._values[layer], hidden.shape[1]
 

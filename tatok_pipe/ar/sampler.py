@@ -85,12 +85,14 @@ class Sampler:
         *,
         num_slots: int,
         dtype: torch.dtype = torch.float32,
-        compile: bool = True,
+        compile: bool | None = None,
     ) -> None:
         """On the generator's device, which keeps its weights: the sampler has its own in `dtype`.
 
-        On a GPU a step is a CUDA graph, of kernels that torch.compile makes where `compile` is set. Raises ValueError
-        where `num_slots` is not at least 1, or the generator was trained without a condition to guide by.
+        `compile`: make kernels of a step with torch.compile, which takes a minute at first; None: on GPUs, where a step
+        is a CUDA graph in any case. Compiled, and on GPUs, the same images come for a given number of slots only.
+        Raises ValueError where `num_slots` is not at least 1, or the generator was trained without a condition to guide
+        by.
         """
         if num_slots < 1:
             raise ValueError(f"num_slots={num_slots}: expected at least 1")
@@ -100,8 +102,13 @@ class Sampler:
         self.num_slots = num_slots
         self.statistics = SamplerStatistics()
         self._model = copy.deepcopy(generator).eval().requires_grad_(False).to(dtype)
-        prepack(self._model)
         self._device = device = self._model.rotary.device
+        compile = device.type == "cuda" if compile is None else compile
+        # One program for every step, which runs before the host knows what comes next; else the heads that no slot
+        # needs are left out.
+        self._is_static = device.type != "cpu" or compile
+        if not self._is_static:
+            prepack(self._model)
         vocabulary = generator.vocabulary
         self._num_globals, self._num_places = vocabulary.num_globals, vocabulary.num_patches
         # The model's buffer was rounded with the weights.
@@ -115,6 +122,7 @@ class Sampler:
             head_dim=generator.config.width // generator.config.heads,
             device=device,
             dtype=dtype,
+            is_static=self._is_static,
         )
         self._requests = RequestTable(
             self._model, capacity=_REQUESTS_PER_SLOT * num_slots, max_patches=config.max_patches
@@ -127,12 +135,9 @@ class Sampler:
         self._place = torch.zeros_like(self._request)  # index of a global, position of a patch
         self._num_patches = torch.zeros_like(self._request)  # of the image so far
         self._num_elements = torch.zeros((), dtype=torch.int64, device=device)
-        # On a GPU a step is one program and runs before the host knows what comes next. Elsewhere the heads that no
-        # slot needs are left out.
-        self._looks = device.type == "cpu"
-        self._run: Callable[[], None] = self._step
+        self._run: Callable[[], None] = torch.compile(self._step, dynamic=False) if compile else self._step
         if device.type == "cuda":
-            self._run = _captured(torch.compile(self._step, dynamic=False) if compile else self._step)
+            self._run = _captured(self._run)
 
     @torch.no_grad()
     def sample(self, requests: Iterable[ImageRequest]) -> Iterator[ImageTokens]:
@@ -167,10 +172,10 @@ class Sampler:
         hidden = self._hidden()
         code = place = torch.zeros_like(order)
         ends = torch.zeros_like(is_active)
-        if not self._looks or not is_global.all():
+        if self._is_static or not is_global.all():
             ends, place, code = self._draw_patch(hidden)
             ends &= is_active & ~is_global
-        if num_globals and (not self._looks or is_global.any()):
+        if num_globals and (self._is_static or is_global.any()):
             index = order.clamp(max=num_globals - 1)
             code = torch.where(is_global, self._draw_global(hidden, index), code)
             place = torch.where(is_global, index, place)

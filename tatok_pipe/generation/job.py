@@ -11,7 +11,7 @@ from tatok_pipe.ar.requests import ImageRequest, Place
 from tatok_pipe.ar.sampler import SamplingConfig
 from tatok_pipe.records import TokenRecord
 from tatok_pipe.seeds import hash_seed
-from tatok_pipe.tokens.dataset import TokenDataset
+from tatok_pipe.tokens.dataset import HasTokens, TokenDataset
 from tatok_pipe.tokens.embeddings import read_vectors
 
 
@@ -103,13 +103,20 @@ class Requests:
             yield row
 
     def _keep(self, row: TokenRecord) -> tuple[np.ndarray | None, np.ndarray]:
-        """Given codes of globals (K,) and of places (N,). In the part that is kept nothing is added."""
         assert self._plan.start is not None
         start, side = self._plan.start, self._grid_side
         at_row, at_column = np.divmod(np.arange(side * side), side)
         is_kept = (at_row >= start.rows[0]) & (at_row < start.rows[1])
         is_kept &= (at_column >= start.columns[0]) & (at_column < start.columns[1])
-        patches = np.where(is_kept, int(Place.ABSENT), int(Place.FREE))
-        kept = is_kept[row.patch_positions]
-        patches[row.patch_positions[kept]] = row.patch_codes[kept]
-        return row.global_codes.astype(np.int64) if start.keep_globals else None, patches
+        return keep_part(row, is_kept, keep_globals=start.keep_globals)
+
+
+def keep_part(
+    image: HasTokens, is_kept: np.ndarray, *, keep_globals: bool
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """What a request is given of an image: codes of globals (K,), or None, and of places (N,). Where `is_kept` (N,)
+    the image stays as it is: what has no patch there gets none."""
+    patches = np.where(is_kept, int(Place.ABSENT), int(Place.FREE))
+    kept = is_kept[image.patch_positions]
+    patches[image.patch_positions[kept]] = image.patch_codes[kept]
+    return image.global_codes.astype(np.int64) if keep_globals else None, patches

@@ -194,7 +194,10 @@ class ImageWorker:
         self, group: list[ImageTokens], requests: dict[int, ImageRequest]
     ) -> Iterator[GeneratedImage]:
         with self._decoding:
-            tensors = [each.to(self._device) for each in records_to_tensors(group, self._spec)]
+            tensors = records_to_tensors(
+                group, num_globals=self._spec.num_globals, num_patches=self._spec.num_patches
+            )
+            tensors = [each.to(self._device) for each in tensors]
             pictures = self._tokenizer.decode(*tensors)  # (B, 3, S, S)
         pixels = (pictures.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).cpu().numpy()
         for tokens, picture in zip(group, pixels, strict=True):
@@ -216,7 +219,10 @@ class ImageWorker:
                 self._inbox.wait()
                 with self.activity.encoding():
                     for tokens in self._sampler.sample(self._inbox):
-                        self._outboxes.pop(tokens.number).put(tokens)
+                        outbox = self._outboxes.pop(tokens.number, None)
+                        # None: an attempt that failed asked for it too, and it was given out then.
+                        if outbox is not None:
+                            outbox.put(tokens)
         except BaseException as error:
             self._failure = error
             raise

@@ -44,7 +44,7 @@ def render_tiles(tiles: list[tuple[str, str, str]]) -> str:
 
 
 def render_pane(label: str, source: str, description: str, *, image_size: int, over: str = "") -> str:
-    """A square picture of a data: URI with SVG over it and its label below it."""
+    """A square picture of a data: URI with SVG over it and a label below it; an empty one takes no place."""
     style = ' class="small"' if image_size < _SMALL_IMAGE_PIXELS else ""
     image = f'<img{style} alt="{escape(description)}" src="{source}">'
     return f'<div class="pane"><div class="picture">{image}{over}</div>{escape(label)}</div>'

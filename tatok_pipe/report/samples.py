@@ -39,21 +39,22 @@ def render_samples(
         ("Tokenizer", f"fingerprint {spec.tokenizer_fingerprint[:12]}"),
         (
             "Images",
-            f"{spec.image_size} × {spec.image_size} px; K = {spec.num_globals:,} global tokens, at most "
-            f"N = {spec.num_patches:,} patch tokens",
+            f"{spec.image_size} × {spec.image_size} px, from {count(spec.num_globals, 'global token')} and at most "
+            f"{count(spec.num_patches, 'patch token')} each",
         ),
     ]
     tiles = [
         (f"{num_images:,}", "", "images"),
         (f"{mean_tokens:,.1f}", f"± {std_tokens:,.1f}", "tokens per image, mean and std"),
-        (f"{fixed / mean_tokens:,.2f}", "×", f"fewer tokens than the fixed {fixed:,} per image"),
+        (f"{fixed / mean_tokens:,.2f}", "×", f"fewer tokens than the {fixed:,} with all patches"),
     ]
     shown = f", the first {len(images):,} of {num_images:,}" if len(images) < num_images else ""
     cards = "".join(_render_image(image, spec, image_format) for image in images)
     body = (
         f"{render_tiles(tiles)}<section><h2>Images{shown}</h2>"
-        "<p>Places without a patch token are grey and dark on the right; there the decoder has the global tokens and "
-        f'the other patches to go by.</p><div class="grid gallery">{cards}</div></section>'
+        "<p>Left: the image. Right, outlined: the patches that the generator gave a token. The decoder filled in the "
+        "others, here grey and dark, from the global tokens and the outlined patches.</p>"
+        f'<div class="grid gallery samples">{cards}</div></section>'
     )
     return render_document(
         title=f"Generated images {name}",
@@ -68,22 +69,21 @@ def _render_image(image: GeneratedImage, spec: TokenSpec, image_format: str) -> 
     positions = np.array(image.patch_positions, np.int64)
     source = f"data:image/{image_format};base64,{base64.b64encode(image.image).decode('ascii')}"
     dimmed = dim_dropped(decode(image.image), positions, patch_size=spec.patch_size)
-    kept = f"{len(positions):,} of {spec.num_patches:,} patches"
+    kept = f"{len(positions):,} of {count(spec.num_patches, 'patch', 'patches')}"
     grid = draw_grid(positions, side=spec.image_size // spec.patch_size)
     panes = (
-        render_pane("image", source, f"Image {image.number}", image_size=spec.image_size),
+        render_pane("", source, f"Image {image.number}", image_size=spec.image_size),
         render_pane(
-            kept,
+            "",
             to_data_uri(dimmed),
-            f"Patches of image {image.number}: {kept}",
+            f"Image {image.number}, only its {kept}",
             image_size=spec.image_size,
             over=grid,
         ),
     )
-    facts = [] if image.label is None else [f"class {image.label}"]
-    facts += [count(image.num_tokens, "token"), f"seed {image.seed}"]
-    caption = " · ".join(fact.replace(" ", "\N{NO-BREAK SPACE}") for fact in facts)
+    label = "" if image.label is None else f" · class {image.label}"
+    tokens = f"{count(image.num_tokens, 'token')}: {len(image.global_codes):,} global + {kept}"
     return (
-        f'<figure class="card"><div class="panes two">{"".join(panes)}</div>'
-        f'<figcaption><span class="name">{image.name}</span><br>{escape(caption)}</figcaption></figure>'
+        f'<figure class="card"><div class="panes">{"".join(panes)}</div>'
+        f'<figcaption><span class="name">{image.name}{label}</span><br>{escape(tokens)}</figcaption></figure>'
     )

@@ -241,7 +241,9 @@ class TokenDataset:
         import torch  # here for the same reason as in records_to_tensors
 
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-        global_codes, patch_codes, keep = (each.to(device) for each in records_to_tensors(records, self.spec))
+        spec = self.spec
+        tensors = records_to_tensors(records, num_globals=spec.num_globals, num_patches=spec.num_patches)
+        global_codes, patch_codes, keep = (each.to(device) for each in tensors)
         with torch.no_grad():
             return model.decode(global_codes, patch_codes, keep)
 
@@ -260,7 +262,7 @@ class HasTokens(Protocol):
 
 
 def records_to_tensors(
-    records: Sequence[HasTokens], spec: TokenSpec
+    records: Sequence[HasTokens], *, num_globals: int, num_patches: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Images as the decoder takes them: global_codes (B, K) int64, patch_codes (B, N) int64, keep (B, N) bool.
 
@@ -268,9 +270,9 @@ def records_to_tensors(
     """
     import torch  # here, so that listing and planning a dataset do not wait seconds for it
 
-    global_codes = np.zeros((len(records), spec.num_globals), np.int64)
-    patch_codes = np.zeros((len(records), spec.num_patches), np.int64)
-    keep = np.zeros((len(records), spec.num_patches), np.bool_)
+    global_codes = np.zeros((len(records), num_globals), np.int64)
+    patch_codes = np.zeros((len(records), num_patches), np.int64)
+    keep = np.zeros((len(records), num_patches), np.bool_)
     for index, record in enumerate(records):
         global_codes[index] = record.global_codes
         patch_codes[index, record.patch_positions] = record.patch_codes

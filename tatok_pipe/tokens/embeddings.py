@@ -18,11 +18,23 @@ def read_vectors(url: str, *, size: int) -> np.ndarray:
         if "embedding" not in file.schema_arrow.names:
             raise UserError(f"{shown}: has columns {file.schema_arrow.names}; {advice}")
         column = read_groups(file, source, list(range(file.num_row_groups)), ["embedding"])["embedding"]
-    is_list = pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type)
-    vectors = column.to_pylist() if is_list else []
+    vectors = column.to_pylist() if _holds_numbers(column.type) else []
     if not vectors or any(vector is None or len(vector) != size for vector in vectors):
         raise UserError(f"{shown}: {len(column)} rows of {column.type}; {advice}")
-    values = np.array(vectors, np.float32)
+    with np.errstate(over="ignore"):  # what is too large is not finite, and said below
+        values = np.array(vectors, np.float32)
     if not np.isfinite(values).all():
         raise UserError(f"{shown}: has numbers that are not finite; {advice}")
     return values
+
+
+def _holds_numbers(column_type: pa.DataType) -> bool:
+    """Whether it is one of the lists that pyarrow, pandas and polars write, of numbers."""
+    is_list = (
+        pa.types.is_list(column_type)
+        or pa.types.is_large_list(column_type)
+        or pa.types.is_fixed_size_list(column_type)
+    )
+    if not is_list:
+        return False
+    return pa.types.is_floating(column_type.value_type) or pa.types.is_integer(column_type.value_type)

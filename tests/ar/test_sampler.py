@@ -417,3 +417,24 @@ def test_samplers_that_cannot_be() -> None:
         Sampler(make_model(replace(SMALL, condition="none")), COSINE, num_slots=1)
     with pytest.raises(ValueError, match="max_patches=-1: expected 0 or more"):
         SamplingConfig(max_patches=-1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [SamplingConfig(), COSINE])
+def test_a_compiled_step_draws_the_same_images(config: SamplingConfig) -> None:
+    """The program that GPUs run: nothing in it waits for the host, or depends on what the slots are at."""
+    model, requests = make_model(), make_requests(20)
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        compiled = Sampler(model, config, num_slots=4, compile=True)
+        found = {image.number: image for image in compiled.sample(requests)}
+    assert_same(found, sample(model, requests, config))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_cuda_graph_draws_the_same_images(compile: bool) -> None:
+    model, requests = make_model(), make_requests(40)
+    expected = sample(model, requests, SamplingConfig())
+    sampler = Sampler(make_model().cuda(), SamplingConfig(), num_slots=8, compile=compile)
+    assert_same({image.number: image for image in sampler.sample(requests)}, expected)

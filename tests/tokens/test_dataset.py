@@ -286,12 +286,16 @@ def test_tensors_by_hand(token_spec: TokenSpec, make_token_records: MakeRecords)
     second = dataclasses.replace(
         second, patch_codes=np.zeros(0, np.uint32), patch_positions=np.zeros(0, np.uint16)
     )
-    global_codes, patch_codes, keep = records_to_tensors([first, second], token_spec)
+    global_codes, patch_codes, keep = records_to_tensors([first, second], num_globals=3, num_patches=16)
     assert (global_codes.dtype, patch_codes.dtype, keep.dtype) == (torch.int64, torch.int64, torch.bool)
     assert global_codes.tolist() == [[7, 8, 9], second.global_codes.tolist()]
     assert patch_codes.tolist() == [[0, 69_999] + [0] * 14, [0] * 16]
     assert keep.tolist() == [[False, True] + [False] * 13 + [True], [False] * 16]
-    assert [tuple(each.shape) for each in records_to_tensors([], token_spec)] == [(0, 3), (0, 16), (0, 16)]
+    assert [tuple(each.shape) for each in records_to_tensors([], num_globals=3, num_patches=16)] == [
+        (0, 3),
+        (0, 16),
+        (0, 16),
+    ]
 
 
 class Painter(nn.Module):
