@@ -14,7 +14,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -27,11 +27,12 @@ from tatok_pipe.errors import EXIT_DONE, EXIT_FAILED_SHARDS, EXIT_INTERRUPTED
 from tatok_pipe.generate_config import GenerateConfig
 from tatok_pipe.generation import layout
 from tatok_pipe.generation.exports import contact_sheet, write_npz
+from tatok_pipe.generation.job import describe
 from tatok_pipe.generation.layout import GeneratedImage, shard_name
 from tatok_pipe.generation.plan import check_pair, create_or_check, make_plan, read_plan, to_json
 from tatok_pipe.generation.worker import GenerateJob
 from tatok_pipe.progress import format_duration, progress_line
-from tatok_pipe.ray_runtime import RunState, has_gpu, run_shards, start_ray
+from tatok_pipe.ray_runtime import RunState, has_gpu, node_resources, run_shards, start_ray
 from tatok_pipe.report.samples import render_samples
 from tatok_pipe.stop_signal import StopSignal
 from tatok_pipe.tokenizer.checkpoint import PACKAGED, load_tokenizer
@@ -141,6 +142,11 @@ def _generate(
 ) -> None:
     """Make the shards; what becomes of them goes to `outcome` as it comes."""
     start_ray()
+    actors = config.actors
+    if actors.cpus is None and not actors.gpus and not has_gpu():
+        # Threads of one actor wait for each other at every step: as many actors as there is work for come first.
+        num_cpus = sum(node.get("CPU", 0) for node in node_resources())
+        actors = replace(actors, cpus=float(max(1, min(4, num_cpus // (actors.max or len(todo))))))
     began_s: list[float] = []
 
     def show(state: RunState) -> None:
@@ -153,7 +159,7 @@ def _generate(
         logger.info("%s", progress_line(state, seconds=seconds, has_quarantine=False))
 
     for result in run_shards(
-        todo, job, config.actors, config.failures, stop=stop, on_progress=show, every_s=config.progress.every_s
+        todo, job, actors, config.failures, stop=stop, on_progress=show, every_s=config.progress.every_s
     ):  # fmt: skip
         now = time.monotonic()
         outcome.began_s = min(outcome.began_s or now, now - result.seconds)
@@ -181,7 +187,7 @@ def _finish(
             page = render_samples(
                 shown[: output.gallery], url=storage.redact(url), spec=tokens, image_format=job.image_format,
                 num_images=len(lengths), mean_tokens=float(lengths.mean()), std_tokens=float(lengths.std()),
-                generator_fingerprint=job.generator_fingerprint,
+                generator_fingerprint=job.generator_fingerprint, settings=describe(job.plan),
             )  # fmt: skip
             storage.publish_bytes(page.encode(), storage.join(url, layout.GALLERY), exclusive=False)
     if output.npz:

@@ -37,6 +37,9 @@ _STEPS_PER_LOOK = {"cpu": 1}
 _STEPS_PER_LOOK_ELSEWHERE = 16
 
 
+Slots = Tensor | slice  # some of the slots, by index, or all
+
+
 @dataclass(frozen=True)
 class SamplingConfig:
     codes: DrawConfig = section(DrawConfig, help="how codes are drawn, of globals and of patches")
@@ -104,8 +107,8 @@ class Sampler:
         self._model = copy.deepcopy(generator).eval().requires_grad_(False).to(dtype)
         self._device = device = self._model.rotary.device
         compile = device.type == "cuda" if compile is None else compile
-        # One program for every step, which runs before the host knows what comes next; else the heads that no slot
-        # needs are left out.
+        # One program for every step, which runs before the host knows what comes next; else each head sees only the
+        # slots that need it.
         self._is_static = device.type != "cpu" or compile
         if not self._is_static:
             prepack(self._model)
@@ -166,21 +169,13 @@ class Sampler:
     def _step(self) -> None:
         """One element of every slot."""
         self._request.copy_(self._requests.hand_out(self._request))
-        table, of, order, num_globals = self._requests, self._request, self._order, self._num_globals
+        table, of, order = self._requests, self._request, self._order
         is_active = of != table.nobody
-        is_global = order < num_globals  # what comes next
-        hidden = self._hidden()
-        code = place = torch.zeros_like(order)
-        ends = torch.zeros_like(is_active)
-        if self._is_static or not is_global.all():
-            ends, place, code = self._draw_patch(hidden)
-            ends &= is_active & ~is_global
-        if num_globals and (self._is_static or is_global.any()):
-            index = order.clamp(max=num_globals - 1)
-            code = torch.where(is_global, self._draw_global(hidden, index), code)
-            place = torch.where(is_global, index, place)
+        is_global = order < self._num_globals  # what comes next
+        ends, place, code = self._draw(self._hidden(), is_global)
+        ends &= is_active
         is_patch = is_active & ~is_global & ~ends
-        table.drawn_globals[of, torch.where(is_global, order, num_globals)] = code.int()
+        table.drawn_globals[of, torch.where(is_global, order, self._num_globals)] = code.int()
         table.drawn_patches[of, torch.where(is_patch, place, self._num_places)] = code.int()
         table.is_finished[of] = ends
         self._num_elements += is_active.sum()
@@ -189,6 +184,23 @@ class Sampler:
         self._code.copy_(code)
         self._place.copy_(place)
         self._request.copy_(torch.where(ends, table.nobody, of))
+
+    def _draw(self, hidden: Tensor, is_global: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Whether each image ends, else index or position of the next global or patch, and its code, (B,) each."""
+        order = self._order
+        if self._is_static:
+            ends, place, code = self._draw_patch(hidden, slice(None))
+            if self._num_globals:
+                code = torch.where(is_global, self._draw_global(hidden, slice(None)), code)
+                place = torch.where(is_global, order, place)
+            return ends & ~is_global, place, code
+        ends, place, code = torch.zeros_like(is_global), order.clone(), torch.zeros_like(order)
+        for_patch, for_global = ((is_global == want).nonzero()[:, 0] for want in (False, True))
+        if len(for_patch):
+            ends[for_patch], place[for_patch], code[for_patch] = self._draw_patch(hidden, for_patch)
+        if len(for_global):
+            code[for_global] = self._draw_global(hidden, for_global)
+        return ends, place, code
 
     def _hidden(self) -> Tensor:
         """The normalised hidden state of every slot's element, (R, W)."""
@@ -215,33 +227,38 @@ class Sampler:
             x = block(x, rotary, attend)
         return model.norm(x)
 
-    def _draw_patch(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Whether the image ends, else position and code of the next patch, (B,) each."""
-        table, of, order = self._requests, self._request, self._order
-        last = torch.where(order > self._num_globals, self._place, -1)  # position; -1 before the first patch
+    def _draw_patch(self, hidden: Tensor, at: Slots) -> tuple[Tensor, Tensor, Tensor]:
+        """Whether the images in these slots end, else position and code of their next patches."""
+        table, of, order, hidden = self._requests, self._request[at], self._order[at], self._rows(hidden, at)
+        last = torch.where(
+            order > self._num_globals, self._place[at], -1
+        )  # position; -1 before the first patch
         settled = self._num_globals + last + 1
         logits = self._model.position_logits(hidden, self._per_row(last))
-        logits = self._guided(logits, settled, self.config.positions)
+        logits = self._guided(logits, at, settled, self.config.positions)
         # After guidance, which makes no number of the difference of two infinite ones.
-        logits = logits.masked_fill(self._barred(last), float("-inf"))
+        logits = logits.masked_fill(self._barred(last, at), float("-inf"))
         position = draw(logits, uniforms(table.seeds[of], 2 * order), self.config.positions)
         place = position.clamp(max=self._num_places - 1)
         logits = self._model.code_logits(hidden, self._per_row(place))
-        code = self._draw_code(logits, settled, given=table.patches[of, place])
+        code = self._draw_code(logits, at, settled, given=table.patches[of, place])
         return position == self._num_places, place, code
 
-    def _draw_global(self, hidden: Tensor, index: Tensor) -> Tensor:
-        """Codes of the globals (B,) with the given indices."""
-        logits = self._model.global_logits(hidden)
-        return self._draw_code(logits, self._order, given=self._requests.global_codes[self._request, index])
+    def _draw_global(self, hidden: Tensor, at: Slots) -> Tensor:
+        """Codes of the next globals in these slots."""
+        order = self._order[at]
+        given = self._requests.global_codes[self._request[at], order.clamp(max=self._num_globals - 1)]
+        logits = self._model.global_logits(self._rows(hidden, at))
+        return self._draw_code(logits, at, order, given=given)
 
-    def _draw_code(self, logits: Tensor, settled: Tensor, *, given: Tensor) -> Tensor:
-        logits = self._guided(logits, settled, self.config.codes)
-        numbers = uniforms(self._requests.seeds[self._request], 2 * self._order + 1)
+    def _draw_code(self, logits: Tensor, at: Slots, settled: Tensor, *, given: Tensor) -> Tensor:
+        logits = self._guided(logits, at, settled, self.config.codes)
+        numbers = uniforms(self._requests.seeds[self._request[at]], 2 * self._order[at] + 1)
         return torch.where(given >= 0, given, draw(logits, numbers, self.config.codes))
 
-    def _guided(self, logits: Tensor, settled: Tensor, config: DrawConfig) -> Tensor:
-        """(R, V) to (B, V) float32; `settled` (B,) is how many of the K + N globals and places are."""
+    def _guided(self, logits: Tensor, at: Slots, settled: Tensor, config: DrawConfig) -> Tensor:
+        """Logits of the rows of these slots to float32 logits of the slots. `settled` is how many of their K + N
+        globals and places are."""
         logits = logits.float()
         if not self.config.is_guided:
             return logits
@@ -254,19 +271,26 @@ class Sampler:
             strength = 1 + (config.guidance - 1) * (1 - torch.cos(torch.pi * share))[:, None] / 2
         return unconditional + strength * (conditional - unconditional)
 
-    def _barred(self, last: Tensor) -> Tensor:
-        """Positions that cannot come next, (B, N + 1): those up to the last one, beyond one that must be there, or
+    def _barred(self, last: Tensor, at: Slots) -> Tensor:
+        """Positions that cannot come next, (…, N + 1): those up to the last one, beyond one that must be there, or
         ruled out; and where there is no room for more, all but those that must be there."""
-        table, of = self._requests, self._request
+        table, of = self._requests, self._request[at]
         required = table.next_required[of, last + 1][:, None]  # N where none is
         barred = (self._outcomes <= last[:, None]) | (self._outcomes > required) | table.is_absent[of]
         if self.config.max_patches is None:
             return barred
-        room = self.config.max_patches - self._num_patches - table.num_required[of, last + 1]
+        room = self.config.max_patches - self._num_patches[at] - table.num_required[of, last + 1]
         return barred | ((room <= 0)[:, None] & (self._outcomes != required))
 
+    def _rows(self, hidden: Tensor, at: Slots) -> Tensor:
+        """Of (R, W) the rows of these slots."""
+        if not self.config.is_guided:
+            return hidden[at]
+        conditional, unconditional = hidden.chunk(2)
+        return torch.cat([conditional[at], unconditional[at]])
+
     def _per_row(self, values: Tensor) -> Tensor:
-        """(B,) to (R,)."""
+        """Of slots to what their rows have."""
         return values.repeat(2) if self.config.is_guided else values
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tatok_pipe import storage
+from tatok_pipe.ar.draws import DrawConfig
 from tatok_pipe.ar.requests import ImageRequest, Place
 from tatok_pipe.ar.sampler import SamplingConfig
 from tatok_pipe.records import TokenRecord
@@ -46,6 +48,29 @@ class GenerationPlan:
         """The images of a shard."""
         first = shard * self.images_per_shard
         return range(first, min(self.num_images, first + self.images_per_shard))
+
+
+def describe(plan: GenerationPlan) -> str:
+    """How the images are drawn, in one line for people: what is not as usual, and the seed."""
+
+    def drawn(config: DrawConfig) -> str:
+        options = [f"temperature {config.temperature:g}"]
+        options += [f"top-k {config.top_k}"] if config.top_k else []
+        options += [f"top-p {config.top_p:g}"] if config.top_p < 1 else []
+        options += [f"guidance {config.guidance:g}"] if config.guidance != 1 else []
+        return ", ".join(options)
+
+    sampling = plan.sampling
+    parts = [f"codes: {drawn(sampling.codes)}", f"positions: {drawn(sampling.positions)}"]
+    if sampling.is_guided and sampling.guidance_schedule != "constant":
+        parts.append(f"{sampling.guidance_schedule} guidance")
+    if sampling.max_patches is not None:
+        parts.append(f"at most {sampling.max_patches} patches")
+    if plan.num_patches is not None:
+        parts.append(f"about {plan.num_patches} patches asked for")
+    if plan.start is not None:
+        parts.append(f"parts of {storage.redact(plan.start.url)}")
+    return "; ".join([*parts, f"seed {plan.seed}"])
 
 
 class Requests:

@@ -29,6 +29,7 @@ def render_samples(
     mean_tokens: float,
     std_tokens: float,
     generator_fingerprint: str,
+    settings: str,
 ) -> str:
     """The whole document on some `images` of the run at `url` (without secrets); the figures are those of all
     `num_images`."""
@@ -42,6 +43,7 @@ def render_samples(
             f"{spec.image_size} × {spec.image_size} px, from {count(spec.num_globals, 'global token')} and at most "
             f"{count(spec.num_patches, 'patch token')} each",
         ),
+        ("Drawn with", settings),
     ]
     tiles = [
         (f"{num_images:,}", "", "images"),
