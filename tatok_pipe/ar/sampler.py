@@ -152,7 +152,9 @@ class Sampler:
         source, num_open = iter(requests), 0
         num_looks = _STEPS_PER_LOOK.get(self._device.type, _STEPS_PER_LOOK_ELSEWHERE)
         while True:
-            num_open += self._requests.fill(source)
+            # Many at once, while there is still one for every slot: a write costs the same for one and for many.
+            if num_open < 2 * self.num_slots:
+                num_open += self._requests.fill(source)
             if not num_open:
                 return
             for _ in range(num_looks):

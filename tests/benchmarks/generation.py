@@ -8,8 +8,8 @@ tokenizer makes it; codes are drawn. Beside it, in turn, with the same weights:
   positions drawn, and as many codes read of the cache as there are.
 
 Rates are those of the steady state, when the first images of every slot are through; for the fixed loop those of
-whole batches. On CPUs they are those of one thread, as `generate` has an actor a core where there is work for them; on a
-GPU all sides are compiled.
+whole batches. On CPUs they are those of one thread, as `generate` has an actor a core where there is work for them; on
+a GPU all sides are compiled.
 """
 
 from __future__ import annotations
