@@ -117,7 +117,7 @@ def create_or_check(url: str, content: dict[str, Any], description: dict[str, An
     if found != wanted:
         before, now = _flatten(found), _flatten(wanted)
         differences = [
-            f"{name}: {before.get(name)}, not {now.get(name)}"
+            f"{name}: {_shown(before.get(name))}, not {_shown(now.get(name))}"
             for name in sorted({*before, *now})
             if before.get(name) != now.get(name)
         ]
@@ -193,6 +193,11 @@ def _span(name: str, text: str, side: int) -> tuple[int, int]:
     if match is None or not 0 <= first < last <= side:
         raise UserError(f"start.{name}={text}: expected FROM:TO within 0:{side}, the grid of patches")
     return first, last
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
