@@ -29,7 +29,14 @@ from tatok_pipe.generation import layout
 from tatok_pipe.generation.exports import contact_sheet, write_npz
 from tatok_pipe.generation.job import describe
 from tatok_pipe.generation.layout import GeneratedImage, shard_name
-from tatok_pipe.generation.plan import check_pair, create_or_check, make_plan, read_plan, to_json
+from tatok_pipe.generation.plan import (
+    check_pair,
+    create_or_check,
+    describe_sources,
+    make_plan,
+    read_plan,
+    to_json,
+)
 from tatok_pipe.generation.worker import GenerateJob
 from tatok_pipe.progress import format_duration, progress_line
 from tatok_pipe.ray_runtime import RunState, has_gpu, node_resources, run_shards, start_ray
@@ -130,6 +137,7 @@ def _describe(job: GenerateJob) -> dict[str, Any]:
         "generator_fingerprint": job.generator_fingerprint,
         "tokenizer_fingerprint": job.tokenizer_fingerprint,
         "plan": to_json(job.plan),
+        "sources": describe_sources(job.plan),
         "layout": job.layout,
         "image_format": job.image_format,
         "slots": job.num_slots,

@@ -17,8 +17,9 @@ from PIL import Image
 
 import tatok_pipe
 from tatok_pipe import storage
-from tatok_pipe.errors import RefusedError, UserError
+from tatok_pipe.errors import RefusedError
 from tatok_pipe.generate import main
+from tests.entries import assert_told
 from tests.generation.models import Models, save_models
 
 
@@ -189,8 +190,8 @@ def test_an_interrupted_run_is_completed_by_the_same_command(
     ],
 )
 def test_a_mistake_is_told(models: Models, tmp_path: Path, changes: list[str], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        main(arguments(models, str(tmp_path / "out"), *changes))
+    code = 3 if "fingerprint" in message else 2
+    assert_told(main, arguments(models, str(tmp_path / "out"), *changes), message, code=code)
     assert not (tmp_path / "out").exists()
 
 

@@ -26,6 +26,8 @@ from tatok_pipe.tokens.format import token_shard_name
 from .measured import Outcome, tokenize_measured
 from .pictures import Member, encode, png_bomb, small_tokenizer, write_shard
 
+pytestmark = pytest.mark.slow
+
 MAX_PEAK_BYTES = 3_000_000_000
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 GOOD = encode(Image.effect_mandelbrot((40, 30), (-2, -1, 1, 1), 40).convert("RGB"))

@@ -37,6 +37,7 @@ def scrape(port: int) -> dict[str, float]:
     return found
 
 
+@pytest.mark.slow
 def test_counters_and_gauges_reach_the_scraper(tmp_path: Path) -> None:
     members = crop_members(10)
     for shard in range(NUM_SHARDS):

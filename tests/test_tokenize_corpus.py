@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from tatok_pipe import demo_server, storage
+from tatok_pipe import demo_server, storage, tokenize_corpus
 from tatok_pipe.tokens.dataset import TokenDataset
 from tatok_pipe.tokens.format import token_shard_name
 
+from .entries import assert_told
 from .pictures import crop_members, hostile_members, small_tokenizer, write_shard
 
 pytestmark = pytest.mark.ray
@@ -115,6 +116,7 @@ def test_two_actors_and_another_order_give_the_same_bytes(
     assert "threshold" in other.stderr and "budget" in other.stderr and "Traceback" not in other.stderr
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_completed_by_the_same_command(
     checkpoint: str, shards: list[str], undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
@@ -185,6 +187,7 @@ def test_s3_to_s3_with_a_shard_that_cannot_be_read(
     assert json.loads(storage.read_bytes(f"{s3_url}/out/_summary.json"))["failed_shards"] == {}
 
 
+@pytest.mark.slow
 def test_a_dry_run_tells_the_plan_and_writes_nothing(
     checkpoint: str, shards: list[str], tmp_path: Path
 ) -> None:
@@ -242,10 +245,14 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(
         (["nowhere.yaml"], "nowhere.yaml"),
     ],
 )
-def test_a_mistake_is_one_line(arguments: list[str], message: str, shards: list[str], tmp_path: Path) -> None:
+def test_a_mistake_is_told(arguments: list[str], message: str, shards: list[str], tmp_path: Path) -> None:
     given = [f"input.shards={shards[0]}", f"output.url={tmp_path}/out", *arguments]
-    done = run(*given)
-    assert done.returncode == 2
-    assert message in done.stderr and "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert_told(tokenize_corpus.main, given, message)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_mistake_is_one_line(shards: list[str], tmp_path: Path) -> None:
+    done = run(f"input.shards={shards[0]}", f"output.url={tmp_path}/out", "output.uri=x")
+    assert done.returncode == 2
+    assert "output.url" in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

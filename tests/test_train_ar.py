@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 import torch
 
+from tatok_pipe import train_ar
 from tatok_pipe.ar.checkpoint import load_generator
+from tests.entries import assert_told
 from tests.token_datasets import TINY, make_rows, write_token_dataset
 
 CONFIG = """
@@ -201,6 +203,7 @@ def test_a_damaged_checkpoint_is_passed_over(folder: Path, undisturbed: Path, tm
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_bad_labels_are_one_line_and_not_tried_again(folder: Path, tmp_path: Path) -> None:
     done = run(folder, "model.num_classes=2", f"output.url={tmp_path}/out")
     assert done.returncode == 2, done.stdout + done.stderr
@@ -209,46 +212,46 @@ def test_bad_labels_are_one_line_and_not_tried_again(folder: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("changes", "code", "message"),
+    ("changes", "message"),
     [
-        (["input.url=/nowhere"], 2, "/nowhere: no _dataset.json there"),
-        (["packing.row_tokens=8"], 2, r"packing.row_tokens=8: the longest sequence"),
-        (["model.condition=embedding", "model.embedding_dim=8"], 2, "input.condition_url"),
-        (["training.precision=fp8"], 2, "expected one of auto, fp32, bf16"),
-        (["model.heads=5"], 2, "heads=5"),
-        (["workers.min=3", "workers.max=2"], 2, "max=2: expected at least min=3"),
+        (["packing.row_tokens=8"], r"packing.row_tokens=8: the longest sequence"),
+        (["model.condition=embedding", "model.embedding_dim=8"], "input.condition_url"),
+        (["training.precision=fp8"], "expected one of auto, fp32, bf16"),
+        (["model.heads=5"], "heads=5"),
+        (["workers.min=3", "workers.max=2"], "max=2: expected at least min=3"),
     ],
 )
-def test_a_mistake_is_one_line(
-    folder: Path, tmp_path: Path, changes: list[str], code: int, message: str
-) -> None:
-    done = run(folder, f"output.url={tmp_path}/out", *changes)
-    assert done.returncode == code, done.stderr
-    assert re.search(message, done.stderr) and len(done.stderr.strip().splitlines()) == 1
+def test_a_mistake_is_told(folder: Path, tmp_path: Path, changes: list[str], message: str) -> None:
+    assert_told(train_ar.main, [*command(folder, f"output.url={tmp_path}/out", *changes)[3:]], message)
+
+
+def test_a_mistake_is_one_line(folder: Path, tmp_path: Path) -> None:
+    done = run(folder, f"output.url={tmp_path}/out", "input.url=/nowhere")
+    assert done.returncode == 2, done.stderr
+    assert "/nowhere: no _dataset.json there" in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
 def test_an_empty_dataset_and_one_of_two_tokenizers_are_refused(folder: Path, tmp_path: Path) -> None:
+    config = str(folder / "config.yaml")
     empty = tmp_path / "empty"
     write_token_dataset(str(empty), [])
-    done = run(folder, f"input.url={empty}", f"output.url={tmp_path}/out")
-    assert done.returncode == 2 and "there is nothing to train on" in done.stderr
+    given = [config, f"output.url={tmp_path}/out"]
+    assert_told(train_ar.main, [*given, f"input.url={empty}"], "there is nothing to train on")
 
     mixed = tmp_path / "mixed"
     write_token_dataset(str(mixed), [make_rows(5)])
     content: dict[str, Any] = json.loads((mixed / "_dataset.json").read_text())
     content["spec"]["tokenizer_fingerprint"] = "34" * 32
     (mixed / "_dataset.json").write_text(json.dumps(content))
-    done = run(folder, f"input.url={mixed}", f"output.url={tmp_path}/out")
-    assert done.returncode == 3 and "tokenizer_fingerprint" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert_told(train_ar.main, [*given, f"input.url={mixed}"], "tokenizer_fingerprint", code=3)
 
 
 @pytest.mark.ray
 def test_another_model_or_tokenizer_does_not_go_on_in_an_output(
     folder: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    done = run(folder, f"output.url={undisturbed}", "model.width=64")
-    assert done.returncode == 3 and "model.width=32 (now 64)" in done.stderr
+    given = command(folder, f"output.url={undisturbed}", "model.width=64")[3:]
+    assert_told(train_ar.main, given, r"model.width=32 \(now 64\)", code=3)
 
 
 def test_a_dry_run_starts_nothing(folder: Path, tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tatok_pipe import train_tokenizer
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer
+from tests.entries import assert_told
 
 from .pictures import crop_members, write_shard
 
@@ -107,6 +109,7 @@ def test_a_training_that_is_ended_comes_to_the_same_weights(
     assert again.training["curve"] == tokenizer.training["curve"]
 
 
+@pytest.mark.slow
 def test_a_broken_shard_is_one_line_and_not_tried_again(arguments: list[str], tmp_path: Path) -> None:
     whole = Path(arguments[1].split("=")[1].replace("*", "0"))
     (tmp_path / "broken.tar").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
@@ -125,21 +128,11 @@ def test_a_broken_shard_is_one_line_and_not_tried_again(arguments: list[str], tm
         (["model.patch_size=7"], "image_size=32, patch_size=7"),
     ],
 )
-def test_a_mistake_is_one_line(
-    arguments: list[str], changes: list[str], message: str, tmp_path: Path
-) -> None:
-    done = subprocess.run(
-        command(*arguments, f"output.url={tmp_path}/out", *changes), capture_output=True, text=True,
-        env=dict(os.environ), timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+def test_a_mistake_is_told(arguments: list[str], changes: list[str], message: str, tmp_path: Path) -> None:
+    assert_told(train_tokenizer.main, [*arguments, f"output.url={tmp_path}/out", *changes], message)
 
 
 def test_training_on_the_held_out_shards_is_refused(arguments: list[str], tmp_path: Path) -> None:
     same = arguments[1].split("=")[1]
-    done = subprocess.run(
-        command(*arguments, f"validation.shards={same}", f"output.url={tmp_path}/out"),
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2 and "in validation.shards" in done.stderr
+    given = [*arguments, f"validation.shards={same}", f"output.url={tmp_path}/out"]
+    assert_told(train_tokenizer.main, given, "in validation.shards")

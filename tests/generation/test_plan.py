@@ -29,6 +29,7 @@ from tatok_pipe.generation.plan import (
     asked_patches,
     check_pair,
     create_or_check,
+    describe_sources,
     make_plan,
     parse_classes,
     read_plan,
@@ -36,6 +37,7 @@ from tatok_pipe.generation.plan import (
 )
 from tatok_pipe.tokenizer.checkpoint import Tokenizer
 from tatok_pipe.tokenizer.model import TaTok
+from tatok_pipe.tokens.dataset import TokenDataset
 from tests.generation.models import TOKENIZER
 from tests.token_datasets import TINY, make_rows, write_token_dataset
 
@@ -119,6 +121,14 @@ def test_the_plan_is_what_was_asked_for(folder: Path) -> None:
 def test_spans(folder: Path, rows: str, columns: str, expected: tuple[tuple[int, int], ...]) -> None:
     start = plan_of("none", "start.url=tokens", f"start.rows={rows}", f"start.columns={columns}").start
     assert start == StartPlan(str(folder / "tokens"), True, *expected)
+
+
+def test_sources_tell_that_they_changed(folder: Path) -> None:
+    assert describe_sources(plan_of("class")) == {}
+    started = describe_sources(plan_of("class", "start.url=tokens", "start.rows=0:2"))
+    assert started == {"start_rows": TokenDataset("tokens").num_rows}
+    vectors = describe_sources(plan_of("embedding", "embeddings=vectors.parquet"))
+    assert vectors == {"embeddings_bytes": (folder / "vectors.parquet").stat().st_size}
 
 
 @pytest.mark.parametrize(
