@@ -17,7 +17,7 @@ from tatok_pipe.tokenizer.checkpoint import PACKAGED
 class StartConfig:
     url: str = option(
         "",
-        help="token dataset to start from: image i keeps a part of row i (after the last row of the first again), the "
+        help="token dataset to start from: image i keeps a part of row i (after the last row the first again), the "
         "rest is drawn; empty: all is drawn",
     )
     keep_globals: bool = option(True, help="keep the global tokens")
