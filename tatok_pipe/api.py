@@ -28,7 +28,7 @@ from torch import Tensor
 from tatok_pipe import storage
 from tatok_pipe.ar import checkpoint as generator_checkpoint
 from tatok_pipe.ar.requests import ImageRequest, ImageTokens
-from tatok_pipe.ar.sampler import Sampler, SamplingConfig
+from tatok_pipe.ar.sampler import DEFAULT_SLOTS, Sampler, SamplingConfig
 from tatok_pipe.errors import RefusedError, UserError
 from tatok_pipe.generation.job import keep_part
 from tatok_pipe.generation.plan import asked_patches
@@ -39,8 +39,6 @@ from tatok_pipe.tokenizer.dtf import DTFConfig
 from tatok_pipe.tokens.dataset import records_to_tensors
 
 _BATCH_IMAGES = 16
-_SLOTS = {"cpu": 32}
-_SLOTS_ELSEWHERE = 256
 
 Picture = str | PathLike[str] | bytes | Image.Image
 
@@ -258,12 +256,11 @@ class ImageGenerator:
                 )
 
         device = self.model.rotary.device.type
-        default = _SLOTS.get(device, _SLOTS_ELSEWHERE)
+        default = DEFAULT_SLOTS[device]
         sampler = self._sampler(sampling, slots or (min(default, num_images) if device == "cpu" else default))
         try:
             drawn = sorted(sampler.sample(requests()), key=lambda image: image.number)
         except ValueError as error:  # a request that cannot be
-            self._samplers.clear()
             raise UserError(str(error)) from None
         return RaggedTokens.from_images(
             drawn, num_globals=tokens.num_globals, fingerprint=self.tokenizer_fingerprint

@@ -22,6 +22,7 @@ import numpy as np
 
 from tatok_pipe import __version__, storage
 from tatok_pipe.ar.checkpoint import load_generator
+from tatok_pipe.ar.sampler import DEFAULT_SLOTS
 from tatok_pipe.config import load_config, run_entry
 from tatok_pipe.errors import EXIT_DONE, EXIT_FAILED_SHARDS, EXIT_INTERRUPTED
 from tatok_pipe.generate_config import GenerateConfig
@@ -108,12 +109,14 @@ def main(argv: list[str]) -> int:
             len(names) - num_missing, len(names),
         )  # fmt: skip
         return EXIT_INTERRUPTED
+    for shard, error in sorted(outcome.failed.items()):
+        logger.info("failed shard %s: %s", shard, error)
     if num_missing:
-        for shard, error in sorted(outcome.failed.items()):
-            logger.info("failed shard %s: %s", shard, error)
         logger.info("%d of %d shards are missing; the same command tries them again", num_missing, len(names))
+    is_tolerated = num_missing <= (config.failures.max_failed_shards or 0) and num_missing < len(names)
+    if not is_tolerated:
         return EXIT_FAILED_SHARDS
-    _finish(config, job, tokens, names, outcome)
+    _finish(config, job, tokens, sorted(set(names) - set(outcome.failed)), outcome)
     return EXIT_DONE
 
 
@@ -125,7 +128,8 @@ def _settle_device(config: GenerateConfig, url: str) -> tuple[int, str]:
             begun = read_plan(url)
         else:
             start_ray()
-            begun = {"slots": 256, "precision": "bf16"} if has_gpu() else {"slots": 32, "precision": "fp32"}
+            device, suits = ("cuda", "bf16") if has_gpu() else ("cpu", "fp32")
+            begun = {"slots": DEFAULT_SLOTS[device], "precision": suits}
         slots = begun["slots"] if slots is None else slots
         precision = begun["precision"] if precision == "auto" else precision
     return slots, precision

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
@@ -61,7 +62,7 @@ class WeightsFolder:
             raise self.error(url, f"expected format {self.format} in {self.description}")
         try:
             return description, load_tensors(weights)
-        except Exception as error:  # safetensors raises its own class for every kind of damage
+        except SafetensorError as error:
             raise self.error(url, f"{self.weights} is damaged: {error}") from None
 
     def error(self, url: str, message: str) -> UserError:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import tatok_pipe
-from tatok_pipe.api import ImageGenerator, ImageTokenizer
+from tatok_pipe.api import ImageGenerator, ImageTokenizer, RaggedTokens
 from tatok_pipe.ar.draws import DrawConfig
 from tatok_pipe.ar.sampler import SamplingConfig
 from tatok_pipe.errors import RefusedError, UserError
@@ -66,7 +66,7 @@ def test_images_of_any_kind_are_the_same_tokens(
     assert same(packaged.encode(pixels.float() / 255, target_tokens=80), as_array)
 
 
-def same(ours: tatok_pipe.api.RaggedTokens, theirs: tatok_pipe.api.RaggedTokens) -> bool:  # type: ignore[name-defined]
+def same(ours: RaggedTokens, theirs: RaggedTokens) -> bool:
     names = ("global_codes", "patch_codes", "patch_positions", "offsets")
     return all(np.array_equal(getattr(ours, name), getattr(theirs, name)) for name in names)
 

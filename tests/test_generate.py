@@ -171,6 +171,28 @@ def test_an_interrupted_run_is_completed_by_the_same_command(
     assert files(out) == files(whole)
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_shard_that_cannot_be_written_is_named_and_tolerated_on_demand(
+    models: Models, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    (out / "images/000000017.png/in the way").mkdir(parents=True)
+    given = arguments(models, str(out), "num_images=30", "output.images_per_shard=10")
+    code, told = run(given)
+    assert code == 1, told
+    assert "failed shard 000001" in told and "000000017.png" in told and "1 of 3 shards are missing" in told
+    assert "Traceback" not in told and not (out / "_summary.json").exists()
+    code, told = run([*given, "failures.max_failed_shards=1"])
+    assert code == 0, told
+    assert json.loads((out / "_summary.json").read_text())["num_images"] == 20
+    (out / "images/000000017.png/in the way").rmdir()
+    (out / "images/000000017.png").rmdir()
+    code, told = run(given)
+    assert code == 0 and "3 shards, 2 done before" in told
+    assert json.loads((out / "_summary.json").read_text())["num_images"] == 30
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -44,8 +44,12 @@ IN_A_HURRY = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1", "OMP_NUM_THREADS": "1"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("train-ar")
-    (folder / "config.yaml").write_text(CONFIG)
+    return prepare(tmp_path_factory.mktemp("train-ar"), CONFIG)
+
+
+def prepare(folder: Path, config: str) -> Path:
+    """A config and a token dataset of 120 images, for `command`."""
+    (folder / "config.yaml").write_text(config)
     write_token_dataset(str(folder / "tokens"), [make_rows(70), make_rows(50, first=70)])
     return folder
 

@@ -47,10 +47,6 @@ class KeyValueCache:
         self._rows = torch.arange(num_rows, device=device)
         self._places = torch.arange(length, device=device)
 
-    @property
-    def num_bytes(self) -> int:
-        return 2 * self._keys.numel() * self._keys.element_size()
-
     def attends(self, order: Tensor) -> list[Attend]:
         """For one more element of every row, with its order (R,) in its sequence, a function for each layer: it takes
         keys and values in, and attends over the sequence up to them."""

@@ -55,6 +55,13 @@ class RequestTable:
         self._num_filled_in = 0  # the same, on the host
         self._requests: list[ImageRequest | None] = [None] * capacity
 
+    def clear(self) -> None:
+        """No request is there any more, waiting or under way."""
+        self._requests = [None] * self.nobody
+        self.is_finished.zero_()
+        self._handed_out.fill_(self._num_filled_in)
+        self._filled_in.fill_(self._num_filled_in)
+
     def fill(self, source: Iterator[ImageRequest]) -> int:
         """Take as many requests as there is room for; how many these are. Raises ValueError for one that cannot be."""
         rows: list[int] = []

@@ -32,10 +32,10 @@ from tatok_pipe.options import check_choices, option, section
 
 # Requests that wait on the device for each slot: a long image in one of them must not hold up the others.
 _REQUESTS_PER_SLOT = 4
-# How often the host looks for finished images. It has to wait for a GPU to do so.
-_STEPS_PER_LOOK = {"cpu": 1}
-_STEPS_PER_LOOK_ELSEWHERE = 16
-
+# How often the host looks for finished images: it has to wait for a GPU to do so.
+_STEPS_PER_LOOK = {"cpu": 1, "cuda": 16}
+# Images at once, where nobody says how many: what keeps the device busy.
+DEFAULT_SLOTS = {"cpu": 32, "cuda": 256}
 
 Slots = Tensor | slice  # some of the slots, by index, or all
 
@@ -68,14 +68,15 @@ class SamplingConfig:
 class SamplerStatistics:
     """What a sampler has done so far."""
 
+    num_slots: int
     num_steps: int = 0
-    num_slot_steps: int = 0  # steps times slots
-    num_elements: int = 0  # of these, the ones that did something for an image: its condition and its tokens
+    num_elements: int = 0  # of images: conditions and tokens; a step does at most one a slot
     num_images: int = 0
 
     @property
     def occupancy(self) -> float:
-        return self.num_elements / max(1, self.num_slot_steps)
+        """The share of the slots that were at an image, over all steps."""
+        return self.num_elements / max(1, self.num_slots * self.num_steps)
 
 
 class Sampler:
@@ -103,7 +104,7 @@ class Sampler:
             raise ValueError("guidance: expected 1, the generator was trained without a condition")
         self.config = config
         self.num_slots = num_slots
-        self.statistics = SamplerStatistics()
+        self.statistics = SamplerStatistics(num_slots)
         self._model = copy.deepcopy(generator).eval().requires_grad_(False).to(dtype)
         self._device = device = self._model.rotary.device
         compile = device.type == "cuda" if compile is None else compile
@@ -144,13 +145,15 @@ class Sampler:
 
     @torch.no_grad()
     def sample(self, requests: Iterable[ImageRequest]) -> Iterator[ImageTokens]:
-        """The images in the order in which they end. Requests are taken as there is room for them.
+        """The images in the order in which they end. Requests are taken as there is room for them; those of an earlier
+        call that was not read to its end are forgotten.
 
         Raises ValueError for a request that the generator cannot fulfil; images before it that have not ended are
         lost then.
         """
         source, num_open = iter(requests), 0
-        num_looks = _STEPS_PER_LOOK.get(self._device.type, _STEPS_PER_LOOK_ELSEWHERE)
+        num_looks = _STEPS_PER_LOOK[self._device.type]
+        self._forget()
         while True:
             # Many at once, while there is still one for every slot: a write costs the same for one and for many.
             if num_open < 2 * self.num_slots:
@@ -160,13 +163,18 @@ class Sampler:
             for _ in range(num_looks):
                 self._run()
             self.statistics.num_steps += num_looks
-            self.statistics.num_slot_steps += num_looks * self.num_slots
             images = self._requests.take_finished()
             if images:
                 num_open -= len(images)
                 self.statistics.num_images += len(images)
                 self.statistics.num_elements = int(self._num_elements)
                 yield from images
+
+    def _forget(self) -> None:
+        self._requests.clear()
+        self._request.fill_(self._requests.nobody)
+        for state in (self._order, self._code, self._place, self._num_patches):
+            state.zero_()
 
     def _step(self) -> None:
         """One element of every slot."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence as Sequences
 from dataclasses import dataclass
 
@@ -84,6 +85,17 @@ def draw(count: int, *, seed: int = 0) -> list[Tokens]:
             )
         )
     return drawn
+
+
+def every_sequence() -> list[Tokens]:
+    """All sequences of one global with 2 codes and 3 places with 2 codes each."""
+    return [
+        Tokens([code], list(zip(kept, codes, strict=True)))
+        for code in range(2)
+        for count in range(4)
+        for kept in itertools.combinations(range(3), count)
+        for codes in itertools.product(range(2), repeat=count)
+    ]
 
 
 def widen(model: Generator) -> Generator:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,7 +17,7 @@ from tatok_pipe.ar.batch import BatchTensors, Vocabulary, to_tensors
 from tatok_pipe.ar.model import Generator, GeneratorConfig, Nats
 from tatok_pipe.nn import packed
 from tatok_pipe.nn.blocks import attend
-from tests.ar.packed import SMALL, VOCABULARY, Tokens, draw, pack, tensors, widen
+from tests.ar.packed import SMALL, VOCABULARY, Tokens, draw, every_sequence, pack, tensors, widen
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "ar"
 
@@ -46,13 +45,7 @@ def test_the_probabilities_of_all_sequences_sum_to_one() -> None:
     torch.manual_seed(0)
     vocabulary = Vocabulary(num_globals=1, num_patches=3, global_vocab=2, patch_vocab=2)
     model = widen(Generator(replace(SMALL, condition="none"), vocabulary)).eval()
-    sequences = [
-        Tokens([code], list(zip(kept, codes, strict=True)))
-        for code in range(2)
-        for count in range(4)
-        for kept in itertools.combinations(range(3), count)
-        for codes in itertools.product(range(2), repeat=count)
-    ]
+    sequences = every_sequence()
     assert len(sequences) == 2 * (1 + 2) ** 3  # each place is dropped or has one of two codes
     batch = to_tensors(pack([sequences], row_tokens=256), "cpu", vocabulary=vocabulary)
     with torch.no_grad():

@@ -67,11 +67,11 @@ class Steady:
 
     def images_per_s(self) -> float:
         done = self._sampler.statistics
-        elements, slot_steps, start = done.num_elements, done.num_slot_steps, time.perf_counter()
+        elements, steps, start = done.num_elements, done.num_steps, time.perf_counter()
         while time.perf_counter() - start < SECONDS:
             next(self._images)
-        elements, slot_steps = done.num_elements - elements, done.num_slot_steps - slot_steps
-        self.occupancies.append(elements / slot_steps)
+        elements, steps = done.num_elements - elements, done.num_steps - steps
+        self.occupancies.append(elements / (steps * done.num_slots))
         return elements / (time.perf_counter() - start) / self._mean
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from tatok_pipe.ar.checkpoint import load_generator
-from tests.test_train_ar import CONFIG, run
-from tests.token_datasets import make_rows, write_token_dataset
+from tests.test_train_ar import CONFIG, prepare, run
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -20,10 +19,7 @@ DISK_BYTES = 8 << 20
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("disk")
-    (folder / "config.yaml").write_text(CONFIG)
-    write_token_dataset(str(folder / "tokens"), [make_rows(70), make_rows(50, first=70)])
-    return folder
+    return prepare(tmp_path_factory.mktemp("disk"), CONFIG)
 
 
 def fill(disk: Path, *, leave_bytes: int) -> Path:

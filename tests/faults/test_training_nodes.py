@@ -11,8 +11,7 @@ import pytest
 
 from tatok_pipe.ar.checkpoint import load_generator
 from tests.faults.nodes import cluster, drain
-from tests.test_train_ar import CONFIG, IN_A_HURRY, command, run, running, wait_for
-from tests.token_datasets import make_rows, write_token_dataset
+from tests.test_train_ar import CONFIG, IN_A_HURRY, command, prepare, run, running, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -26,9 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = config.replace("share: 0.1, every_steps: 100", "share: 0").replace(
         "every_steps: 10}", "every_steps: 50}"
     )
-    (folder / "config.yaml").write_text(config)
-    write_token_dataset(str(folder / "tokens"), [make_rows(70), make_rows(50, first=70)])
-    return folder
+    return prepare(folder, config)
 
 
 def train_losses(url: str) -> list[float]:
