@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,21 +102,22 @@ def run_processes(num_ranks: int, **options: object) -> list[dict[str, object]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "tests.ar.worker"]
-    processes = [
-        subprocess.Popen(
-            [*command, json.dumps({"rank": rank, "num_ranks": num_ranks, "port": port} | options)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
-        )
-        for rank in range(num_ranks)
-    ]  # fmt: skip
-    found = []
-    try:
-        for process in processes:
-            out, err = process.communicate(timeout=120)
-            assert process.returncode == 0, err[-3000:]
-            found.append(json.loads(out.splitlines()[-1]))
-    finally:
-        for process in processes:
-            process.kill()
-    return found
+    with tempfile.TemporaryDirectory() as folder:
+        shared = {"num_ranks": num_ranks, "port": port, "found": folder} | options
+        command = [sys.executable, "-m", "tests.ar.worker"]
+        processes = [
+            subprocess.Popen(
+                [*command, json.dumps(shared | {"rank": rank})],
+                stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
+            )
+            for rank in range(num_ranks)
+        ]  # fmt: skip
+        try:
+            for process in processes:
+                _, err = process.communicate(timeout=120)
+                assert process.returncode == 0, err[-3000:]
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        return [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(num_ranks)]
