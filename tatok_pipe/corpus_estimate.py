@@ -53,17 +53,19 @@ def estimate(
     num_actors: int | None = None,
     run: Mapping[str, Any] | None = None,
     sample: Sample | None = None,
+    row_name: str = "image",
 ) -> Estimate:
     """Extrapolate from what is known to the bytes that `plan` has still to read.
 
     Rates come from the committed shards, else from `sample`. The time is for `num_actors` at the speed of the
     last run (`run` of its summary, images_per_s_per_actor), else at that of `sample`; it knows nothing of
     starting actors, and assumes that every actor is as fast as the ones measured. A shard of unknown size
-    counts as the mean of the committed ones; where there are none, nothing is estimated.
+    counts as the mean of the committed ones; where there are none, nothing is estimated. `row_name`: what to call
+    that which is counted, "image" or "crop".
     """
     if not plan.todo:
         return Estimate(0, 0, 0, 0.0, "", "")
-    rates = _rates_of_index(plan) or _rates_of_sample(sample)
+    rates = _rates_of_index(plan) or _rates_of_sample(sample, row_name)
     num_bytes = None if rates is None else _bytes_to_read(plan, rates)
     if rates is None or num_bytes is None:
         return Estimate(None, None, None, None, "", "")
@@ -73,7 +75,7 @@ def estimate(
         seconds, speed_origin = None, ""
     else:
         seconds = num_images / (speed * num_actors)
-        speed_origin = f"{count(num_actors, 'actor')} at {speed:.3g} images/s each, {speed_origin}"
+        speed_origin = f"{count(num_actors, 'actor')} at {speed:.3g} {row_name}s/s each, {speed_origin}"
     return Estimate(
         num_images=round(num_images),
         num_tokens=round(num_images * rates.tokens_per_image),
@@ -98,7 +100,7 @@ def _rates_of_index(plan: CorpusPlan) -> Rates | None:
     )
 
 
-def _rates_of_sample(sample: Sample | None) -> Rates | None:
+def _rates_of_sample(sample: Sample | None, row_name: str) -> Rates | None:
     if sample is None or not sample.num_images or not sample.num_bytes:
         return None
     return Rates(
@@ -106,7 +108,7 @@ def _rates_of_sample(sample: Sample | None) -> Rates | None:
         tokens_per_image=sample.num_tokens / sample.num_images,
         output_bytes_per_byte=sample.output_bytes / sample.num_bytes,
         bytes_per_shard=None,
-        origin=f"the first {count(sample.num_images, 'image')}, tokenized here",
+        origin=f"the first {count(sample.num_images, row_name)}, tokenized here",
     )
 
 
@@ -128,7 +130,7 @@ def _speed(run: Mapping[str, Any] | None, sample: Sample | None) -> tuple[float 
     return None, ""
 
 
-def format_plan(plan: CorpusPlan, estimate: Estimate) -> list[str]:
+def format_plan(plan: CorpusPlan, estimate: Estimate, *, row_name: str = "image") -> list[str]:
     """Lines for people: what is planned, done, changed and to do, and what it will probably take."""
     to_read = format_bytes(plan.bytes_to_read)
     if plan.num_unknown_sizes:
@@ -150,16 +152,17 @@ def format_plan(plan: CorpusPlan, estimate: Estimate) -> list[str]:
         return [*lines, "nothing to do"]
     per_image = ""
     if estimate.num_images and estimate.num_tokens is not None:
-        per_image = f" ({estimate.num_tokens / estimate.num_images:.1f} an image)"
+        article = "an" if row_name == "image" else "a"
+        per_image = f" ({estimate.num_tokens / estimate.num_images:.1f} {article} {row_name})"
     size = "?" if estimate.output_bytes is None else format_bytes(estimate.output_bytes)
     lines.append(
-        f"about {_or_unknown(estimate.num_images)} images, {_or_unknown(estimate.num_tokens)} tokens{per_image}, "
+        f"about {_or_unknown(estimate.num_images)} {row_name}s, {_or_unknown(estimate.num_tokens)} tokens{per_image}, "
         f"{size} of output, {_show_time(estimate.seconds)}"
     )
     origins = [
         f"{what} from {origin}"
         for what, origin in (
-            ("images, tokens and output", estimate.rates_origin),
+            (f"{row_name}s, tokens and output", estimate.rates_origin),
             ("time", estimate.speed_origin),
         )
         if origin

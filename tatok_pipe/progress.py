@@ -21,7 +21,9 @@ class Every:
         return True
 
 
-def progress_line(state: RunState, *, seconds: float, has_quarantine: bool = True) -> str:
+def progress_line(
+    state: RunState, *, seconds: float, has_quarantine: bool = True, row_name: str = "image"
+) -> str:
     """One line: shards, images/s, tokens an image, quarantined, time left. `seconds` since the first images."""
     behind = state.num_done + state.share
     left = max(0.0, seconds * (state.num_shards - behind) / behind) if behind else float("inf")
@@ -33,8 +35,8 @@ def progress_line(state: RunState, *, seconds: float, has_quarantine: bool = Tru
     quarantined = f"{state.num_quarantined} quarantined" if has_quarantine else ""
     quarantined = f"{(quarantined + actors).removeprefix(', ')}, " if quarantined + actors else ""
     return (
-        f"{state.num_done}/{state.num_shards} shards{failed}, {state.num_images} images, "
-        f"{state.num_images / seconds:.1f} images/s, {per_image:.1f} tokens/image, "
+        f"{state.num_done}/{state.num_shards} shards{failed}, {state.num_images} {row_name}s, "
+        f"{state.num_images / seconds:.1f} {row_name}s/s, {per_image:.1f} tokens/{row_name}, "
         f"{quarantined}{format_duration(left)} left"
     )
 

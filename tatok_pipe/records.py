@@ -39,11 +39,11 @@ class DecodedImage:
     label: int | None
     caption: str | None
     meta: str | None
-    num_bytes: int  # of the encoded image
+    num_bytes: int  # of the encoded image, whichever crop of it this is
     pixels: np.ndarray  # (image_size, image_size, 3) uint8, sRGB
     width: int  # of the source after EXIF orientation, pixels
     height: int
-    crop: int = 0
+    crop: int = 0  # number of the crop, as `CropPlan.squares` has them
 
 
 @dataclass(frozen=True)

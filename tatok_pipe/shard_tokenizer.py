@@ -25,11 +25,12 @@ from tatok_pipe import storage
 from tatok_pipe.activity import Activity, Track
 from tatok_pipe.batch_encoder import BatchEncoder
 from tatok_pipe.errors import UserError
-from tatok_pipe.images.decode import DecodeError, PreprocessConfig, decode_image
+from tatok_pipe.images.crops import CropConfig
+from tatok_pipe.images.decode import DecodeError, PreprocessConfig, decode_crops
 from tatok_pipe.images.shards import InterleavedShard, ShardError, ShardLimits
 from tatok_pipe.images.source import open_samples
 from tatok_pipe.records import DecodedImage, ImageSample, Quarantined, TokenRecord
-from tatok_pipe.sample_pipeline import Group, SamplePipeline
+from tatok_pipe.sample_pipeline import Encoded, Group, SamplePipeline
 from tatok_pipe.shard_work import ShardResult, describe_error
 from tatok_pipe.tokenizer.checkpoint import Tokenizer, load_tokenizer
 from tatok_pipe.tokenizer.dtf import Filter
@@ -80,6 +81,7 @@ class TokenizeJob:
     batch_size: int
     mutual_information: bool
     patch_entropy: bool
+    crops: CropConfig = CropConfig()
 
     def start_worker(self, *, device: str, num_threads: int) -> ShardTokenizer:
         return ShardTokenizer(self, device=device, num_threads=num_threads)
@@ -121,6 +123,7 @@ class ShardTokenizer:
             batch_size=job.batch_size,
             num_lanes=num_lanes,
             num_decoders=0 if is_cpu else num_threads,
+            images_per_sample=job.crops.num_crops,
         )
         self._reading = threading.Lock()  # held by the shard whose samples are being read
         self._stopping = threading.Event()
@@ -142,16 +145,17 @@ class ShardTokenizer:
     def sample(self, url: str, *, max_images: int, max_s: float) -> ShardResult:
         """Tokenize the beginning of a shard and commit nothing: what its images turn into, and how fast.
 
-        About `max_images` images, fewer where they take more than `max_s` seconds; `bytes_in` are those of the
+        About `max_images` rows, fewer where they take more than `max_s` seconds; `bytes_in` are those of their
         images, or of the whole shard where it has no more. Raises what an unreadable shard raises.
         """
         start = time.monotonic()
         is_whole = False
+        max_samples = -(-max_images // self.job.crops.num_crops)
 
         def beginning(samples: Iterator[ImageSample | Quarantined]) -> Iterator[ImageSample | Quarantined]:
             nonlocal is_whole
             for number, sample in enumerate(samples):
-                if number == max_images or time.monotonic() - start > max_s:
+                if number == max_samples or time.monotonic() - start > max_s:
                     return
                 yield sample
             is_whole = True
@@ -163,20 +167,20 @@ class ShardTokenizer:
             tempfile.TemporaryDirectory(prefix="tatok-") as folder,
         ):
             path = os.path.join(folder, "data.parquet")
-            groups = []
+            num_quarantined = image_bytes = 0
             with ShardWriter(
                 path, self.job.spec, ShardSource(storage.canonical_url(url), info.size_bytes)
             ) as writer:
-                for group, records in self._stream(beginning(samples), track):
-                    writer.append(records)
-                    groups.append(group)
-            images = [image for group in groups for image in group.images]
+                for encoded in self._stream(beginning(samples), track):
+                    writer.append(encoded.records)
+                    num_quarantined += len(encoded.quarantined)
+                    image_bytes += encoded.image_bytes
             return ShardResult(
                 url,
-                num_images=len(images),
+                num_images=writer.statistics.num_images,
                 num_tokens=writer.statistics.num_tokens,
-                num_quarantined=sum(len(group.quarantined) for group in groups),
-                bytes_in=info.size_bytes if is_whole else sum(image.num_bytes for image in images),
+                num_quarantined=num_quarantined,
+                bytes_in=info.size_bytes if is_whole else image_bytes,
                 bytes_out=os.path.getsize(path),
                 seconds=time.monotonic() - start,
             )
@@ -229,24 +233,21 @@ class ShardTokenizer:
         ):
             data_path = os.path.join(folder, "data.parquet")
             with ShardWriter(data_path, self.job.spec, source) as writer:
-                for group, records in self._stream(samples, track):
-                    writer.append(records)
-                    writer.add_quarantined(group.quarantined)
-                    quarantined += group.quarantined
-                    tokens = sum(record.num_tokens for record in records)
-                    num_images += len(records)
+                for encoded in self._stream(samples, track):
+                    writer.append(encoded.records)
+                    writer.add_quarantined(encoded.quarantined)
+                    quarantined += encoded.quarantined
+                    images, tokens, bad = len(encoded.records), encoded.num_tokens, len(encoded.quarantined)
+                    num_images += images
                     num_tokens += tokens
-                    bytes_read += sum(image.num_bytes for image in group.images)
-                    bytes_read += sum(row.num_bytes for row in group.quarantined)
+                    bytes_read += encoded.image_bytes + sum(row.num_bytes for row in encoded.quarantined)
                     track.advance(
-                        images=len(records),
+                        images=images,
                         tokens=tokens,
-                        quarantined=len(group.quarantined),
+                        quarantined=bad,
                         share=min(1.0, bytes_read / max(1, info.size_bytes)),
                     )
-                    self.activity.count(
-                        num_images=len(records), num_tokens=tokens, num_quarantined=len(group.quarantined)
-                    )
+                    self.activity.count(num_images=images, num_tokens=tokens, num_quarantined=bad)
             verify_written(writer)
             track.touch()
             quarantine_path = None
@@ -271,10 +272,8 @@ class ShardTokenizer:
             bytes_out=bytes_out,
         )
 
-    def _stream(
-        self, samples: Iterator[ImageSample | Quarantined], track: Track
-    ) -> Iterator[tuple[Group, list[TokenRecord]]]:
-        """Groups of samples and the rows of their images, in source order, once it is this shard's turn."""
+    def _stream(self, samples: Iterator[ImageSample | Quarantined], track: Track) -> Iterator[Encoded]:
+        """The rows of the samples, a batch at a time, in source order, once it is this shard's turn."""
         with self._turn(track) as give_up_turn:
 
             def read() -> Iterator[ImageSample | Quarantined]:
@@ -307,23 +306,28 @@ class ShardTokenizer:
         finally:
             give_up_turn()
 
-    def _decode(self, sample: ImageSample | Quarantined) -> DecodedImage | Quarantined:
+    def _decode(self, sample: ImageSample | Quarantined) -> list[DecodedImage | Quarantined]:
+        """All crops of an image, in their order, or its one quarantine row."""
         if isinstance(sample, Quarantined):
-            return sample
+            return [sample]
         try:
-            pixels, width, height = decode_image(sample.image, self.job.preprocess)
+            decoded = decode_crops(sample.image, self.job.preprocess, self.job.crops, key=sample.key)
         except DecodeError as error:
-            return Quarantined(sample.key, "decode", error.error, str(error), len(sample.image))
-        return DecodedImage(
-            key=sample.key,
-            label=sample.label,
-            caption=sample.caption,
-            meta=sample.meta,
-            num_bytes=len(sample.image),
-            pixels=pixels,
-            width=width,
-            height=height,
-        )
+            return [Quarantined(sample.key, "decode", error.error, str(error), len(sample.image))]
+        return [
+            DecodedImage(
+                key=sample.key,
+                label=sample.label,
+                caption=sample.caption,
+                meta=sample.meta,
+                num_bytes=len(sample.image),
+                pixels=pixels,
+                width=decoded.width,
+                height=decoded.height,
+                crop=crop,
+            )
+            for crop, pixels in enumerate(decoded.pixels)
+        ]
 
     def _encode(self, group: Group) -> list[TokenRecord]:
         with self.activity.encoding():

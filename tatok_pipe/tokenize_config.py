@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tatok_pipe.corpus_plan import ON_SOURCE_CHANGE
+from tatok_pipe.images.crops import CropConfig
 from tatok_pipe.images.decode import PreprocessConfig
 from tatok_pipe.images.shards import ShardLimits
 from tatok_pipe.options import check_choices, option, section
@@ -36,6 +37,7 @@ class InputConfig:
         help="images that declare more are quarantined undecoded",
         unit="pixels, width × height",
     )
+    crops: CropConfig = section(CropConfig, help="what is cut out of an image; every crop is a row")
 
     def __post_init__(self) -> None:
         check_choices(self)

@@ -104,7 +104,7 @@ def main(argv: list[str]) -> int:
             plan.num_done + outcome.num_done, plan.num_planned,
         )  # fmt: skip
         return EXIT_INTERRUPTED
-    return _finish(config, plan, outcome)
+    return _finish(config, spec, plan, outcome)
 
 
 def make_spec(config: TokenizeCorpusConfig, tokenizer: Tokenizer) -> TokenSpec:
@@ -115,6 +115,10 @@ def make_spec(config: TokenizeCorpusConfig, tokenizer: Tokenizer) -> TokenSpec:
             f"tokenizer.checkpoint={storage.redact(config.tokenizer.checkpoint)}: has no global tokens; "
             "token datasets hold at least one an image"
         )
+    try:
+        config.input.crops.check_size(model.image_size)
+    except ValueError as error:
+        raise UserError(f"input.crops.{error}") from None
     filter = tokenizer.filter(config.dtf)
     precision, batch_size = config.encode.precision, config.encode.batch_size
     if precision == "auto" or batch_size is None:
@@ -139,6 +143,7 @@ def make_spec(config: TokenizeCorpusConfig, tokenizer: Tokenizer) -> TokenSpec:
             "decoder": decoder_version(),
             "max_pixels": config.input.max_pixels,
             "max_member_bytes": config.input.limits.max_member_bytes,
+            **config.input.crops.to_encoding(),
             **to_dict(config.record),
         },
     )
@@ -158,6 +163,7 @@ def make_job(config: TokenizeCorpusConfig, spec: TokenSpec, tokenizer: Tokenizer
         batch_size=spec.encoding["batch_size"],
         mutual_information=config.record.mutual_information,
         patch_entropy=config.record.patch_entropy,
+        crops=config.input.crops,
     )
 
 
@@ -202,8 +208,14 @@ def _show_plan(
                 device=actors.device,
                 num_threads=max(1, int(actors.cpus)),
             )
-    expected = estimate(plan, num_actors=num_actors, run=summary["run"] if summary else None, sample=sample)
-    for line in format_plan(plan, expected):
+    expected = estimate(
+        plan,
+        num_actors=num_actors,
+        run=summary["run"] if summary else None,
+        sample=sample,
+        row_name=spec.row_name,
+    )
+    for line in format_plan(plan, expected, row_name=spec.row_name):
         print(line)
     return EXIT_DONE
 
@@ -235,7 +247,8 @@ def _tokenize(
             return
         if not began_s:
             began_s.append(time.monotonic() - config.progress.every_s)
-        logger.info("%s", progress_line(state, seconds=time.monotonic() - began_s[0]))
+        seconds = time.monotonic() - began_s[0]
+        logger.info("%s", progress_line(state, seconds=seconds, row_name=job.spec.row_name))
 
     urls = [shard.url for shard in todo]
     with keep_index_fresh(job.output_url, job.spec):
@@ -247,7 +260,7 @@ def _tokenize(
                 logger.error("failed: %s: %s", storage.redact(result.url), result.error)
 
 
-def _finish(config: TokenizeCorpusConfig, plan: CorpusPlan, outcome: Outcome) -> int:
+def _finish(config: TokenizeCorpusConfig, spec: TokenSpec, plan: CorpusPlan, outcome: Outcome) -> int:
     url, failed = config.output.url, outcome.failed
     summary = None if plan.todo or plan.changed else dataset.TokenDataset(url).summary
     if summary is None:
@@ -269,12 +282,13 @@ def _finish(config: TokenizeCorpusConfig, plan: CorpusPlan, outcome: Outcome) ->
     took = f", in {format_duration(summary['run']['seconds'])}" if outcome.num_done else ""
     lines = [
         f"{storage.redact(url)}: {plan.num_planned - num_missing} of {plan.num_planned} shards, "
-        f"{counts['num_images']} images, {counts['num_quarantined']} quarantined{took}"
+        f"{_show_rows(spec, counts['num_images'])}, {counts['num_quarantined']} quarantined{took}"
     ]
     if counts["num_images"]:
+        name = spec.row_name
         lines.append(
-            f"tokens/image {figures['mean_tokens']:.1f} ± {figures['std_tokens']:.1f}, entropy "
-            f"{figures['mean_entropy_nats']:.1f} nats/image, dropped {figures['mean_entropy_dropped_nats']:.1f}"
+            f"tokens/{name} {figures['mean_tokens']:.1f} ± {figures['std_tokens']:.1f}, entropy "
+            f"{figures['mean_entropy_nats']:.1f} nats/{name}, dropped {figures['mean_entropy_dropped_nats']:.1f}"
         )
     lines += [f"quarantined {count}: {reason}" for reason, count in counts["quarantine_reasons"].items()]
     lines += [f"failed {storage.redact(shard)}: {error}" for shard, error in sorted(failed.items())]
@@ -307,6 +321,11 @@ def _describe(config: TokenizeCorpusConfig, tokenizer: Tokenizer) -> dict[str, A
         },
         "source": storage.redact(config.input.shards),
     }
+
+
+def _show_rows(spec: TokenSpec, num_rows: int) -> str:
+    per_image = spec.crops_per_image
+    return f"{num_rows} images" if per_image == 1 else f"{num_rows} crops of {num_rows // per_image} images"
 
 
 def _show_filter(dtf: dict[str, Any]) -> str:

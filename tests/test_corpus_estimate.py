@@ -74,6 +74,16 @@ def test_from_a_sample(token_spec: TokenSpec) -> None:
     )
 
 
+def test_crops_are_called_crops(token_spec: TokenSpec) -> None:
+    plan = make_plan(token_spec, num_done=0, todo=[64_000_000_000])
+    found = estimate(plan, num_actors=1, sample=SAMPLE, row_name="crop")
+    assert format_plan(plan, found, row_name="crop")[1:] == [
+        "about 640,000 crops, 32,000,000 tokens (50.0 a crop), 128 MB of output, 5.6 h",
+        "estimated: crops, tokens and output from the first 64 crops, tokenized here; "
+        "time from 1 actor at 32 crops/s each, as this machine did",
+    ]
+
+
 def test_shards_say_more_than_a_sample(token_spec: TokenSpec) -> None:
     plan = make_plan(token_spec, num_done=1, todo=[1_000_000])
     found = estimate(plan, num_actors=1, sample=SAMPLE)

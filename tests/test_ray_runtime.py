@@ -85,6 +85,8 @@ def test_progress_tells_rate_and_time_left() -> None:
     assert line.startswith("1/6 shards, 1 failed, 300 images") and "3 of 4 actors" in line
     nothing = replace(state, num_done=0, num_images=0, num_tokens=0, num_quarantined=0, share=0.0)
     assert progress_line(nothing, seconds=10).endswith("0.0 tokens/image, 0 quarantined, ? left")
+    line = progress_line(state, seconds=10, row_name="crop")
+    assert line == "1/6 shards, 300 crops, 30.0 crops/s, 40.0 tokens/crop, 2 quarantined, 30 s left"
     assert [format_duration(s) for s in (0.4, 59.6, 61, 3725)] == [
         "0 s",
         "1 min 00 s",

@@ -13,7 +13,7 @@ import pytest
 from tatok_pipe import sample_pipeline
 from tatok_pipe.activity import Depths
 from tatok_pipe.records import DecodedImage, ImageSample, Quarantined, TokenRecord
-from tatok_pipe.sample_pipeline import Group, Sample, SamplePipeline, chunks, gather
+from tatok_pipe.sample_pipeline import Group, Sample, SamplePipeline, chunks, fill_batches, gather
 
 SHAPES = [pytest.param(0, id="joined"), pytest.param(3, id="split")]
 
@@ -31,21 +31,24 @@ def make_samples(count: int, *, seed: int = 0) -> list[Sample]:
     return samples
 
 
-def decode(sample: Sample) -> DecodedImage | Quarantined:
+def decode(sample: Sample, num_crops: int = 1) -> list[DecodedImage | Quarantined]:
     time.sleep(random.random() * 0.001)
     if isinstance(sample, Quarantined):
-        return sample
+        return [sample]
     if sample.image == b"bad":
-        return Quarantined(sample.key, "decode", "Corrupt", "", len(sample.image))
+        return [Quarantined(sample.key, "decode", "Corrupt", "", len(sample.image))]
     pixels = np.zeros((1, 1, 3), np.uint8)
-    return DecodedImage(sample.key, None, None, None, len(sample.image), pixels, 1, 1)
+    return [
+        DecodedImage(sample.key, None, None, None, len(sample.image), pixels, 1, 1, crop)
+        for crop in range(num_crops)
+    ]
 
 
 def encode(group: Group) -> list[TokenRecord]:
     time.sleep(random.random() * 0.002)
     codes = np.zeros(1, np.int64)
     return [
-        TokenRecord(image.key, None, None, None, 1, 1, 0, codes, codes, codes, 0.0, 0.0)
+        TokenRecord(image.key, None, None, None, 1, 1, image.crop, codes, codes, codes, 0.0, 0.0)
         for image in group.images
     ]
 
@@ -60,16 +63,57 @@ def test_every_sample_once_and_in_order(num_decoders: int) -> None:
     samples = make_samples(300)
     pipeline, depths = make(num_decoders), Depths()
     keys, quarantined = [], []
-    for group, records in pipeline.run(samples, depths):
-        assert [record.key for record in records] == [image.key for image in group.images]
-        assert len(records) <= 4
-        keys += [record.key for record in records]
-        quarantined += [row.key for row in group.quarantined]
+    for encoded in pipeline.run(samples, depths):
+        assert len(encoded.records) <= 4
+        assert encoded.image_bytes == len(b"image") * len(encoded.records)
+        keys += [record.key for record in encoded.records]
+        quarantined += [row.key for row in encoded.quarantined]
     pipeline.close()
     good = [s.key for s in samples if isinstance(s, ImageSample) and s.image == b"image"]
     assert keys == good and len(good) > 100
     assert quarantined == [s.key for s in samples if s.key not in set(good)]
     assert (depths.samples, depths.batches) == (0, 0)
+
+
+@pytest.mark.parametrize("num_decoders", SHAPES)
+@pytest.mark.parametrize("num_crops", [2, 3, 10])
+def test_all_crops_of_an_image_stand_together_in_full_batches(num_decoders: int, num_crops: int) -> None:
+    samples = make_samples(120)
+    pipeline = make(
+        num_decoders, decode=lambda sample: decode(sample, num_crops), images_per_sample=num_crops
+    )
+    depths = Depths()
+    done = list(pipeline.run(samples, depths))
+    pipeline.close()
+    good = [s.key for s in samples if isinstance(s, ImageSample) and s.image == b"image"]
+    rows = [(record.key, record.crop) for encoded in done for record in encoded.records]
+    assert rows == [(key, crop) for key in good for crop in range(num_crops)]
+    quarantined = [row.key for encoded in done for row in encoded.quarantined]
+    assert quarantined == [s.key for s in samples if s.key not in set(good)]
+    assert sum(encoded.image_bytes for encoded in done) == len(b"image") * len(good)
+    sizes = [len(encoded.records) for encoded in done]
+    assert max(sizes) == 4
+    if num_decoders:
+        assert sizes[:-1] == [4] * (len(sizes) - 1)
+    assert (depths.samples, depths.batches) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "images_per_sample", "expected"),
+    [
+        (16, 1, 16),
+        (128, 1, 128),
+        (16, 2, 8),
+        (16, 10, 8),  # 80 images in 5 batches
+        (16, 9, 7),  # 63 of 64; 16 samples would be 9 batches
+        (16, 100, 1),  # 100 of 112
+        (16, 200, 1),
+        (4, 3, 4),
+        (1, 5, 1),
+    ],
+)
+def test_samples_that_fill_batches(batch_size: int, images_per_sample: int, expected: int) -> None:
+    assert fill_batches(batch_size, images_per_sample) == expected
 
 
 @pytest.mark.parametrize("num_decoders", SHAPES)
@@ -79,7 +123,9 @@ def test_two_streams_at_once_do_not_mix(num_decoders: int) -> None:
 
     def run(seed: int) -> None:
         found[seed] = [
-            r.key for _, records in pipeline.run(make_samples(200, seed=seed), Depths()) for r in records
+            record.key
+            for encoded in pipeline.run(make_samples(200, seed=seed), Depths())
+            for record in encoded.records
         ]
 
     threads = [threading.Thread(target=run, args=(seed,)) for seed in (1, 2)]
@@ -128,7 +174,7 @@ def test_large_images_wait_in_bounded_memory(num_decoders: int, monkeypatch: pyt
                 most = max(most, held)
             yield ImageSample(str(i), bytes(100))
 
-    def slow(sample: Sample) -> DecodedImage | Quarantined:
+    def slow(sample: Sample) -> list[DecodedImage | Quarantined]:
         nonlocal held
         time.sleep(0.001)
         with lock:
@@ -136,7 +182,7 @@ def test_large_images_wait_in_bounded_memory(num_decoders: int, monkeypatch: pyt
         return decode(sample)
 
     pipeline = make(num_decoders, decode=slow)
-    assert sum(len(records) for _, records in pipeline.run(read(), Depths())) == 200
+    assert sum(len(encoded.records) for encoded in pipeline.run(read(), Depths())) == 200
     pipeline.close()
     assert most <= 1000 + 3 * 200  # and the chunk that is being read
 
@@ -155,7 +201,7 @@ def test_an_error_of_a_stage_is_raised_and_the_threads_stay_good(num_decoders: i
             fail("read", str(i))
             yield ImageSample(str(i), b"image")
 
-    def decode_one(sample: Sample) -> DecodedImage | Quarantined:
+    def decode_one(sample: Sample) -> list[DecodedImage | Quarantined]:
         fail("decode", sample.key)
         return decode(sample)
 
@@ -168,7 +214,7 @@ def test_an_error_of_a_stage_is_raised_and_the_threads_stay_good(num_decoders: i
     with pytest.raises(OSError, match=f"{stage} 57"):
         list(pipeline.run(read(), Depths()))
     is_broken = False
-    assert sum(len(records) for _, records in pipeline.run(read(), Depths())) == 100
+    assert sum(len(encoded.records) for encoded in pipeline.run(read(), Depths())) == 100
     pipeline.close()
 
 

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tatok_pipe import shard_tokenizer, storage
-from tatok_pipe.images.decode import PreprocessConfig, decode_image
+from tatok_pipe.images.crops import CropConfig
+from tatok_pipe.images.decode import DecodedCrops, PreprocessConfig, decode_crops, decode_image
 from tatok_pipe.images.shards import ShardLimits, read_samples
 from tatok_pipe.records import ImageSample
 from tatok_pipe.sample_pipeline import SamplePipeline
@@ -25,8 +27,9 @@ from tatok_pipe.tokenizer.dtf import DTFConfig
 from tatok_pipe.tokenizer.heldout import psnr
 from tatok_pipe.tokenizer.trainer import to_model_input
 from tatok_pipe.tokens.dataset import TokenDataset, commit_shard, create_or_check
+from tatok_pipe.tokens.verify import verify_dataset
 
-from .pictures import crop_members, hostile_members, small_tokenizer, write_shard
+from .pictures import Member, crop_members, encode, hostile_members, small_tokenizer, write_shard
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +169,100 @@ def test_shards_called_at_once_overlap_and_stay_what_they_are(checkpoint: str, t
     assert digest(tmp_path / "four") == digest(tmp_path / "one")
 
 
+def make_crop_job(checkpoint: str, output: Path, crops: CropConfig, **changes: object) -> TokenizeJob:
+    """A job whose dataset says what crops it has, as tokenize_corpus writes it."""
+    job = make_job(checkpoint, output / "other")
+    spec = replace(job.spec, encoding=crops.to_encoding())
+    create_or_check(str(output), spec, {})
+    return replace(job, output_url=str(output), spec=spec, crops=crops, **changes)  # type: ignore[arg-type]
+
+
+def decode_all(members: list[Member], crops: CropConfig) -> list[Member]:
+    """Every crop of the pictures among `members` as a picture of its own."""
+    pictures = [(name.rsplit(".", 1)[0], data) for name, data in members if not name.endswith(".cls")]
+    return [
+        (f"{key}-{number:02d}.png", encode(Image.fromarray(pixels)))
+        for key, data in pictures
+        for number, pixels in enumerate(decode_crops(data, PreprocessConfig(32), crops, key=key).pixels)
+    ]
+
+
+@pytest.mark.parametrize(
+    "crops",
+    [CropConfig("ten_crop"), CropConfig("random", count=3, flip="random"), CropConfig(flip="both")],
+    ids=["ten_crop", "random", "both"],
+)
+def test_every_crop_is_a_row_and_a_bad_image_is_one(
+    checkpoint: str, tmp_path: Path, crops: CropConfig
+) -> None:
+    members = crop_members(7)
+    bad = [("bad.jpg", b"<html>"), ("cut.png", members[0][1][:300])]
+    shard = write_shard(tmp_path / "a.tar", [*members[:6], *bad, *members[6:]])
+    job = make_crop_job(checkpoint, tmp_path / "out", crops)
+    tokenize = ShardTokenizer(job, device="cpu", num_threads=2)
+    result = tokenize(shard)
+    keys = [name.rsplit(".", 1)[0] for name, _ in members[::2]]
+    dataset = TokenDataset(job.output_url)
+    rows = list(dataset.rows())
+    assert [(row.key, row.crop) for row in rows] == [(key, n) for key in keys for n in range(crops.num_crops)]
+    assert [row.key for _, row in dataset.quarantined()] == ["bad", "cut"]
+    assert (result.error, result.num_images, result.num_quarantined) == ("", 7 * crops.num_crops, 2)
+    assert tokenize.activity.status.totals.num_images == dataset.num_rows == 7 * crops.num_crops
+    assert verify_dataset(job.output_url) == []
+
+    # The tokens of each are those of its pixels as an image of its own.
+    alone = make_job(checkpoint, tmp_path / "alone")
+    pictures = write_shard(tmp_path / "alone.tar", decode_all(members, crops))
+    assert ShardTokenizer(alone, device="cpu", num_threads=1)(pictures).error == ""
+    for row, single in zip(rows, TokenDataset(alone.output_url).rows(), strict=True):
+        assert single.key == f"{row.key}-{row.crop:02d}"
+        assert np.array_equal(row.global_codes, single.global_codes)
+        assert np.array_equal(row.patch_codes, single.patch_codes)
+        assert np.array_equal(row.patch_positions, single.patch_positions)
+    labels = {row.key: row.label for row in rows}
+    assert [row.label for row in rows] == [labels[row.key] for row in rows] and None not in labels.values()
+
+
+def test_crops_do_not_depend_on_shard_order_threads_or_batches(checkpoint: str, tmp_path: Path) -> None:
+    crops = CropConfig("random", count=3)
+    members = crop_members(9) + hostile_members()[0]
+    shard = write_shard(tmp_path / "a.tar", members)
+    seen = []
+    for name, threads, decoders in (("one", 1, 0), ("four", 4, 0), ("as on a GPU", 2, 3)):
+        job = make_crop_job(checkpoint, tmp_path / name, crops)
+        tokenize = ShardTokenizer(job, device="cpu", num_threads=threads)
+        if decoders:
+            tokenize._pipeline = SamplePipeline(
+                tokenize._decode, tokenize._encode, batch_size=4, num_lanes=threads, num_decoders=decoders,
+                images_per_sample=3,
+            )  # fmt: skip
+        assert tokenize(shard).error == ""
+        seen.append({path: file for path, file in digest(tmp_path / name).items() if "other" not in path})
+    assert seen[0] == seen[1] == seen[2] and len(seen[0]) == 2
+
+    # Another shard, the other way round, with another batch: the same rows of every image.
+    job = make_crop_job(checkpoint, tmp_path / "back", crops, batch_size=5)
+    pairs = [crop_members(9)[i : i + 2] for i in range(0, 18, 2)]
+    back = write_shard(tmp_path / "b.tar", [member for pair in pairs[::-1] for member in pair])
+    assert ShardTokenizer(job, device="cpu", num_threads=2)(back).error == ""
+    rows = {(row.key, row.crop): row for row in TokenDataset(str(tmp_path / "one")).rows()}
+    for row in TokenDataset(job.output_url).rows():
+        same = rows[row.key, row.crop]
+        assert np.array_equal(row.patch_positions, same.patch_positions)
+        assert np.array_equal(row.patch_codes, same.patch_codes)
+
+
+def test_a_sample_of_a_shard_counts_rows(checkpoint: str, tmp_path: Path) -> None:
+    members = crop_members(6)
+    shard = write_shard(tmp_path / "a.tar", members)
+    job = make_crop_job(checkpoint, tmp_path / "out", CropConfig("ten_crop"))
+    tokenize = ShardTokenizer(job, device="cpu", num_threads=1)
+    found = tokenize.sample(shard, max_images=25, max_s=60)
+    assert found.num_images == 30  # three images, so that no image counts in part
+    assert found.bytes_in == sum(len(data) for name, data in members[:6] if not name.endswith(".cls"))
+    assert tokenize.sample(shard, max_images=1000, max_s=60).bytes_in == Path(shard).stat().st_size
+
+
 def test_told_to_stop_a_shard_in_work_ends_and_the_next_is_not_begun(
     checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,12 +270,12 @@ def test_told_to_stop_a_shard_in_work_ends_and_the_next_is_not_begun(
     tokenize = ShardTokenizer(make_job(checkpoint, tmp_path / "out"), device="cpu", num_threads=1)
     decoding, go_on = threading.Event(), threading.Event()
 
-    def slow(data: bytes, config: PreprocessConfig) -> tuple[np.ndarray, int, int]:
+    def slow(data: bytes, config: PreprocessConfig, crops: CropConfig, *, key: str) -> DecodedCrops:
         decoding.set()
         assert go_on.wait(30)
-        return decode_image(data, config)
+        return decode_crops(data, config, crops, key=key)
 
-    monkeypatch.setattr(shard_tokenizer, "decode_image", slow)
+    monkeypatch.setattr(shard_tokenizer, "decode_crops", slow)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(tokenize, shards[0])
         assert decoding.wait(30)

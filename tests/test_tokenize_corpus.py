@@ -16,6 +16,10 @@ from pathlib import Path
 import pytest
 
 from tatok_pipe import demo_server, storage, tokenize_corpus
+from tatok_pipe.config import load_config
+from tatok_pipe.tokenize_config import TokenizeCorpusConfig
+from tatok_pipe.tokenizer.checkpoint import load_tokenizer
+from tatok_pipe.tokens import dataset
 from tatok_pipe.tokens.dataset import TokenDataset
 from tatok_pipe.tokens.format import token_shard_name
 
@@ -243,12 +247,44 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(
         (["dtf.target_tokens=100000"], "dtf.target_tokens=100000"),
         (["actors.min=3", "actors.max=2"], "actors.max=2"),
         (["nowhere.yaml"], "nowhere.yaml"),
+        (["input.crops.kind=five"], "input.crops.kind=five: expected one of center, ten_crop, random"),
+        (["input.crops.flip=random"], "input.crops.flip='random': expected no or both with kind=center"),
+        (["input.crops.count=3"], "input.crops.count=3: is for kind=random"),
+        (["input.crops.kind=ten_crop", "input.crops.scale=1.01"], "input.crops.scale=1.01: of 129 pixels"),
     ],
 )
 def test_a_mistake_is_told(arguments: list[str], message: str, shards: list[str], tmp_path: Path) -> None:
     given = [f"input.shards={shards[0]}", f"output.url={tmp_path}/out", *arguments]
     assert_told(tokenize_corpus.main, given, message)
     assert not (tmp_path / "out").exists()
+
+
+def test_other_crops_are_refused(checkpoint: str, shards: list[str], tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(checkpoint)
+    given = [
+        f"input.shards={shards[0]}", f"tokenizer.checkpoint={checkpoint}",
+        "encode.precision=fp32", "encode.batch_size=4",
+    ]  # fmt: skip
+    made: dict[str, list[str]] = {
+        "center": [],
+        "ten": ["input.crops.kind=ten_crop"],
+        "random": ["input.crops.kind=random", "input.crops.count=3"],
+    }
+    for name, crops in made.items():
+        config = load_config(TokenizeCorpusConfig, [*given, *crops], prog="", description="")
+        spec = tokenize_corpus.make_spec(config, tokenizer)
+        assert spec.crops_per_image == {"center": 1, "ten": 10, "random": 3}[name]
+        assert ("crops" in spec.encoding) == (name != "center")
+        dataset.create_or_check(f"{tmp_path}/{name}", spec, {})
+        assert tokenize_corpus.make_job(config, spec, tokenizer).crops == config.input.crops
+    for name, crops, message in (
+        ("center", made["ten"], r"encoding.crops.kind: unset, not \"ten_crop\""),
+        ("ten", made["center"], r"encoding.crops.kind: \"ten_crop\", not unset"),
+        ("ten", [*made["ten"], "input.crops.scale=1.2"], r"encoding.crops.scale: 1.1, not 1.2\)"),
+        ("random", [*made["random"], "input.crops.seed=5"], r"encoding.crops.seed: 0, not 5\)"),
+    ):
+        arguments = [*given, f"output.url={tmp_path}/{name}", *crops]
+        assert_told(tokenize_corpus.main, arguments, message, code=3)
 
 
 def test_a_mistake_is_one_line(shards: list[str], tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
-"""Image bytes to a square sRGB crop, or a stable reason why not. Pillow and numpy only.
+"""Image bytes to square sRGB crops, or a stable reason why not. Pillow and numpy only.
 
 The source may be anything people upload, so: no format that runs another program, no pixel decoded before the
 declared size is checked, no truncated image passed off as a whole one, and no exception type but DecodeError.
-Letter: S = `PreprocessConfig.image_size`.
+Letters: S = `PreprocessConfig.image_size`, C = `CropConfig.num_crops`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 import PIL
 from PIL import ExifTags, Image, ImageCms, ImageFile, JpegImagePlugin, TiffImagePlugin
 
+from tatok_pipe.images.crops import Box, CropConfig, CropPlan
 from tatok_pipe.images.decode_budget import PixelBudget
 from tatok_pipe.options import option
 
@@ -47,7 +48,7 @@ _TRANSPOSE = {
 _REVERSES_X = (2, 3, 7, 8)
 _REVERSES_Y = (3, 4, 6, 7)
 
-_Box = tuple[float, float, float, float]
+_CENTER = CropConfig()
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,15 @@ class PreprocessConfig:
             )
 
 
+@dataclass(frozen=True)
+class DecodedCrops:
+    """The crops of one image."""
+
+    pixels: list[np.ndarray]  # C times (S, S, 3) uint8 sRGB, by crop number
+    width: int  # of the whole image after EXIF orientation, pixels
+    height: int
+
+
 class DecodeError(Exception):
     """An image that cannot be used. The text is one line, the same in every run; `error` is one of the stable
     names EmptyFile, NotAnImage (no known signature), Truncated, Corrupt, TooManyPixels, UnsupportedMode,
@@ -85,17 +95,26 @@ class DecodeError(Exception):
 
 
 def decoder_version() -> str:
-    """What, beside PreprocessConfig, decides the pixels: Pillow with the libraries in it, and this module's
-    procedure (raise its number when a change here changes pixels)."""
+    """What, beside PreprocessConfig and CropConfig, decides the pixels: Pillow with the libraries in it, and the
+    procedure of this module and of `crops` (raise its number when a change there changes pixels)."""
     return f"pillow-{PIL.__version__}/box-bicubic-1"
 
 
 def decode_image(data: bytes, config: PreprocessConfig) -> tuple[np.ndarray, int, int]:
     """The centre square of an image, as (S, S, 3) uint8 sRGB, and the width and height of the whole image in
-    pixels, all after EXIF orientation. The first frame of an animation; transparency composited over white.
+    pixels. Otherwise as `decode_crops`.
+    """
+    decoded = decode_crops(data, config, _CENTER, key="")
+    return decoded.pixels[0], decoded.width, decoded.height
 
-    One bicubic, antialiased resize takes the crop from the source; where the crop's origin is not whole it
-    rounds down. Thread-safe, and the same bytes give the same pixels. Raises DecodeError.
+
+def decode_crops(data: bytes, config: PreprocessConfig, crops: CropConfig, *, key: str) -> DecodedCrops:
+    """All crops of an image, after EXIF orientation, from one decoding. The first frame of an animation;
+    transparency composited over white.
+
+    One bicubic, antialiased resize takes each crop from the source, as if the whole picture were scaled and then
+    cut; where the centre square's origin is not whole it rounds down. `key` is the sample's, for random crops.
+    Thread-safe, and the same bytes give the same pixels. Raises DecodeError.
     """
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise RuntimeError(
@@ -109,21 +128,22 @@ def decode_image(data: bytes, config: PreprocessConfig) -> tuple[np.ndarray, int
         raise DecodeError("NotAnImage", f"begins with {data[:16]!r}; expected {', '.join(FORMATS)}")
     try:
         with Image.open(io.BytesIO(data), formats=[signature.lastgroup]) as image:
-            return _decode(image, config)
+            return _decode(image, config, CropPlan(crops, config.image_size, key))
     except DecodeError:
         raise
     except Exception as error:  # on garbage Pillow raises OSError, struct.error, IndexError, almost anything
         raise _explain(error, data) from error
 
 
-def _decode(image: ImageFile.ImageFile, config: PreprocessConfig) -> tuple[np.ndarray, int, int]:
+def _decode(image: ImageFile.ImageFile, config: PreprocessConfig, plan: CropPlan) -> DecodedCrops:
     width, height = image.size
     if width * height > config.max_pixels:
         message = f"{width}x{height} = {width * height} pixels, more than max_pixels={config.max_pixels}"
         raise DecodeError("TooManyPixels", message)
     is_jpeg = isinstance(image, JpegImagePlugin.JpegImageFile)
     # A JPEG decodes at 1/2, 1/4 or 1/8 for less. The last factor of two and more is left to the filter.
-    drafted = image.draft(None, (2 * config.image_size, 2 * config.image_size)) if is_jpeg else None
+    reach = 2 * plan.largest_side
+    drafted = image.draft(None, (reach, reach)) if is_jpeg else None
     scale = width / drafted[1][2] if drafted is not None else 1.0
     # A progressive JPEG holds the coefficients of the whole picture, however small it is decoded.
     num_held = width * height if "progressive" in image.info else image.width * image.height
@@ -131,31 +151,49 @@ def _decode(image: ImageFile.ImageFile, config: PreprocessConfig) -> tuple[np.nd
         image.load()
         if not is_jpeg:
             width, height = image.size  # a TIFF applies its orientation as it loads
-        return _resample(image, width, height, scale, config)
+        return _resample(image, width, height, scale, plan)
 
 
 def _resample(
-    image: ImageFile.ImageFile, width: int, height: int, scale: float, config: PreprocessConfig
-) -> tuple[np.ndarray, int, int]:
-    """The crop of a loaded image that was `width` x `height` and came at 1 / `scale` of it."""
+    image: ImageFile.ImageFile, width: int, height: int, scale: float, plan: CropPlan
+) -> DecodedCrops:
+    """The crops of a loaded image that was `width` x `height` and came at 1 / `scale` of it."""
     orientation = _orientation(image)  # only now: a PNG may keep its EXIF behind the pixels
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    # The origin rounds down in the upright picture, so a stored image that runs the other way rounds up.
-    if orientation in _REVERSES_X:
-        left = width - side - left
-    if orientation in _REVERSES_Y:
-        top = height - side - top
+    upright = (height, width) if orientation >= 5 else (width, height)
 
-    box = (left / scale, top / scale, (left + side) / scale, (top + side) / scale)
-    source, box = _interpolable(image, box)
-    small = source.resize((config.image_size, config.image_size), Image.Resampling.BICUBIC, box=box)
-    small = _to_srgb(small, image.info.get("icc_profile"))
-    if orientation in _TRANSPOSE:
-        small = small.transpose(_TRANSPOSE[orientation])
+    def to_stored(box: Box) -> Box:
+        left, top, right, bottom = _turn_back(box, orientation, width, height)
+        return left / scale, top / scale, right / scale, bottom / scale
+
+    source, (x, y) = _interpolable(image, to_stored(plan.field(*upright)))
+    profile = image.info.get("icc_profile")
+    size = plan.image_size, plan.image_size
+    seen: dict[Box, np.ndarray] = {}
+    pixels = []
+    for square in plan.squares(*upright):
+        if square.box not in seen:
+            left, top, right, bottom = to_stored(square.box)
+            box = (left - x, top - y, right - x, bottom - y)
+            small = source.resize(size, Image.Resampling.BICUBIC, box=box)
+            small = _to_srgb(small, profile)
+            if orientation in _TRANSPOSE:
+                small = small.transpose(_TRANSPOSE[orientation])
+            seen[square.box] = np.array(small)  # (S, S, 3) uint8
+        crop = seen[square.box]
+        pixels.append(np.ascontiguousarray(crop[:, ::-1]) if square.is_mirrored else crop)
+    return DecodedCrops(pixels, *upright)
+
+
+def _turn_back(box: Box, orientation: int, width: int, height: int) -> Box:
+    """Where a box of the upright picture is in the stored one of `width` x `height`."""
+    left, top, right, bottom = box
     if orientation >= 5:
-        width, height = height, width
-    return np.array(small), width, height  # (S, S, 3) uint8
+        left, top, right, bottom = top, left, bottom, right
+    if orientation in _REVERSES_X:
+        left, right = width - right, width - left
+    if orientation in _REVERSES_Y:
+        top, bottom = height - bottom, height - top
+    return left, top, right, bottom
 
 
 def _orientation(image: Image.Image) -> int:
@@ -167,17 +205,17 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _interpolable(image: Image.Image, box: _Box) -> tuple[Image.Image, _Box]:
-    """The image in a mode whose values may be averaged, and the crop box within it.
+def _interpolable(image: Image.Image, field: Box) -> tuple[Image.Image, tuple[float, float]]:
+    """The image in a mode whose values may be averaged, and where its origin is in the one given.
 
-    Where that needs a conversion only the crop is converted. (Only JPEG has a fractional box, and its modes
-    need none.) White comes in behind transparency here, before averaging, so that the colours of transparent
+    Where that needs a conversion only the field of the crops is converted. (Only JPEG has a fractional one, and its
+    modes need none.) White comes in behind transparency here, before averaging, so that the colours of transparent
     pixels do not: the same as resizing premultiplied, without its ringing in alpha.
     """
     mode = image.mode
     if mode in ("L", "RGB", "CMYK", "YCbCr", "LAB") and not image.has_transparency_data:
-        return image, box
-    crop = image.crop(box)
+        return image, (0, 0)
+    crop = image.crop(field)
     if mode in ("I", "I;16", "I;16B", "I;16L"):
         crop = _grey16_to_grey8(crop, image)
     elif mode in ("1", "L", "RGB", "P", "PA", "LA", "La", "RGBA") and image.has_transparency_data:
@@ -191,7 +229,7 @@ def _interpolable(image: Image.Image, box: _Box) -> tuple[Image.Image, _Box]:
         crop = crop.convert("RGB")
     else:
         raise DecodeError("UnsupportedMode", f"{image.format} pixels of mode {mode!r} have no RGB values")
-    return crop, (0, 0, *crop.size)
+    return crop, field[:2]
 
 
 def _grey16_to_grey8(crop: Image.Image, image: Image.Image) -> Image.Image:

@@ -19,7 +19,7 @@ from tatok_pipe.tokens.statistics import ShardStatistics, perplexity, used_share
 
 PERCENTILES = (5, 25, 50, 75, 95)
 RATE_FORMULA = "K log2 V_g + M log2 V_p + log2 C(N, M) bits an image"
-_VALUE_UNITS = {"threshold": " nats", "budget": " nats", "top_k": " patches"}
+_COST_UNITS = {"entropy": " nats"}  # by score; the others are mean squared errors, pixels in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def figure_lines(spec: TokenSpec, inventory: Inventory, sizes: SourceSizes) -> l
         ("tokenizer", f"{spec.tokenizer_fingerprint[:12]}, {describe_geometry(spec)}"),
         ("filter", describe_filter(spec.dtf)),
         ("shards", describe_shards(inventory)),
-        ("images", f"{statistics.num_images:,}"),
+        ("images", describe_images(spec, statistics)),
         ("quarantined", _describe_quarantine(statistics)),
     ]
     if statistics.num_images:
@@ -96,6 +96,14 @@ def figure_lines(spec: TokenSpec, inventory: Inventory, sizes: SourceSizes) -> l
         lines += _describe_rate(spec, inventory)
         lines.append(("JPEG bytes/pixel", describe_correlation(sizes)))
     return lines
+
+
+def describe_images(spec: TokenSpec, statistics: ShardStatistics) -> str:
+    """How many; where an image has several rows, also these, which all other figures are of."""
+    rows, per_image = statistics.num_images, spec.crops_per_image
+    if per_image == 1:
+        return f"{rows:,}"
+    return f"{rows // per_image:,}, as {rows:,} crops, {per_image} of each; all figures are of crops"
 
 
 def describe_geometry(spec: TokenSpec) -> str:
@@ -112,7 +120,8 @@ def describe_filter(dtf: Mapping[str, Any]) -> str:
     if dtf["rule"] == "none":
         return "none: all patches are kept"
     floor = f"at least {count(dtf['min_patches'], 'patch', 'patches')}"
-    return f"{dtf['rule']} on {dtf['score']}, value {dtf['value']:.4g}{_VALUE_UNITS.get(dtf['rule'], '')}, {floor}"
+    unit = {"top_k": " patches", "coverage": ""}.get(dtf["rule"], _COST_UNITS.get(dtf["score"], ""))
+    return f"{dtf['rule']} on {dtf['score']}, value {dtf['value']:.4g}{unit}, {floor}"
 
 
 def describe_correlation(sizes: SourceSizes) -> str:

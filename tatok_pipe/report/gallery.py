@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tatok_pipe.images.decode import DecodeError, PreprocessConfig, decode_image
+from tatok_pipe.images.crops import CropConfig
+from tatok_pipe.images.decode import DecodeError, PreprocessConfig, decode_crops
 from tatok_pipe.records import TokenRecord
 from tatok_pipe.report.sources import Shown
 from tatok_pipe.tokenizer.heldout import psnr
@@ -96,11 +97,18 @@ def _decode_original(shown: Shown, spec: TokenSpec) -> tuple[np.ndarray | None, 
     """The crop as it was encoded, or why there is none."""
     if shown.image is None:
         return None, shown.problem
-    if shown.record.crop:
-        return None, f"crop {shown.record.crop} of its image cannot be cut again"
+    record = shown.record
+    try:
+        crops = CropConfig.from_encoding(spec.encoding)
+    except ValueError as error:
+        return None, f"crop {record.crop} of its image cannot be cut again: {error}"
+    if record.crop >= crops.num_crops:
+        return None, f"crop {record.crop} of its image cannot be cut again: images have {crops.num_crops}"
     max_pixels = spec.encoding.get("max_pixels", PreprocessConfig().max_pixels)
     try:
-        pixels, _, _ = decode_image(shown.image, PreprocessConfig(spec.image_size, max_pixels))
+        decoded = decode_crops(
+            shown.image, PreprocessConfig(spec.image_size, max_pixels), crops, key=record.key
+        )
     except DecodeError as error:
         return None, f"its image does not decode here: {error.error}: {error}"
-    return pixels, ""
+    return decoded.pixels[record.crop], ""

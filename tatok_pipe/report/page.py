@@ -79,7 +79,8 @@ def _render_head(report: Report, name: str) -> str:
         ("Filter (DTF)", figures.describe_filter(spec.dtf)),
         (
             "Images",
-            f"{spec.image_size} × {spec.image_size} px in {spec.num_patches:,} patches of {spec.patch_size} px",
+            f"{spec.image_size} × {spec.image_size} px in {spec.num_patches:,} patches of {spec.patch_size} px"
+            + ("" if spec.crops_per_image == 1 else f", {spec.crops_per_image} crops of every image"),
         ),
         (
             "Tokens",
@@ -101,7 +102,7 @@ def _render_tiles(report: Report) -> str:
     shards = count(len(report.inventory.shards), "shard")
     fixed = statistics.num_globals + statistics.num_patches
     tiles = [
-        (f"{statistics.num_images:,}", "", f"images in {shards}"),
+        (f"{statistics.num_images:,}", "", f"{report.spec.row_name}s in {shards}"),
         (
             _round(statistics.mean_tokens, 1),
             f"± {_round(statistics.std_tokens, 1)}",
@@ -160,17 +161,18 @@ def _render_gallery(report: Report) -> str:
 
 def _render_exhibit(exhibit: Exhibit, spec: TokenSpec) -> str:
     record = exhibit.record
+    name = record.key if spec.crops_per_image == 1 else f"{record.key}, crop {record.crop}"
     kept = f"{len(record.patch_positions):,} of {spec.num_patches:,} kept"
     panes = [
-        _pane("original", exhibit.original, f"Original crop of {record.key}", spec),
+        _pane("original", exhibit.original, f"Original crop of {name}", spec),
         _pane(
             kept,
             draw_kept(exhibit, spec),
-            f"Kept patches of {record.key}: {kept}",
+            f"Kept patches of {name}: {kept}",
             spec,
             over=draw_grid(record.patch_positions, side=spec.image_size // spec.patch_size),
         ),
-        _pane("reconstruction", exhibit.reconstruction, f"Reconstruction of {record.key}", spec),
+        _pane("reconstruction", exhibit.reconstruction, f"Reconstruction of {name}", spec),
     ]
     facts = [] if record.label is None else [f"class {record.label}"]
     facts += [
@@ -182,7 +184,7 @@ def _render_exhibit(exhibit: Exhibit, spec: TokenSpec) -> str:
     caption = " · ".join(fact.replace(" ", "\N{NO-BREAK SPACE}") for fact in facts)
     return (
         f'<figure class="card"><div class="panes">{"".join(panes)}</div>'
-        f'<figcaption><span class="name">{escape(record.key)}</span><br>{escape(caption)}</figcaption></figure>'
+        f'<figcaption><span class="name">{escape(name)}</span><br>{escape(caption)}</figcaption></figure>'
     )
 
 

@@ -168,6 +168,7 @@ def _check_rows(file: pq.ParquetFile, metadata: ShardMetadata) -> CheckedShard:
         keys += table.column("key").to_pylist()
         crops += table.column("crop").to_pylist()
     _check_keys(keys, crops)
+    _check_crops(keys, crops, metadata.spec.crops_per_image)
     # What the rows cannot tell: the size of the source stands beside, the quarantined are in a file of their own.
     statistics.bytes_in = metadata.source.size_bytes
     statistics.num_quarantined = sum(metadata.statistics.quarantine_reasons.values())
@@ -181,6 +182,24 @@ def _check_keys(keys: list[str], crops: list[int]) -> None:
     if len(counts) < len(keys):
         (key, crop), number = counts.most_common(1)[0]
         raise CorruptShard(f"key {key!r}, crop {crop}, comes {number} times", Damage.KEYS)
+
+
+def _check_crops(keys: list[str], crops: list[int], per_image: int) -> None:
+    """All crops of an image have to stand together, by number, where the dataset says how many there are."""
+    if per_image == 1:
+        return
+    for start in range(0, len(keys), per_image):
+        rows = slice(start, start + per_image)
+        if len({*keys[rows]}) > 1 or crops[rows] != list(range(per_image)):
+            raise CorruptShard(
+                f"rows {start} to {start + len(keys[rows]) - 1} begin with key {keys[start]!r} and have crops "
+                f"{_show_numbers(crops[rows])}, expected 0 to {per_image - 1} of one image",
+                Damage.ROWS,
+            )
+
+
+def _show_numbers(numbers: list[int], most: int = 16) -> str:
+    return ", ".join(map(str, numbers[:most])) + (", …" if len(numbers) > most else "")
 
 
 def _compare_statistics(metadata: ShardMetadata, differences: list[str]) -> None:

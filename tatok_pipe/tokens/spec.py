@@ -51,6 +51,16 @@ class TokenSpec:
                 "tokenizer_fingerprint is empty: expected the fingerprint of the tokenizer checkpoint"
             )
 
+    @property
+    def crops_per_image(self) -> int:
+        """Rows of an image: what `encoding` says of its crops, 1 where it says nothing."""
+        return self.encoding.get("crops", {}).get("per_image", 1)
+
+    @property
+    def row_name(self) -> str:
+        """What to call a row in a sentence."""
+        return "image" if self.crops_per_image == 1 else "crop"
+
     def to_json(self) -> dict[str, Any]:
         """The spec as JSON types; `from_json` is the inverse."""
         return json.loads(json.dumps(dataclasses.asdict(self)))

@@ -106,6 +106,16 @@ def test_lines_without_images(token_spec: TokenSpec) -> None:
     assert not any("nan" in value for value in lines.values())
 
 
+def test_rows_of_an_image_are_told_from_images(
+    token_spec: TokenSpec, make_token_records: MakeRecords
+) -> None:
+    spec = replace(token_spec, encoding={"crops": {"per_image": 10}})
+    statistics = empty_statistics(spec)
+    statistics.update(make_token_records(spec, 30) * 100)
+    lines = dict(figure_lines(spec, Inventory([], statistics, num_planned=1, missing=[]), NO_SIZES))
+    assert lines["images"] == "300, as 3,000 crops, 10 of each; all figures are of crops"
+
+
 @pytest.mark.parametrize(
     ("dtf", "expected"),
     [

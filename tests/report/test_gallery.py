@@ -12,6 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from tatok_pipe.images.crops import CropConfig
+from tatok_pipe.images.decode import PreprocessConfig, decode_crops
 from tatok_pipe.records import TokenRecord
 from tatok_pipe.report.gallery import (
     Exhibit,
@@ -144,6 +146,36 @@ def test_missing_originals_have_a_reason(
     exhibit = make_exhibits(dataset, [Shown(record, data, "" if data else "gone")], model)[0]
     assert exhibit.original is None and exhibit.psnr_db is None and exhibit.reconstruction is not None
     assert exhibit.problem.startswith(reason)
+
+
+@pytest.mark.parametrize("config", [CropConfig("ten_crop"), CropConfig("random", count=10, seed=3)])
+def test_the_original_is_the_crop_of_the_row(
+    tmp_path: Path, dataset: TokenDataset, make_token_records: MakeRecords, config: CropConfig
+) -> None:
+    url = str(tmp_path / "crops")
+    spec = replace(dataset.spec, encoding=config.to_encoding())
+    create_or_check(url, spec, {})
+    picture = png(np.random.default_rng(0).integers(0, 256, (60, 80, 3)).astype(np.uint8))
+    record = make_token_records(spec, 1)[0]
+    shown = [Shown(replace(record, key="a", crop=crop), picture) for crop in (7, 0, 3, 10)]
+    exhibits = make_exhibits(TokenDataset(url), shown, None)
+    expected = decode_crops(picture, PreprocessConfig(spec.image_size), config, key="a").pixels
+    for crop, exhibit in zip((7, 0, 3), exhibits, strict=False):
+        assert exhibit.original is not None and (exhibit.original == expected[crop]).all()
+    assert exhibits[3].original is None
+    assert exhibits[3].problem == "crop 10 of its image cannot be cut again: images have 10"
+
+
+def test_crops_of_another_program_have_no_originals(
+    tmp_path: Path, dataset: TokenDataset, make_token_records: MakeRecords
+) -> None:
+    url = str(tmp_path / "crops")
+    spec = replace(dataset.spec, encoding={"crops": {"kind": "spiral", "per_image": 2}})
+    create_or_check(url, spec, {})
+    record = replace(make_token_records(spec, 1)[0], crop=1)
+    exhibit = make_exhibits(TokenDataset(url), [Shown(record, png(make_picture()))], None)[0]
+    assert exhibit.original is None
+    assert exhibit.problem.startswith("crop 1 of its image cannot be cut again: kind='spiral'")
 
 
 def test_kept_patches_are_shown_on_the_best_there_is(

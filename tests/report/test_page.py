@@ -132,6 +132,16 @@ def test_gallery_says_what_is_shown_and_what_is_missing(report: Report) -> None:
     assert "Reconstructions are decoded from" in text
 
 
+def test_crops_are_named(report: Report) -> None:
+    assert not re.search(r"crop \d|crops", Page(render_page(report)).text)
+    spec = replace(report.spec, encoding={"crops": {"per_image": 3}})
+    text = Page(render_page(replace(report, spec=spec))).text
+    assert ", 3 crops of every image" in text and "crops in 1 shard 9" in text
+    for exhibits in report.exhibits.values():
+        for exhibit in exhibits:
+            assert f"{exhibit.record.key}, crop {exhibit.record.crop}" in text
+
+
 def test_small_images_keep_their_pixels(report: Report) -> None:
     assert all(image.get("class") == "small" for image in Page(render_page(report)).all("img"))
 

@@ -219,6 +219,47 @@ def test_one_key_may_have_several_crops(
     assert verify_written(write(tmp_path / "a.parquet", token_spec, rows)).keys == ["same"] * 5
 
 
+@pytest.mark.parametrize(
+    ("crops", "message"),
+    [
+        ([0, 1, 2] * 4, None),
+        (
+            [0, 1, 2] * 3 + [0, 2, 1],
+            "rows 9 to 11 begin with key 'k3' and have crops 0, 2, 1, expected 0 to 2",
+        ),
+        ([0, 1, 2] * 3 + [0, 1], "rows 9 to 10 begin with key 'k3' and have crops 0, 1, expected 0 to 2"),
+        (
+            [0, 1, 3] + [0, 1, 2] * 3,
+            "rows 0 to 2 begin with key 'k0' and have crops 0, 1, 3, expected 0 to 2",
+        ),
+    ],
+)
+def test_all_crops_of_an_image_stand_together(
+    tmp_path: Path,
+    token_spec: TokenSpec,
+    make_token_records: MakeRecords,
+    crops: list[int],
+    message: str | None,
+) -> None:
+    spec = dataclasses.replace(token_spec, encoding={"crops": {"kind": "random", "per_image": 3}})
+    assert (spec.crops_per_image, spec.row_name) == (3, "crop")
+    assert (token_spec.crops_per_image, token_spec.row_name) == (1, "image")
+    records = make_token_records(spec, len(crops))
+    rows = [
+        dataclasses.replace(record, key=f"k{row // 3}", crop=crop)
+        for row, (record, crop) in enumerate(zip(records, crops, strict=True))
+    ]
+    path = write(tmp_path / "a.parquet", spec, rows).path
+    if message is None:
+        verify_shard_file(path, spec=spec)
+        mixed = [rows[0], rows[1], dataclasses.replace(rows[2], key="k1"), *rows[3:5], rows[2]]
+        path = write(tmp_path / "b.parquet", spec, mixed).path
+        message = "rows 0 to 2 begin with key 'k0' and have crops 0, 1, 2, expected 0 to 2 of one image"
+    with pytest.raises(CorruptShard, match=message) as caught:
+        verify_shard_file(path, spec=spec)
+    assert caught.value.damage == Damage.ROWS
+
+
 def test_a_row_that_changed_between_memory_and_file(
     tmp_path: Path, token_spec: TokenSpec, make_token_records: MakeRecords
 ) -> None:

@@ -7,6 +7,7 @@ import json
 import threading
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -343,6 +344,33 @@ def test_a_held_out_split_keeps_its_side_when_the_dataset_grows(
     write_shard(Path(url), "s0a", token_spec, make_records(make_token_records, token_spec, 9, 40))
     after = keys()
     assert before < after and all(key.startswith("9/") for key in after - before)
+
+
+def test_all_crops_of_an_image_are_on_one_side(
+    tmp_path: Path, token_spec: TokenSpec, make_token_records: MakeRecords
+) -> None:
+    config = dataclasses.replace(CONFIG, held_out_share=0.3)
+    spec = dataclasses.replace(token_spec, encoding={"crops": {"kind": "random", "per_image": 3}})
+    create_or_check(str(tmp_path), spec, {})
+    (tmp_path / "data").mkdir()
+    for shard in range(2):
+        records = make_records(make_token_records, spec, shard, 90)
+        rows = [
+            dataclasses.replace(record, key=f"{shard}/{row // 3}", crop=row % 3)
+            for row, record in enumerate(records)
+        ]
+        write_shard(tmp_path, f"s{shard}", spec, rows)
+    every = [record.key for record in TokenDataset(str(tmp_path)).rows()]
+    sides = [
+        Counter(every[found.number] for found in all_of(steps))
+        for steps in (
+            epoch_of(open_loader(str(tmp_path), config)),
+            list(open_loader(str(tmp_path), config, split="held_out")),
+        )
+    ]
+    assert len(sides[0]) + len(sides[1]) == 60 and min(map(len, sides)) > 5
+    assert not sides[0].keys() & sides[1].keys()
+    assert all(set(side.values()) == {3} for side in sides)
 
 
 def test_a_split_without_sequences(url: str) -> None:
