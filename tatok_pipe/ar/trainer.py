@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from tatok_pipe.ar.batch import BatchTensors
-from tatok_pipe.ar.ema import WeightAverage
 from tatok_pipe.ar.loss_parts import LossParts
 from tatok_pipe.ar.model import Generator, Nats
-from tatok_pipe.ar.schedule import ScheduleConfig, learning_rate
 from tatok_pipe.options import check_choices, option, section
 from tatok_pipe.seeds import hash_seed
+from tatok_pipe.training.ema import WeightAverage
+from tatok_pipe.training.schedule import ScheduleConfig, learning_rate
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-defined]
-from tensorboardX.summary import scalar
-
-from tatok_pipe import storage
-
-logger = logging.getLogger(__name__)
+from tatok_pipe.training.tensorboard import TensorBoard
 
 
 class TrainingLog:
@@ -24,52 +12,24 @@ class TrainingLog:
 
     def __init__(self, tensorboard_url: str, *, curve: list[dict[str, Any]], first_step: int) -> None:
         self.curve = curve
-        self._url = tensorboard_url
-        self._folder = tempfile.TemporaryDirectory(prefix="tatok-tensorboard-")
-        # No SummaryWriter: its thread may not have come to the last scalars when they are published, and when it has
-        # died of a full disk, the training waits for it for ever.
-        self._events = EventsWriter(str(Path(self._folder.name, "events")))
-        # Scalars of an earlier attempt from this step on are not shown.
-        self._write(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
+        self._board = TensorBoard(tensorboard_url, first_step=first_step)
 
     def train(self, step: int, losses: dict[str, float], speed: dict[str, float]) -> None:
         """A line's worth of training: `losses` are exact, `speed` is this machine's."""
         self.curve.append({"step": step, "split": "train"} | losses)
-        self._scalars("train", step, losses)
-        self._scalars("speed", step, speed)
+        self._board.scalars("train", step, losses)
+        self._board.scalars("speed", step, speed)
 
     def held_out(self, step: int, losses: dict[str, float]) -> None:
         self.curve.append({"step": step, "split": "held_out"} | losses)
-        self._scalars("held_out", step, losses)
-
-    def _scalars(self, group: str, step: int, figures: dict[str, float]) -> None:
-        for name, value in figures.items():
-            self._write(Event(step=step, summary=scalar(f"{group}/{name}", value)))
-
-    def _write(self, event: Event) -> None:
-        event.wall_time = time.time()
-        with self._only_said():
-            self._events.write_event(event)
+        self._board.scalars("held_out", step, losses)
 
     def publish(self) -> None:
-        """Put the scalars beside the checkpoints. What cannot be written is said and does not end a training."""
-        with self._only_said():
-            self._events.flush()
-            for path in sorted(Path(self._folder.name).iterdir()):
-                storage.publish_file(path, storage.join(self._url, path.name), exclusive=False)
+        """Put the scalars beside the checkpoints."""
+        self._board.publish()
 
     def close(self) -> None:
-        self.publish()
-        with self._only_said():
-            self._events.close()
-        self._folder.cleanup()
-
-    @contextmanager
-    def _only_said(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            logger.warning("%s: scalars are not written: %s", storage.redact(self._url), error)
+        self._board.close()
 
 
 def loss_line(losses: dict[str, float]) -> str:

@@ -14,7 +14,6 @@ import torch
 from tatok_pipe.ar.batch import Vocabulary, to_tensors
 from tatok_pipe.ar.model import Generator, GeneratorConfig
 from tatok_pipe.ar.parallel import parallelize
-from tatok_pipe.ar.schedule import ScheduleConfig
 from tatok_pipe.ar.trainer import GeneratorTrainer, TrainingConfig
 from tatok_pipe.shard_tokenizer import ShardTokenizer
 from tatok_pipe.tokenizer.checkpoint import PACKAGED
@@ -23,6 +22,7 @@ from tatok_pipe.tokens.conditions import ConditionConfig
 from tatok_pipe.tokens.dataset import TokenDataset
 from tatok_pipe.tokens.loader import LoaderConfig, TokenLoader
 from tatok_pipe.tokens.training_set import read_training_set
+from tatok_pipe.training.schedule import ScheduleConfig
 from tests.test_shard_tokenizer import make_job
 
 CIFAR = Path(__file__).parents[3] / "shared/data/cifar10/train-000000.tar"

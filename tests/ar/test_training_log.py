@@ -95,7 +95,8 @@ def test_what_cannot_be_written_is_said_alone(tmp_path: Path, caplog: pytest.Log
     log.close()
     assert len(caplog.records) == 2
     assert all(
-        f"{tmp_path}/file/tensorboard: scalars are not written" in each.message for each in caplog.records
+        f"{tmp_path}/file/tensorboard: TensorBoard's file is not written" in each.message
+        for each in caplog.records
     )
     assert len(log.curve) == 12
 

@@ -15,11 +15,11 @@ import torch
 from tatok_pipe.ar.batch import BatchTensors, Vocabulary, to_tensors
 from tatok_pipe.ar.model import Generator, GeneratorConfig
 from tatok_pipe.ar.parallel import parallelize
-from tatok_pipe.ar.schedule import ScheduleConfig
 from tatok_pipe.ar.trainer import GeneratorTrainer, OptimizerConfig, TrainingConfig
 from tatok_pipe.tokens.conditions import ConditionConfig
 from tatok_pipe.tokens.loader import LoaderConfig, StepBatch, TokenLoader
 from tatok_pipe.tokens.training_set import read_training_set
+from tatok_pipe.training.schedule import ScheduleConfig
 from tests.token_datasets import TINY
 
 MODEL = GeneratorConfig(width=32, depth=2, heads=2, condition="class", num_classes=4)

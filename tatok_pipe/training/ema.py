@@ -31,6 +31,13 @@ class WeightAverage:
         for mean, now in pairs:
             mean.lerp_(now, 1 - decay)
 
+    @torch.no_grad()
+    def adopt(self) -> None:
+        """The model goes on from the averaged weights, and a new average begins."""
+        for name, parameter in self._model.named_parameters():
+            _local(parameter.detach()).copy_(_local(self.weights[name]))
+        self.num_updates = 0
+
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """The model has the averaged weights meanwhile."""

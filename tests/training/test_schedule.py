@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tatok_pipe.ar.schedule import ScheduleConfig, learning_rate
+from tatok_pipe.training.schedule import ScheduleConfig, learning_rate
 
 
 def rates(num_steps: int, **changes: float | int | str) -> list[float]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tatok_pipe.ar.ema import WeightAverage
+from tatok_pipe.training.ema import WeightAverage
 
 
 def test_the_recursion_by_hand() -> None:

@@ -1,0 +1,1 @@
+"""What the trainings of tokenizer and generator have in common."""
