@@ -8,10 +8,10 @@ INSTALLED := $(VENV)/.installed
 export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all check format bench clean
+.PHONY: help venv demo test test-all check format bench bench-tokenizer clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 venv: $(INSTALLED) ## install the package and its tools into .venv (again after a change of dependencies)
 
@@ -40,6 +40,11 @@ bench: $(INSTALLED) ## speed of the stages on this machine, each beside what bou
 	$(PY) tests/benchmarks/loader.py
 	$(PY) tests/benchmarks/training.py
 	$(PY) -m tests.benchmarks.generation
+
+# SHARDS: image shards that the tokenizer was not trained on; without it the photographs that the demo leaves out.
+bench-tokenizer: $(INSTALLED) ## the packaged tokenizer's scores beside their controls; writes the tables into the README
+	$(PY) -m tests.benchmarks.tokenizer $(if $(SHARDS),--shards '$(SHARDS)') --baseline tests/benchmarks/patches-only \
+		--write README.md
 
 clean: ## remove the environment, caches and build output (never datasets or runs)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

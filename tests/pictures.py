@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from tatok_pipe.images.demo import held_out_crops
+from tatok_pipe.tokenizer.calibration import calibrate_ladders
 from tatok_pipe.tokenizer.checkpoint import save_tokenizer
-from tatok_pipe.tokenizer.heldout import calibrate_ladders
 from tatok_pipe.tokenizer.model import StackConfig, TaTok, TaTokConfig
 from tatok_pipe.tokenizer.quantizer import QuantizerConfig
 

@@ -23,9 +23,9 @@ from tatok_pipe.images.demo import held_out_crops, write_demo_corpus
 from tatok_pipe.images.shards import ShardLimits
 from tatok_pipe.inspect_tokens import main
 from tatok_pipe.shard_tokenizer import ShardTokenizer, TokenizeJob, token_spec
+from tatok_pipe.tokenizer.calibration import calibrate_ladders
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer, save_tokenizer
 from tatok_pipe.tokenizer.dtf import DTFConfig
-from tatok_pipe.tokenizer.heldout import calibrate_ladders
 from tatok_pipe.tokenizer.model import StackConfig, TaTok, TaTokConfig
 from tatok_pipe.tokenizer.quantizer import QuantizerConfig
 from tatok_pipe.tokenizer.trainer import to_model_input
@@ -124,7 +124,7 @@ def test_table_says_what_is_in_the_dataset(
     assert lines["fixed rate"] == f"18 tokens/image, {18 / mean:.2f} times as many"
     total = sum(record.entropy_total for record in rows) / 34
     assert lines["entropy"].startswith(f"{total:.1f} nats/image, ")
-    assert re.fullmatch(r"threshold on entropy, value [\d.]+ nats, at least 1 patch", lines["filter"])
+    assert re.fullmatch(r"threshold on drop_cost, value [\d.e-]+, at least 1 patch", lines["filter"])
     assert re.fullmatch(r"Spearman -?\d\.\d\d with tokens/image \(n = 32\)", lines["JPEG bytes/pixel"])
     assert lines["report"] == str(tmp_path / "report.html")
 
@@ -305,10 +305,11 @@ def parquet_files(url: str) -> dict[str, bytes]:
 
 
 def break_some(url: str, shards: list[str]) -> None:
-    """A flipped bit in the first shard's data file; no quarantine file any more for the third one."""
+    """Eight flipped bytes in the first shard's data file; no quarantine file any more for the third one."""
     data = storage.join(url, "data", f"{token_shard_name(shards[0])}.parquet")
     content = bytearray(storage.read_bytes(data))
-    content[len(content) // 3] ^= 1
+    third = len(content) // 3
+    content[third : third + 8] = bytes(value ^ 0xFF for value in content[third : third + 8])
     storage.publish_bytes(bytes(content), data, exclusive=False)
     if len(shards) > 2:
         storage.remove(storage.join(url, "quarantine", f"{token_shard_name(shards[2])}.parquet"))

@@ -22,9 +22,9 @@ from tatok_pipe.images.shards import ShardLimits, read_samples
 from tatok_pipe.records import ImageSample
 from tatok_pipe.sample_pipeline import SamplePipeline
 from tatok_pipe.shard_tokenizer import ShardTokenizer, TokenizeJob, token_spec
+from tatok_pipe.tokenizer.analysis import psnr
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer
-from tatok_pipe.tokenizer.dtf import DTFConfig
-from tatok_pipe.tokenizer.heldout import psnr
+from tatok_pipe.tokenizer.dtf import SCORES, DTFConfig
 from tatok_pipe.tokenizer.trainer import to_model_input
 from tatok_pipe.tokens.dataset import TokenDataset, commit_shard, create_or_check
 from tatok_pipe.tokens.verify import verify_dataset
@@ -79,11 +79,12 @@ def test_every_hostile_sample_is_a_row_or_a_quarantine_row(checkpoint: str, tmp_
     assert {path.name for path in tmp_path.iterdir()} == {"hostile.tar", "out"}
 
 
-def test_bytes_do_not_depend_on_threads_or_runs(checkpoint: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("score", SCORES)
+def test_bytes_do_not_depend_on_threads_or_runs(checkpoint: str, tmp_path: Path, score: str) -> None:
     shard = write_shard(tmp_path / "a.tar", crop_members(11) + hostile_members()[0])
     seen = []
     for name, threads, decoders in (("one", 1, 0), ("four", 4, 0), ("again", 4, 0), ("as on a GPU", 2, 3)):
-        job = make_job(checkpoint, tmp_path / name)
+        job = make_job(checkpoint, tmp_path / name, DTFConfig(score=score))
         tokenize = ShardTokenizer(job, device="cpu", num_threads=threads)
         if decoders:
             tokenize._pipeline = SamplePipeline(
@@ -123,7 +124,7 @@ def test_rows_decode_to_what_the_model_gave_in_memory(checkpoint: str, tmp_path:
 @pytest.mark.parametrize("budget", [0.1, 3.0, 20.0, 33.333])
 def test_a_budget_holds_for_the_stored_rows(checkpoint: str, tmp_path: Path, budget: float) -> None:
     shard = write_shard(tmp_path / "a.tar", crop_members(8))
-    job = make_job(checkpoint, tmp_path / "out", DTFConfig(rule="budget", value=budget))
+    job = make_job(checkpoint, tmp_path / "out", DTFConfig(rule="budget", score="entropy", value=budget))
     assert ShardTokenizer(job, device="cpu", num_threads=1)(shard).error == ""
     dropped = [float(row.entropy_dropped) for row in TokenDataset(job.output_url).rows()]
     assert len(dropped) == 8 and all(value <= budget for value in dropped)

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from tatok_pipe import train_tokenizer
+from tatok_pipe.config import load_config
+from tatok_pipe.ray_runtime.tokenizer_training import load_images
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer
+from tatok_pipe.tokenizer.model import TaTok
+from tatok_pipe.train_tokenizer_config import TrainTokenizerConfig
+from tests.ar.test_training_log import read_events
 from tests.entries import assert_told
 
 from .pictures import crop_members, write_shard
@@ -32,7 +43,10 @@ model:
   prior: {width: 32, depth: 1, heads: 2}
   global_codebook: {levels: [5, 5]}
   patch_codebook: {levels: [5, 5, 5]}
-training: {batch_size: 8, joint_steps: 30, prior_steps: 10, decoder_steps: 10, learning_rate: 3.0e-3, warmup_steps: 4}
+training:
+  {batch_size: 8, joint_steps: 30, prior_steps: 10, decoder_steps: 10, learning_rate: 3.0e-3, warmup_steps: 4,
+   ema_decay: 0.9, loss: {perceptual: 0.1}}
+validation: {every_steps: 25, panel_images: 3}
 logging: {every_steps: 5, checkpoint_every_steps: 5}
 """
 
@@ -77,9 +91,111 @@ def test_a_training_learns_and_leaves_what_it_promises(straight: Path) -> None:
     curve = tokenizer.training["curve"]
     assert [point["step"] for point in curve] == list(range(5, 51, 5))
     assert curve[5]["mse"] < curve[0]["mse"]
+    assert {"l1", "mse", "perceptual", "drop_cost", "global_nats", "patch_nats"} <= set(curve[0])
+    held_out = tokenizer.training["held_out_curve"]
+    assert [point["step"] for point in held_out] == [25, 50]
+    assert held_out[1]["psnr_all"] > held_out[1]["psnr_globals"]
     assert tokenizer.training["held_out"]["num_images"] == 6
     card = (straight / "tokenizer/README.md").read_text()
     assert tokenizer.fingerprint in card and f"{tokenizer.training['held_out']['psnr_none']:.2f}" in card
+
+
+def test_tensorboard_has_the_curves_and_pictures(arguments: list[str], straight: Path) -> None:
+    (path,) = (straight / "tensorboard").iterdir()
+    values = {
+        (value.tag, event.step): value
+        for event in read_events(path.read_bytes())
+        for value in event.summary.value
+    }
+    curve = load_tokenizer(f"{straight}/tokenizer").training["curve"]
+    assert values["train/mse", 20].simple_value == pytest.approx(curve[3]["mse"], abs=1e-5)
+    assert ("held_out/psnr_half", 50) in values and ("speed/images_per_s", 50) in values
+    (picture,) = (
+        value.image for (tag, step), value in values.items() if value.HasField("image") and step == 25
+    )
+    with Image.open(io.BytesIO(picture.encoded_image_string)) as panel:
+        assert panel.size == (5 * 32, 3 * 32)
+        pixels = np.asarray(panel)
+    (first, *_) = load_images([arguments[2].split("=")[1]], 32, 1)
+    assert np.array_equal(pixels[:32, :32], (first.permute(1, 2, 0) * 255).round().byte().numpy())
+    assert not np.array_equal(pixels[:32, 32:64], pixels[:32, 128:])
+
+
+@pytest.mark.parametrize("kind", ["fsq", "vq"])
+def test_a_dry_run_tells_sizes_and_trains_nothing(
+    arguments: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    given = [*arguments, f"model.global_codebook.kind={kind}", f"model.patch_codebook.kind={kind}"]
+    with caplog.at_level("INFO"):
+        assert train_tokenizer.main([*given, f"output.url={tmp_path}/out", "dry_run=true"]) == 0
+    told = "\n".join(caplog.messages)
+    config = load_config(TrainTokenizerConfig, given, prog="", description="").model
+    num_weights = sum(parameter.numel() for parameter in TaTok(config).parameters())
+    assert f"{num_weights / 1e6:.2f} M weights" in told and "GFLOP" in told and "GiB" in told
+    assert "30 + 10 + 10 steps" in told
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_two_workers_train_and_go_on_as_one(arguments: list[str], tmp_path: Path) -> None:
+    """With all losses. Two halves of a batch are other masks than one batch, so only that it learns is compared."""
+    given = [
+        *arguments, f"output.url={tmp_path}/out", "training.loss.adversarial=0.1", "training.loss.rate=0.001",
+        "training.loss.adversarial_start_step=5", "training.loss.discriminator.width=8",
+        "training.loss.discriminator.depth=1", "training.microbatch_size=3",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command(*given, "workers.count=2"), env=os.environ | IN_A_HURRY,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        wait_for_checkpoint(process, tmp_path, at_least=20)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 4
+    finally:
+        process.kill()
+        process.wait()
+    done = train(*given, "workers.count=1")
+    assert done.returncode == 0, done.stderr
+    assert "1 workers, 2 before" in done.stdout + done.stderr
+    curve = load_tokenizer(f"{tmp_path}/out/tokenizer").training["curve"]
+    assert [point["step"] for point in curve] == list(range(5, 51, 5))
+    assert curve[5]["mse"] < curve[0]["mse"]
+    assert {"adversarial", "discriminator", "patch_rate_nats", "perceptual"} <= set(curve[2])
+
+
+@pytest.mark.slow
+def test_other_settings_in_the_same_output_are_one_line(
+    arguments: list[str], straight: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(straight, tmp_path / "out")
+    done = train(
+        *arguments, f"output.url={tmp_path}/out", "model.num_globals=3", "training.joint_steps=40",
+        "training.ema_decay=0", "training.loss.rate=0.1",
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert (
+        "model.num_globals=2 (now 3), training.joint_steps=30 (now 40), training.ema_decay=0.9 (now 0.0), "
+        "training.loss.rate=0.0 (now 0.1)"
+    ) in done.stderr
+
+
+def test_images_to_measure_on_come_from_every_shard(arguments: list[str]) -> None:
+    shards = [arguments[1].split("=")[1].replace("*", str(number)) for number in range(2)]
+    both, first = load_images(shards, 32, 4), load_images(shards[:1], 32, 100)
+    assert len(both) == 4 and len(first) == 6
+    assert torch.equal(both[:2], first[:2]) and not torch.equal(both[2:], first[2:4])
+
+
+def wait_for_checkpoint(process: subprocess.Popen[Any], folder: Path, *, at_least: int = 0) -> None:
+    deadline = time.monotonic() + 200
+    while not any(
+        int(path.parent.name.removeprefix("step-")) >= at_least
+        for path in folder.glob("out/checkpoints/step-*/state.safetensors")
+    ):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.mark.slow
@@ -90,10 +206,7 @@ def test_a_training_that_is_ended_comes_to_the_same_weights(
     ended = [*arguments, f"output.url={tmp_path}/out"]
     process = subprocess.Popen(command(*ended), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 200
-        while not list(tmp_path.glob("out/checkpoints/step-*/state.safetensors")):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for_checkpoint(process, tmp_path)
         process.send_signal(end)
         assert process.wait(timeout=60) == code
     finally:
@@ -107,6 +220,7 @@ def test_a_training_that_is_ended_comes_to_the_same_weights(
     again, tokenizer = load_tokenizer(f"{tmp_path}/out/tokenizer"), load_tokenizer(f"{straight}/tokenizer")
     assert again.fingerprint == tokenizer.fingerprint
     assert again.training["curve"] == tokenizer.training["curve"]
+    assert again.training["held_out_curve"] == tokenizer.training["held_out_curve"]
 
 
 @pytest.mark.slow
@@ -126,6 +240,9 @@ def test_a_broken_shard_is_one_line_and_not_tried_again(arguments: list[str], tm
         (["workers.count=4"], "workers.count=4"),
         (["training.joint_steps=-1"], "training"),
         (["model.patch_size=7"], "image_size=32, patch_size=7"),
+        (["training.loss.adversarial=0.1", "training.loss.discriminator.depth=4"], "images of 48 pixels"),
+        (["training.loss.rate=0.1", "model.patch_codebook.kind=vq"], "training.loss.rate=0.1"),
+        (["training.mix.random=0.9"], "training.mix"),
     ],
 )
 def test_a_mistake_is_told(arguments: list[str], changes: list[str], message: str, tmp_path: Path) -> None:

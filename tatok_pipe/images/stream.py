@@ -72,18 +72,18 @@ class TrainingImages:
         batch: list[np.ndarray] = []
         with ThreadPoolExecutor(self.num_threads) as pool:
             while True:
-                found = False
+                found, is_whole = False, self.offset == 0
                 for offset, pixels in self._decode_epoch(pool):
-                    found = True
                     self.offset = offset + 1
                     if pixels is None:
                         continue
+                    found = True
                     batch.append(pixels)
                     if len(batch) == self.batch_size:
                         yield np.stack(batch)
                         batch = []
-                if not found and self.offset == 0:
-                    raise UserError(f"no image in the {len(self.shards)} shards of input.shards")
+                if is_whole and not found:
+                    raise UserError(f"no readable image in the {len(self.shards)} shards of input.shards")
                 self.epoch, self.offset = self.epoch + 1, 0
 
     def _decode_epoch(self, pool: ThreadPoolExecutor) -> Iterator[tuple[int, np.ndarray | None]]:

@@ -18,7 +18,7 @@ from tatok_pipe.images.crops import CropConfig
 from tatok_pipe.images.decode import DecodeError, PreprocessConfig, decode_crops
 from tatok_pipe.records import TokenRecord
 from tatok_pipe.report.sources import Shown
-from tatok_pipe.tokenizer.heldout import psnr
+from tatok_pipe.tokenizer.analysis import psnr
 from tatok_pipe.tokenizer.model import TaTok
 from tatok_pipe.tokenizer.trainer import to_model_input
 from tatok_pipe.tokens.dataset import TokenDataset

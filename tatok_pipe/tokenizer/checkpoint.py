@@ -13,6 +13,7 @@ import torch
 
 from tatok_pipe.config import from_dict, to_dict
 from tatok_pipe.errors import UserError
+from tatok_pipe.tokenizer.calibration import Ladders
 from tatok_pipe.tokenizer.dtf import DTFConfig, Filter, resolve
 from tatok_pipe.tokenizer.model import TaTok, TaTokConfig
 from tatok_pipe.weights_folder import WeightsFolder, fingerprint
@@ -21,13 +22,11 @@ PACKAGED = "packaged"  # the checkpoint name of the tokenizer that comes with th
 FOLDER = WeightsFolder(
     weights="model.safetensors",
     description="tokenizer.json",
-    format=1,
+    format=2,
     option="tokenizer.checkpoint",
     origin=f"give one that train_tokenizer wrote, or {PACKAGED!r}",
 )
 _PACKAGED_FOLDER = "tatok-tiny-128"
-
-Ladders = dict[str, dict[str, list[list[float]]]]  # by score, then rule: rungs [mean kept patches, value]
 
 
 @dataclass(frozen=True)

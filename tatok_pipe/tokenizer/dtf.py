@@ -21,8 +21,11 @@ from torch import Tensor
 from tatok_pipe.options import check_choices, option
 
 RULES = ("threshold", "budget", "coverage", "top_k", "none")
-SCORES = ("entropy",)
+SCORES = ("drop_cost", "entropy", "synthesis")
 CALIBRATED_RULES = ("threshold", "budget", "coverage")
+PERCENTILES = (
+    "percentiles"  # beside the rules in a checkpoint's ladders: rungs [percent of patches, their cost]
+)
 DEFAULT_KEEP_SHARE = 0.5  # of the patches, on average, where neither a value nor a target is given
 
 
@@ -33,20 +36,30 @@ class DTFConfig:
     rule: str = option(
         "threshold",
         choices=RULES,
-        help="threshold: cost > value, one value for the corpus; budget: drop at most value nats an image; "
-        "coverage: keep that share of the total cost; top_k: a fixed count; none: keep all",
+        help="threshold: cost > value, one value for the corpus; budget: drop at most that cost an image; coverage: "
+        "keep that share of the total cost; top_k: a fixed count; none: keep all",
     )
-    score: str = option("entropy", choices=SCORES, help="what losing a patch costs: its conditional entropy")
+    score: str = option(
+        "drop_cost",
+        choices=SCORES,
+        help="what losing a patch costs: predicted from the image by a head of the encoder; its conditional entropy, "
+        "as in the paper; or measured, by decoding in rounds, at the price of five decoder passes",
+    )
     target_tokens: float | None = option(
         None,
         help="mean tokens an image (globals included) to aim at; null with no value: half of the patches",
         unit="tokens, mean over the calibration images",
     )
+    percentile: float | None = option(
+        None,
+        help="with threshold: tau lies above the cost of this share of the patches of the calibration images",
+        unit="percent",
+    )
     value: float | None = option(
         None,
-        help="threshold tau (nats), budget epsilon (nats), coverage share (0 to 1) or k (patches); "
-        "null: taken from target_tokens",
-        unit="by rule",
+        help="threshold tau, budget epsilon (both nats with entropy, else mean squared error of a patch, pixels in "
+        "[0, 1]), coverage share (0 to 1) or k (patches); null: taken from the checkpoint's calibration",
+        unit="by rule and score",
     )
     min_patches: int = option(1, help="patches that an image keeps whatever the rule says", unit="patches")
 
@@ -54,8 +67,14 @@ class DTFConfig:
         check_choices(self)
         if self.min_patches < 0:
             raise ValueError(f"min_patches={self.min_patches}: expected 0 or more")
-        if self.value is not None and self.target_tokens is not None:
-            raise ValueError(f"value={self.value} and target_tokens={self.target_tokens}: give one of them")
+        aims = {name: getattr(self, name) for name in ("value", "target_tokens", "percentile")}
+        given = [f"{name}={aim}" for name, aim in aims.items() if aim is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)}: give one of them")
+        if self.percentile is not None and self.rule != "threshold":
+            raise ValueError(
+                f"percentile={self.percentile}, rule={self.rule}: expected rule=threshold; give target_tokens or value"
+            )
         if self.value is not None:
             check_value(self.rule, self.value)
 
@@ -66,10 +85,12 @@ class Filter:
 
     rule: str
     value: float
-    score: str = "entropy"
+    score: str = "drop_cost"
     min_patches: int = 1
 
     def __post_init__(self) -> None:
+        if self.score not in SCORES:
+            raise ValueError(f"score={self.score!r}: expected one of {', '.join(SCORES)}")
         check_value(self.rule, self.value)
 
 
@@ -82,7 +103,7 @@ def check_value(rule: str, value: float) -> None:
     if rule == "top_k" and (value < 0 or value != int(value)):
         raise ValueError(f"value={value}: top_k expects a whole number of patches")
     if rule == "budget" and value < 0:
-        raise ValueError(f"value={value}: budget expects 0 nats or more")
+        raise ValueError(f"value={value}: budget expects 0 or more")
 
 
 def keep_mask(cost: Tensor, filter: Filter) -> Tensor:
@@ -90,7 +111,7 @@ def keep_mask(cost: Tensor, filter: Filter) -> Tensor:
 
     - threshold: every patch with cost > value.
     - budget: drops from the least important on while the running sum of dropped cost stays <= value.
-    - coverage: keeps from the most important on until the kept sum reaches value × total.
+    - coverage: keeps from the most important on until the kept sum reaches value × the total of all costs above 0.
     - top_k: the `value` most important ones.
     - none: all.
 
@@ -110,8 +131,11 @@ def keep_mask(cost: Tensor, filter: Filter) -> Tensor:
         # A negative cost could bring the sum back under the budget: dropping has stopped by then.
         keep = ~within.int().cummin(1).values.bool().flip(1)
     elif filter.rule == "coverage":
-        before = ranked.cumsum(1) - ranked
-        keep = before < filter.value * ranked.sum(1, keepdim=True)
+        worth = ranked.clamp_min(
+            0
+        )  # of a total that patches of negative cost lower, no share could be reached
+        before = worth.cumsum(1) - worth
+        keep = before < filter.value * worth.sum(1, keepdim=True)
     else:
         keep = rank < filter.value
     keep = keep | (rank < filter.min_patches)
@@ -128,7 +152,7 @@ def calibrate(cost: Tensor, *, rule: str, target_patches: float, min_patches: in
         raise ValueError(f"rule={rule!r}: only {', '.join(CALIBRATED_RULES)} have a value to calibrate")
     high = {
         "threshold": float(cost.max()),
-        "budget": float(cost.double().sum(1).max()),
+        "budget": float(cost.double().clamp_min(0).sum(1).max()),
         "coverage": 1.0,
     }[rule]
     low = min(float(cost.min()), 0.0) if rule == "threshold" else 0.0
@@ -143,20 +167,18 @@ def calibrate(cost: Tensor, *, rule: str, target_patches: float, min_patches: in
     return (low + high) / 2
 
 
-def interpolate(ladder: list[list[float]], target_patches: float) -> float:
-    """The value for a mean of `target_patches`, from rungs [mean kept patches, value], linearly between rungs.
+def interpolate(ladder: list[list[float]], target: float) -> float:
+    """The value at `target`, from rungs [mean kept patches, or percent, and value], linearly between rungs.
 
     Raises ValueError where the target lies outside the ladder.
     """
     rungs = sorted(ladder)
-    if not rungs or not rungs[0][0] <= target_patches <= rungs[-1][0]:
+    if not rungs or not rungs[0][0] <= target <= rungs[-1][0]:
         reach = f"{rungs[0][0]:.1f} to {rungs[-1][0]:.1f}" if rungs else "nothing"
-        raise ValueError(
-            f"{target_patches:.1f} kept patches on average: this checkpoint was calibrated for {reach}"
-        )
+        raise ValueError(f"{target:.1f}: this checkpoint was calibrated for {reach}")
     for (below, low), (above, high) in zip(rungs, rungs[1:], strict=False):
-        if target_patches <= above:
-            share = (target_patches - below) / (above - below) if above > below else 0.0
+        if target <= above:
+            share = (target - below) / (above - below) if above > below else 0.0
             return low + share * (high - low)
     return rungs[-1][1]
 
@@ -185,12 +207,19 @@ def resolve(
         if not 0 <= target - num_globals <= num_patches:
             raise ValueError(f"target_tokens={target}: expected {num_globals} to {num_globals + num_patches}")
         return done(round(target - num_globals))
-    ladder = ladders.get(config.score, {}).get(config.rule)
+    ladder = ladders.get(config.score, {}).get(config.rule if config.percentile is None else PERCENTILES)
     if not ladder:
         raise ValueError(
             f"rule={config.rule}, score={config.score}: this checkpoint carries no calibration for them; give value"
         )
+    if config.percentile is not None:
+        try:
+            return done(interpolate(ladder, config.percentile))
+        except ValueError as error:
+            raise ValueError(f"percentile={error}") from None
     try:
         return done(interpolate(ladder, target - num_globals))
     except ValueError as error:
-        raise ValueError(f"target_tokens={target}: {error} (and {num_globals} globals)") from None
+        raise ValueError(
+            f"target_tokens={target}: kept patches on average {error} (and {num_globals} globals)"
+        ) from None

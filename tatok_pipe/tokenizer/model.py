@@ -8,9 +8,11 @@ Images are float (B, 3, H, W) in [0, 1], sRGB.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tatok_pipe.nn.blocks import Transformer
@@ -19,6 +21,10 @@ from tatok_pipe.options import option, section
 from tatok_pipe.tokenizer.dtf import Filter, keep_mask
 from tatok_pipe.tokenizer.prior import Prior, PriorOutput, entropy_nats
 from tatok_pipe.tokenizer.quantizer import Quantized, QuantizerConfig, build_quantizer
+
+# Shares of the patches that are kept after each round of synthesis but the last, which takes the rest.
+SYNTHESIS_SHARES = (0.1, 0.25, 0.5)
+_HEAD_WIDTH = 256
 
 
 @dataclass(frozen=True)
@@ -76,14 +82,49 @@ class TaTokConfig:
 
 
 @dataclass(frozen=True)
+class Encoded:
+    """What the encoder and the quantizers make of a batch of images."""
+
+    globals: Quantized  # vectors (B, K, C), codes (B, K)
+    patches: Quantized  # vectors (B, N, C), codes (B, N)
+    features: Tensor  # (B, N, D), of the patches, before quantization
+
+    def rows(self, rows: Tensor) -> Encoded:
+        """Some of the images, by index or mask (B,). A loss of the whole batch is no part of it."""
+
+        def some(quantized: Quantized) -> Quantized:
+            return Quantized(
+                quantized.vectors[rows], quantized.codes[rows], quantized.regularizer.new_zeros(())
+            )
+
+        return Encoded(some(self.globals), some(self.patches), self.features[rows])
+
+
+@dataclass(frozen=True)
 class Tokens:
     """What tokenizing a batch gives. All on the model's device."""
 
     global_codes: Tensor  # (B, K) int64
     patch_codes: Tensor  # (B, N) int64, all of them
+    cost: Tensor  # (B, N) float32, what losing each patch costs by the filter's score
     keep: Tensor  # (B, N) bool
     patch_entropy: Tensor  # (B, N) float32, h_i in nats
     mutual_information: Tensor | None  # (B,) float32, nats
+
+
+class DropCostHead(nn.Module):
+    """Features (…, D) of a patch to the logarithm of what masking it costs, (…) float32, whatever autocast says."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(width, _HEAD_WIDTH)
+        self.out = nn.Linear(_HEAD_WIDTH, 1)
+        nn.init.normal_(self.out.weight, std=0.02)
+        nn.init.constant_(self.out.bias, math.log(1e-3))  # what a patch costs at the start of most trainings
+
+    def forward(self, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            return self.out(F.gelu(self.hidden(features.float())))[..., 0]
 
 
 class TaTok(nn.Module):
@@ -117,6 +158,7 @@ class TaTok(nn.Module):
         self.register_buffer("encoder_rotary", rotary(encoder), persistent=False)
         self.to_global = nn.Linear(encoder.width, self.global_quantizer.dim)
         self.to_patch = nn.Linear(encoder.width, self.patch_quantizer.dim)
+        self.drop_cost_head = DropCostHead(encoder.width)
 
         self.from_global = nn.Linear(self.global_quantizer.dim, decoder.width)
         self.from_patch = nn.Linear(self.patch_quantizer.dim, decoder.width)
@@ -136,17 +178,23 @@ class TaTok(nn.Module):
             patch_quantizer=self.patch_quantizer,
         )
 
-    def quantize(self, images: Tensor) -> tuple[Quantized, Quantized]:
-        """Images (B, 3, H, W) to quantized globals (B, K, ·) and patches (B, N, ·); gradients pass through."""
+    def encode(self, images: Tensor) -> Encoded:
+        """Images (B, 3, H, W) to quantized globals and patches; gradients pass through."""
         patches = self.patch_embed((self.patchify(images) * 2).sub_(1))  # (B, N, D)
         queries = self.encoder_positions[: self.config.num_globals].expand(len(images), -1, -1)
         patches = patches + self.encoder_positions[self.config.num_globals :]
         x = self.encoder(torch.cat([queries, patches], dim=1), self.encoder_rotary)  # (B, K + N, D)
         global_features, patch_features = x.split([self.config.num_globals, self.config.num_patches], dim=1)
-        return (
+        return Encoded(
             self.global_quantizer.quantize(self.to_global(global_features)),
             self.patch_quantizer.quantize(self.to_patch(patch_features)),
+            patch_features,
         )
+
+    def log_drop_cost(self, encoded: Encoded) -> Tensor:
+        """The head's prediction (B, N) float32: logarithm of the mean squared error, pixels in [0, 1], that a patch
+        gains when it is masked. No gradient reaches the encoder."""
+        return self.drop_cost_head(encoded.features.detach())
 
     def predict(
         self, global_codes: Tensor, patch_codes: Tensor, *, without_globals: Tensor | None = None
@@ -189,15 +237,58 @@ class TaTok(nn.Module):
         `with_mutual_information` adds a second pass of the entropy model, without globals:
         Î(G;P) = sum of H(z_i | z_<i) - H(z_i | G, z_<i).
         """
-        global_quantized, patch_quantized = self.quantize(images)
-        global_codes, patch_codes = global_quantized.codes, patch_quantized.codes
+        encoded = self.encode(images)
+        global_codes, patch_codes = encoded.globals.codes, encoded.patches.codes
         entropy = entropy_nats(self.predict(global_codes, patch_codes).patch_logits)  # (B, N)
+        cost = self.cost(filter.score, images, encoded, entropy=entropy)
         mutual_information = None
         if with_mutual_information:
             hidden = torch.ones(len(images), dtype=torch.bool, device=images.device)
             alone = entropy_nats(self.predict(global_codes, patch_codes, without_globals=hidden).patch_logits)
             mutual_information = (alone - entropy).sum(dim=1)
-        return Tokens(global_codes, patch_codes, keep_mask(entropy, filter), entropy, mutual_information)
+        return Tokens(global_codes, patch_codes, cost, keep_mask(cost, filter), entropy, mutual_information)
+
+    @torch.no_grad()
+    def cost(self, score: str, images: Tensor, encoded: Encoded, *, entropy: Tensor) -> Tensor:
+        """What losing each patch costs, (B, N) float32, by one of `dtf.SCORES`: `entropy` as given, in nats; the
+        others as mean squared error of the patch, pixels in [0, 1]."""
+        if score == "entropy":
+            return entropy
+        if score == "drop_cost":
+            return self.log_drop_cost(encoded).exp()
+        return self.synthesis_cost(images, encoded)
+
+    @torch.no_grad()
+    def synthesis_cost(self, images: Tensor, encoded: Encoded) -> Tensor:
+        """Analysis by synthesis, (B, N) float32 mean squared error: what each patch adds to the picture.
+
+        The picture is decoded from the globals alone, then from the globals and the patches whose error falls most by
+        being kept, and so on, in rounds up to the shares of `SYNTHESIS_SHARES`. What the errors of the chosen patches
+        fell by, in descending order, are the costs of the patches in the order in which they were chosen, so that every
+        rule of filtering keeps that order.
+        """
+        num_patches = self.config.num_patches
+        best = self.patch_error(images, encoded, torch.ones_like(encoded.patches.codes, dtype=torch.bool))
+        keep = torch.zeros_like(best, dtype=torch.bool)
+        order: list[Tensor] = []
+        gains: list[Tensor] = []
+        num_kept = 0
+        for share in (*SYNTHESIS_SHARES, 1.0):
+            gain = self.patch_error(images, encoded, keep) - best  # (B, N)
+            ranked = gain.masked_fill(keep, -torch.inf).argsort(dim=1, descending=True, stable=True)
+            num_chosen = max(1, round(share * num_patches)) - num_kept
+            chosen = ranked[:, :num_chosen]
+            order.append(chosen)
+            gains.append(gain.gather(1, chosen))
+            keep = keep.scatter(1, chosen, True)
+            num_kept += num_chosen
+        values = torch.cat(gains, dim=1).sort(dim=1, descending=True).values
+        return torch.zeros_like(best).scatter(1, torch.cat(order, dim=1), values)
+
+    def patch_error(self, images: Tensor, encoded: Encoded, keep: Tensor) -> Tensor:
+        """Mean squared error of each patch, (B, N) float32, when the patches in `keep` are decoded."""
+        output = self.reconstruct(encoded.globals.vectors, encoded.patches.vectors, keep)
+        return self.patchify((output.float().clamp(0, 1) - images).square()).mean(dim=2)
 
     def patchify(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, N, 3·p²)."""

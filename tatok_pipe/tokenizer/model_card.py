@@ -11,6 +11,7 @@ def model_card(config: TaTokConfig, training: dict[str, Any], *, fingerprint: st
     """Markdown from the figures that training recorded; nothing is typed in by hand."""
     figures = training["held_out"]
     side = config.image_size
+    names = list(figures["filtered"][0]["psnr"])
     lines = [
         f"# TaTok tokenizer, {side} px, {config.num_patches} patches, {config.num_globals} globals",
         "",
@@ -24,32 +25,35 @@ def model_card(config: TaTokConfig, training: dict[str, Any], *, fingerprint: st
         "",
         f"## On {figures['num_images']} held-out images",
         "",
-        "PSNR is the mean over images, dB, of centre crops. `entropy`, `random` and `variance` keep the same count of",
-        "patches in every image: those of highest conditional entropy, by chance, those of highest pixel variance.",
-        "`threshold` keeps what lies above one entropy for all images, at the same mean count.",
+        "PSNR is the mean over images, dB, of centre crops. Every score (drop_cost, entropy, synthesis) and control",
+        "(chance, pixel variance, error to the mean of the neighbours, one measurement, the first patches in raster",
+        f"order) keeps the same count in every image. `threshold` keeps what lies above one {figures['default_score']}",
+        "for all images, at the same mean count.",
         "",
-        "| patches kept | entropy | threshold | random | variance | tokens with threshold, mean ± std |",
-        "|---|---|---|---|---|---|",
-        f"| 100 % | {figures['psnr_none']:.2f} | | | | |",
+        f"| patches kept | {' | '.join(names)} | threshold | tokens with threshold, mean ± std |",
+        f"|---{'|---' * (len(names) + 2)}|",
     ]
     for row in figures["filtered"]:
+        cells = " | ".join(f"{row['psnr'][name]:.2f}" for name in names)
         lines.append(
-            f"| {row['kept_share']:.0%} | {row['psnr_entropy']:.2f} | {row['psnr_threshold']:.2f} | "
-            f"{row['psnr_random']:.2f} | {row['psnr_variance']:.2f} | "
+            f"| {row['kept_share']:.0%} | {cells} | {row['psnr_threshold']:.2f} | "
             f"{row['tokens_threshold_mean']:.1f} ± {row['tokens_threshold_std']:.1f} |"
         )
     lines += [
-        f"| none, globals only | {figures['psnr_globals_only']:.2f} | | | | |",
-        f"| none, another image's globals | {figures['psnr_globals_shuffled']:.2f} | | | | |",
         "",
-        f"- default filter (threshold {figures['default_threshold_nats']:.3f} nats): "
+        f"- all patches: {figures['psnr_none']:.2f} dB; with another image's globals "
+        f"{figures['psnr_all_but_globals_shuffled']:.2f}",
+        f"- globals only: {figures['psnr_globals_only']:.2f} dB; another image's globals only "
+        f"{figures['psnr_globals_shuffled']:.2f}",
+        f"- default filter (threshold {figures['default_threshold']:.4g} on {figures['default_score']}): "
         f"{figures['default_tokens_mean']:.1f} ± {figures['default_tokens_std']:.1f} tokens an image, "
         f"{figures['default_tokens_min']:.0f} to {figures['default_tokens_max']:.0f}; a flat grey image keeps "
         f"{figures['flat_image_patches']} of {config.num_patches} patches",
         f"- entropy model: mean entropy {figures['entropy_mean_nats']:.3f} nats a patch code, mean surprisal "
         f"{figures['surprisal_mean_nats']:.3f}",
-        f"- codes used on these images: patches {figures['patch_codes_used_share']:.1%}, globals "
-        f"{figures['global_codes_used_share']:.1%}",
+        f"- codes used on these images: patches {figures['patch_codes_used_share']:.1%} (perplexity "
+        f"{figures['patch_codes_perplexity']:.0f}), globals {figures['global_codes_used_share']:.1%} (perplexity "
+        f"{figures['global_codes_perplexity']:.0f})",
         "",
     ]
     return "\n".join(lines)

@@ -21,10 +21,12 @@ from tatok_pipe.tokenizer.quantizer import FSQ, CosineVQ
 
 @dataclass(frozen=True)
 class PriorOutput:
-    """Logits of the teacher-forced pass: `global_logits` (B, K, V_g), `patch_logits` (B, N, V_p)."""
+    """The teacher-forced pass: `global_logits` (B, K, V_g), `patch_logits` (B, N, V_p), and `hidden` (B, S, W), the
+    state from which each of the codes is predicted."""
 
     global_logits: Tensor
     patch_logits: Tensor
+    hidden: Tensor
 
 
 class CodeHead(nn.Module):
@@ -42,7 +44,7 @@ class CodeHead(nn.Module):
             digits = quantizer.codes_to_digits(torch.arange(quantizer.vocab_size))  # (V, C)
             first = levels.cumsum(0) - levels
             self.register_buffer("level_index", digits + first, persistent=False)
-            self.level_rows = nn.Parameter(torch.randn(int(levels.sum()), width) * 0.02)
+            self.level_rows = nn.Parameter(torch.randn(quantizer.num_levels, width) * 0.02)
         else:
             nn.init.normal_(self.rows, std=0.02)
 
@@ -99,7 +101,7 @@ class Prior(nn.Module):
         x = torch.cat([start, globals_in, patches_in[:, :-1]], dim=1) + self.positions  # (B, S, W)
         x = self.transformer(x, self.rotary)
         return PriorOutput(
-            self.global_head(x[:, : self.num_globals]), self.patch_head(x[:, self.num_globals :])
+            self.global_head(x[:, : self.num_globals]), self.patch_head(x[:, self.num_globals :]), x
         )
 
 

@@ -29,9 +29,13 @@ class QuantizerConfig:
     )
     codebook_size: int = option(16384, help="codebook size of vq", unit="codes")
     code_dim: int = option(16, help="dimension of a vq code vector", unit="channels")
-    ema_decay: float = option(0.99, help="decay of the vq codebook's moving averages", unit="per step")
+    ema_decay: float = option(
+        0.99, help="decay of the vq codebook's moving averages", unit="per forward pass"
+    )
     revive_below: float = option(
-        0.02, help="a vq code used less than this often per step is moved onto a recent latent", unit="uses"
+        0.02,
+        help="a vq code used less than this often per forward pass is moved onto a recent latent",
+        unit="uses",
     )
 
     def __post_init__(self) -> None:
@@ -58,15 +62,18 @@ class QuantizerConfig:
 
 @dataclass(frozen=True)
 class Quantized:
-    """`vectors` (..., C) pass gradients straight through; `codes` (...) int64; `commitment` is a scalar loss."""
+    """`vectors` (..., C) pass gradients straight through; `codes` (...) int64; `regularizer` () is what the quantizer
+    asks of the encoder, under the name that its class gives it."""
 
     vectors: Tensor
     codes: Tensor
-    commitment: Tensor
+    regularizer: Tensor
 
 
 class FSQ(nn.Module):
     """Finite scalar quantization: every dimension is squashed to a few levels; the grid is the codebook."""
+
+    regularizer = "evenness"
 
     levels: Tensor
     strides: Tensor
@@ -75,13 +82,17 @@ class FSQ(nn.Module):
         super().__init__()
         self.vocab_size = config.vocab_size
         self.dim = config.dim
+        self.num_levels = sum(config.levels)  # of all dimensions
         levels = torch.tensor(config.levels, dtype=torch.int64)
         strides = torch.cat([torch.ones(1, dtype=torch.int64), levels.cumprod(0)[:-1]])
         self.register_buffer("levels", levels, persistent=False)
         self.register_buffer("strides", strides, persistent=False)
 
     def quantize(self, latents: Tensor) -> Quantized:
-        latents = latents.float()
+        with torch.autocast(latents.device.type, enabled=False):
+            return self._quantize(latents.float())
+
+    def _quantize(self, latents: Tensor) -> Quantized:
         levels = self.levels.float()
         # tanh keeps every value inside the grid; an even number of levels has no level at zero, hence the shift.
         half = (levels - 1) / 2
@@ -94,7 +105,21 @@ class FSQ(nn.Module):
         codes = (digits * self.strides).sum(-1)
         straight = bounded + (rounded - bounded).detach()
         vectors = straight / (self.levels // 2)
-        return Quantized(vectors, codes, latents.new_zeros(()))
+        return Quantized(vectors, codes, self._unevenness((straight + offset) / half))
+
+    def _unevenness(self, values: Tensor) -> Tensor:
+        """How far the use of the grid is from even, a scalar, by first and second moments: squared distances of the
+        mean of values (..., C), which are levels from -1 to 1, from 0, and of their covariance from that of independent
+        dimensions whose L levels are all used alike, (L + 1) / (3 (L - 1))."""
+        flat = values.flatten(0, -2)
+        if not len(flat):
+            return values.new_zeros(())
+        mean = flat.mean(dim=0)
+        centred = flat - mean
+        covariance = centred.t() @ centred / len(flat)
+        levels = self.levels.float()
+        even = torch.diag((levels + 1) / (3 * (levels - 1)))
+        return mean.square().mean() + (covariance - even).square().sum() / self.dim
 
     def codes_to_digits(self, codes: Tensor) -> Tensor:
         """Codes (...) to the level of each dimension, (..., C) int64."""
@@ -110,6 +135,8 @@ class CosineVQ(nn.Module):
 
     The averages are summed over all ranks where torch.distributed runs, so every rank holds one codebook.
     """
+
+    regularizer = "commitment"
 
     codebook: Tensor  # (V, C), unit length
     ema_count: Tensor  # (V,) uses a step
@@ -129,8 +156,17 @@ class CosineVQ(nn.Module):
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
 
     def quantize(self, latents: Tensor) -> Quantized:
-        latents = F.normalize(latents.float(), dim=-1)
+        # In 16 bits many codes would be equally near.
+        with torch.autocast(latents.device.type, enabled=False):
+            return self._quantize(latents.float())
+
+    def _quantize(self, latents: Tensor) -> Quantized:
+        latents = F.normalize(latents, dim=-1)
         flat = latents.reshape(-1, self.dim)
+        if not len(flat):  # no globals
+            return Quantized(
+                latents, latents.new_zeros(latents.shape[:-1], dtype=torch.long), latents.new_zeros(())
+            )
         codes = (flat @ self.codebook.t()).argmax(dim=-1)
         vectors = self.codebook[codes].view_as(latents)
         if self.training:

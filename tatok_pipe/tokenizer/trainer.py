@@ -1,93 +1,52 @@
 """Tokenizer training, one process: three stages over batches of images, with mixed filtering. Knows no Ray.
 
-1. joint: encoder, quantizers and decoder on pixels, the entropy model on the codes as they form. Every batch
-   mixes unfiltered, DTF-filtered, randomly filtered and globals-only samples, so that one set of weights
-   decodes any budget and globals must carry what the patches share.
+1. joint: encoder, quantizers and decoder on pixels and features, the drop-cost head on what random masks cost, and,
+   where rate or masks need it, the entropy model on the codes as they form. Every batch mixes unfiltered, filtered,
+   randomly filtered and globals-only samples, so that one set of weights decodes any budget and globals must carry
+   what the patches share.
 2. prior: the tokenizer is frozen and the entropy model fitted to its final codes; a model trained along with
    drifting codes lags behind them.
-3. decoder: decoder fine-tuning on the masks that the final entropies give.
+3. decoder: decoder fine-tuning on the masks that the final scores give, while the drop-cost head learns from
+   analysis by synthesis.
 
-Letters: B images, K globals, N patches.
+Every stage ends with the average of its weights. Letters: B images, K globals, N patches.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tatok_pipe.options import option, section
+from tatok_pipe.errors import UserError
 from tatok_pipe.seeds import hash_seed
-from tatok_pipe.tokenizer.losses import LossConfig, code_loss, pixel_losses
+from tatok_pipe.tokenizer.discriminator import Discriminator, adversarial_factor, discriminator_loss
+from tatok_pipe.tokenizer.mix import draw_mix
 from tatok_pipe.tokenizer.model import TaTok
-from tatok_pipe.tokenizer.prior import entropy_nats
+from tatok_pipe.tokenizer.perceptual import build_perceptual
+from tatok_pipe.tokenizer.training_config import STAGES, TrainingConfig
+from tatok_pipe.tokenizer.training_graph import Chance, TrainingGraph
+from tatok_pipe.training.ema import WeightAverage
+from tatok_pipe.training.schedule import learning_rate
 
-STAGES = ("joint", "prior", "decoder")
-
-
-@dataclass(frozen=True)
-class MixConfig:
-    """Shares of a batch by how its patches are filtered; what is left of 1 stays unfiltered."""
-
-    entropy: float = option(
-        0.35, help="DTF-filtered samples, keep rate uniform over 0 to 1", unit="share of batch"
-    )
-    random: float = option(
-        0.25, help="randomly filtered samples, keep rate uniform over 0 to 1", unit="share of batch"
-    )
-    globals_only: float = option(0.15, help="samples that keep no patch", unit="share of batch")
-
-    def __post_init__(self) -> None:
-        shares = (self.entropy, self.random, self.globals_only)
-        if min(shares) < 0 or sum(shares) > 1:
-            raise ValueError(
-                f"entropy, random, globals_only = {shares}: expected shares of 0 or more, together at most 1"
-            )
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    joint_steps: int = option(60_000, help="length of the joint stage", unit="steps")
-    prior_steps: int = option(15_000, help="length of the entropy model's stage", unit="steps")
-    decoder_steps: int = option(15_000, help="length of the decoder's stage", unit="steps")
-    batch_size: int = option(256, help="images a step", unit="images, over all workers")
-    learning_rate: float = option(3e-4, help="peak of the joint stage", unit="per step")
-    prior_learning_rate: float = option(
-        3e-4, help="peak of the entropy model, in both of its stages", unit="per step"
-    )
-    decoder_learning_rate: float = option(1e-4, help="peak of the decoder's stage", unit="per step")
-    warmup_steps: int = option(1_000, help="linear warm-up at the start of every stage", unit="steps")
-    weight_decay: float = option(0.05, help="AdamW, matrices only", unit="per step and learning rate")
-    clip_norm: float = option(1.0, help="gradient norm, tokenizer and entropy model apart", unit="L2 norm")
-    hide_globals: float = option(
-        0.15, help="images whose globals the entropy model does not see", unit="share of batch"
-    )
-    mix: MixConfig = section(MixConfig, help="how the samples of a batch are filtered")
-    loss: LossConfig = section(LossConfig, help="weights of the losses")
-
-    def __post_init__(self) -> None:
-        counts = (self.joint_steps, self.prior_steps, self.decoder_steps, self.warmup_steps)
-        if min(counts) < 0 or self.num_steps < 1 or self.batch_size < 1:
-            raise ValueError(
-                "joint_steps, prior_steps, decoder_steps, warmup_steps: expected 0 or more, some step "
-                "to do, and batch_size of at least 1"
-            )
-        if not 0 <= self.hide_globals < 1:
-            raise ValueError(f"hide_globals={self.hide_globals}: expected a share below 1")
-
-    @property
-    def num_steps(self) -> int:
-        return self.joint_steps + self.prior_steps + self.decoder_steps
+_DECODER_PARTS = ("from_", "dropped", "decoder", "to_pixels")
+_ADVERSARIAL_RAMP_SHARE = (
+    0.1  # of the steps before its start, in which the discriminator gets its full weight
+)
+_DISCRIMINATOR_BETAS = (0.5, 0.9)
 
 
 class TokenizerTrainer:
-    """A model, its optimizer and the step counter. `step` advances by one batch.
+    """A model, its optimizers, the average of its weights and the step counter. `step` advances by one batch.
 
-    All randomness of step s comes from a generator seeded with (seed, rank, s), so a resumed run draws what an
-    uninterrupted one would have drawn.
+    `wrap` makes a module data-parallel: it must average gradients over processes, and its `no_sync()` must keep a
+    backward pass from doing so. All randomness of step s comes from a generator seeded with (seed, rank, s), so a
+    resumed run draws what an uninterrupted one would have drawn.
     """
 
     def __init__(
@@ -97,21 +56,42 @@ class TokenizerTrainer:
         *,
         seed: int,
         rank: int = 0,
-        wrapped: nn.Module | None = None,
+        wrap: Callable[[nn.Module], nn.Module] | None = None,
     ):
         self.model = model
         self.config = config
         self.seed = seed
         self.rank = rank
         self.num_steps_done = 0
-        self.network = wrapped if wrapped is not None else TrainingGraph(model)
-        prior = dict(model.prior.named_parameters())
+        self.device = next(model.parameters()).device
+        if config.is_compiled_on(self.device):
+            for stack in (model.encoder, model.decoder, model.prior.transformer):
+                for block in stack.blocks:  # blocks of a stack are alike, so one compilation serves all
+                    block.compile(dynamic=False)
+        loss = config.loss
+        perceptual = (
+            build_perceptual(
+                loss.perceptual_features, self.device, option="training.loss.perceptual_features"
+            )
+            if loss.perceptual
+            else None
+        )
+        self.discriminator = Discriminator(loss.discriminator).to(self.device) if loss.adversarial else None
+        self.graph = TrainingGraph(model, config, perceptual=perceptual, discriminator=self.discriminator).to(
+            self.device
+        )
+        wrap = wrap or (lambda module: module)
+        self.network = wrap(self.graph)
+        self.judge = wrap(self.discriminator) if self.discriminator is not None else None
         tokenizer = {name: p for name, p in model.named_parameters() if not name.startswith("prior.")}
-        decoder_parts = ("from_", "dropped", "decoder", "to_pixels")
+        head = {name: p for name, p in tokenizer.items() if name.startswith("drop_cost_head.")}
         self.groups = {
-            "encoder": [p for name, p in tokenizer.items() if not name.startswith(decoder_parts)],
-            "decoder": [p for name, p in tokenizer.items() if name.startswith(decoder_parts)],
-            "prior": list(prior.values()),
+            "encoder": [
+                p for name, p in tokenizer.items() if name not in head and not name.startswith(_DECODER_PARTS)
+            ],
+            "decoder": [p for name, p in tokenizer.items() if name.startswith(_DECODER_PARTS)],
+            "drop_cost": list(head.values()),
+            "prior": [*model.prior.parameters(), *self.graph.rate_heads.parameters()],
         }
         self.optimizer = torch.optim.AdamW(
             [
@@ -126,18 +106,27 @@ class TokenizerTrainer:
             lr=0.0,
             betas=(0.9, 0.95),
         )
+        self.judge_optimizer = (
+            torch.optim.AdamW(
+                self.discriminator.parameters(), lr=0.0, betas=_DISCRIMINATOR_BETAS, weight_decay=0.0
+            )
+            if self.discriminator is not None
+            else None
+        )
+        self.average = WeightAverage(model, decay=config.ema_decay) if config.ema_decay else None
 
     @property
     def stage(self) -> str:
-        stage, _, _ = self._place()
-        return stage
+        """Of the coming step. Raises RuntimeError after the last one."""
+        return self._place()[0]
 
     def step(self, images: Tensor) -> dict[str, float]:
         """One optimizer step on images (B, 3, H, W) in [0, 1]; the losses of the step by name.
 
-        `*_nats` are means over codes, `mse` is that of the mixed batch in [0, 1] pixels.
+        `*_nats` are means over codes, `mse` is that of the mixed batch in [0, 1] pixels, `drop_cost` is in log units.
+        Raises UserError where a loss is not finite; nothing has changed then.
         """
-        stage, _, _ = self._place()
+        stage, done, length = self._place()
         rates = self._learning_rates()
         for group in self.optimizer.param_groups:
             group["lr"] = rates[group["group"]]
@@ -146,15 +135,103 @@ class TokenizerTrainer:
         if stage != "joint":  # a frozen vq codebook must not move by its averages either
             self.model.global_quantizer.eval()
             self.model.patch_quantizer.eval()
-        loss, terms = self.network(images, stage, self.config, random)
-        loss.backward()
-        autoencoder = self.groups["encoder"] + self.groups["decoder"]
-        for parameters in (autoencoder, self.groups["prior"]):
-            nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)
+        start = self.config.loss.adversarial_start_step
+        heard = (
+            adversarial_factor(self.num_steps_done, start, max(1, round(_ADVERSARIAL_RAMP_SHARE * start)))
+            if self.judge is not None and stage != "prior"
+            else 0.0
+        )
+        chance = self._draw(stage, len(images), random)
+        size = self.config.microbatch_size or len(images)
+        sums: dict[str, Tensor] = {}
+        for first in range(0, len(images), size):
+            last = min(first + size, len(images))
+            share = (last - first) / len(images)
+            with self._sync(last == len(images)):
+                terms = self._backward(
+                    images[first:last], stage, chance.part(first, last), heard=heard, share=share
+                )
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0.0) + share * value
+        losses = {name: float(value) for name, value in sums.items()}
+        groups = self.groups
+        norms = {
+            name: nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)
+            for name, parameters in (
+                ("tokenizer", groups["encoder"] + groups["decoder"]),
+                ("drop_cost", groups["drop_cost"]),
+                ("prior", groups["prior"]),
+            )
+        }
+        figures = losses | {f"gradient of {name}": float(norm) for name, norm in norms.items()}
+        if broken := [name for name, value in figures.items() if not math.isfinite(value)]:
+            raise UserError(
+                f"step {self.num_steps_done} ({stage}): {', '.join(broken)} not finite; the last checkpoint is from "
+                "before: give a smaller training.learning_rate, or training.precision=fp32, and go on"
+            )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if heard and self.judge_optimizer is not None and self.discriminator is not None:
+            for group in self.judge_optimizer.param_groups:
+                group["lr"] = rates["decoder"]
+            nn.utils.clip_grad_norm_(self.discriminator.parameters(), self.config.clip_norm)
+            self.judge_optimizer.step()
+            self.judge_optimizer.zero_grad(set_to_none=True)
         self.num_steps_done += 1
-        return {name: float(value) for name, value in terms.items()} | {"learning_rate": max(rates.values())}
+        if self.average is not None:
+            self.average.update()
+            if done + 1 == length:
+                self.average.adopt()
+        return losses | {"learning_rate": max(rates.values())}
+
+    def _draw(self, stage: str, num_images: int, random: torch.Generator) -> Chance:
+        """For this process's batch, whatever its micro-batches: every kind of mask has its share of that."""
+        config = self.config
+        hides_globals = torch.rand(num_images, generator=random) < config.hide_globals
+        mix = None
+        if stage != "prior":
+            mix = draw_mix(
+                config.mix if stage == "joint" else config.decoder_mix,
+                num_images=num_images,
+                num_patches=self.model.config.num_patches,
+                random=random,
+                device=self.device,
+            )
+        return Chance(hides_globals.to(self.device), mix)
+
+    def _backward(
+        self, images: Tensor, stage: str, chance: Chance, *, heard: float, share: float
+    ) -> dict[str, Tensor]:
+        """Gradients of one micro-batch, which is `share` of this process's batch, and its losses."""
+        if self.discriminator is not None:
+            self.discriminator.requires_grad_(False)
+        with self._autocast():
+            found = self.network(images, stage, chance, heard)
+        (found.loss * share).backward()
+        terms = found.terms
+        if heard and self.judge is not None and self.discriminator is not None:
+            self.discriminator.requires_grad_(True)
+            with self._autocast():
+                # One pass for both: data parallelism expects a backward pass after every forward pass.
+                real, fake = self.judge(torch.cat([images, found.output.detach()])).chunk(2)
+                loss = discriminator_loss(real, fake)
+            (loss * share).backward()
+            terms = terms | {"discriminator": loss.detach()}
+        return terms
+
+    @contextmanager
+    def _sync(self, is_last: bool) -> Iterator[None]:
+        """Gradients are exchanged with the last micro-batch of a step alone."""
+        with ExitStack() as stack:
+            for module in () if is_last else (self.network, self.judge):
+                if hasattr(module, "no_sync"):
+                    no_sync: Any = module.no_sync  # type: ignore[union-attr]
+                    stack.enter_context(no_sync())
+            yield
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        is_bf16 = self.config.precision_on(self.device) == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=is_bf16)
 
     def _place(self) -> tuple[str, int, int]:
         """Stage of the coming step, steps done in it, and its length."""
@@ -169,92 +246,65 @@ class TokenizerTrainer:
     def _learning_rates(self) -> dict[str, float]:
         stage, done, length = self._place()
         config = self.config
-        warmup = min(1.0, (done + 1) / max(1, min(config.warmup_steps, length)))
-        shape = warmup * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done / length)))
-        peaks = {
-            "joint": (config.learning_rate, config.learning_rate, config.prior_learning_rate),
-            "prior": (0.0, 0.0, config.prior_learning_rate),
-            "decoder": (0.0, config.decoder_learning_rate, 0.0),
-        }[stage]
-        return {name: peak * shape for name, peak in zip(("encoder", "decoder", "prior"), peaks, strict=True)}
+
+        def rate(peak: float) -> float:
+            return learning_rate(config.schedule(peak), step=done, num_steps=length)
+
+        if stage == "joint":
+            rates = dict.fromkeys(("encoder", "decoder", "drop_cost"), rate(config.learning_rate))
+            return rates | {"prior": rate(config.prior_learning_rate)}
+        if stage == "prior":
+            return dict.fromkeys(self.groups, 0.0) | {"prior": rate(config.prior_learning_rate)}
+        # The head is read by nothing that is trained, so it may learn as fast as it did before.
+        return {
+            "encoder": 0.0, "prior": 0.0, "decoder": rate(config.decoder_learning_rate),
+            "drop_cost": rate(config.learning_rate),
+        }  # fmt: skip
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, int]]:
-        """Tensors (model and optimizer, by name) and counters; neither needs pickling."""
+        """Tensors (weights, optimizers, average, by name) and counters; neither needs pickling."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-        return tensors, {"num_steps_done": self.num_steps_done}
+        tensors |= {f"rate.{name}": value for name, value in self.graph.rate_heads.state_dict().items()}
+        if self.discriminator is not None:
+            tensors |= {
+                f"discriminator.{name}": value for name, value in self.discriminator.state_dict().items()
+            }
+        for kind, optimizer in self._optimizers().items():
+            for index, state in optimizer.state_dict()["state"].items():
+                tensors |= {f"{kind}.{index}.{name}": value for name, value in state.items()}
+        counters = {"num_steps_done": self.num_steps_done}
+        if self.average is not None:
+            tensors |= {f"average.{name}": value for name, value in self.average.weights.items()}
+            counters["num_average_updates"] = self.average.num_updates
+        return tensors, counters
 
     def load_state_dict(self, tensors: dict[str, Tensor], counters: dict[str, int]) -> None:
         self.num_steps_done = counters["num_steps_done"]
-        model, optimizer = {}, self.optimizer.state_dict()
-        optimizer["state"] = {}
+        by_kind: dict[str, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             kind, rest = name.split(".", 1)
-            if kind == "model":
-                model[rest] = value
-            else:
-                index, field = rest.split(".", 1)
-                optimizer["state"].setdefault(int(index), {})[field] = value
-        self.model.load_state_dict(model)
-        self.optimizer.load_state_dict(optimizer)
+            by_kind.setdefault(kind, {})[rest] = value
+        self.model.load_state_dict(by_kind["model"])
+        self.graph.rate_heads.load_state_dict(by_kind.get("rate", {}))
+        if self.discriminator is not None:
+            self.discriminator.load_state_dict(by_kind["discriminator"])
+        for kind, optimizer in self._optimizers().items():
+            state = optimizer.state_dict()
+            state["state"] = {}
+            for name, value in by_kind.get(kind, {}).items():
+                index, field = name.split(".", 1)
+                state["state"].setdefault(int(index), {})[field] = value
+            optimizer.load_state_dict(state)
+        if self.average is not None:
+            for name, value in by_kind["average"].items():
+                self.average.weights[name].copy_(value)
+            self.average.num_updates = counters["num_average_updates"]
 
-
-class TrainingGraph(nn.Module):
-    """The forward pass of one training step, as a module, so that data parallelism can wrap it."""
-
-    def __init__(self, model: TaTok):
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self, images: Tensor, stage: str, config: TrainingConfig, random: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        model = self.model
-        with torch.set_grad_enabled(stage == "joint"):
-            global_quantized, patch_quantized = model.quantize(images)
-        hidden = torch.rand(len(images), generator=random) < (
-            config.hide_globals if stage != "decoder" else 0.0
-        )
-        hidden = hidden.to(images.device)
-        with torch.set_grad_enabled(stage != "decoder"):
-            prior = model.predict(global_quantized.codes, patch_quantized.codes, without_globals=hidden)
-        terms: dict[str, Tensor] = {}
-        loss = images.new_zeros(())
-        if stage != "decoder":
-            global_nats, patch_nats = code_loss(
-                prior, global_quantized.codes, patch_quantized.codes, without_globals=hidden
-            )
-            loss = loss + global_nats + patch_nats
-            terms |= {"global_nats": global_nats.detach(), "patch_nats": patch_nats.detach()}
-        if stage != "prior":
-            entropy = entropy_nats(prior.patch_logits.detach())
-            keep = mixed_masks(entropy, config.mix, random)
-            output = model.reconstruct(global_quantized.vectors, patch_quantized.vectors, keep)
-            l1, l2 = pixel_losses(output, images)
-            commitment = global_quantized.commitment + patch_quantized.commitment
-            loss = loss + config.loss.l1 * l1 + config.loss.l2 * l2 + config.loss.commitment * commitment
-            terms |= {"l1": l1.detach(), "mse": l2.detach()}
-            if commitment.requires_grad:
-                terms["commitment"] = commitment.detach()
-        return loss, terms
-
-
-def mixed_masks(entropy: Tensor, mix: MixConfig, random: torch.Generator) -> Tensor:
-    """Keep masks (B, N) bool for a training batch, from entropies (B, N): the kinds of `mix`, in shuffled order."""
-    batch, num_patches = entropy.shape
-    device = entropy.device
-    rate = torch.rand(batch, 1, generator=random).to(device)
-    draw = torch.rand(batch, num_patches, generator=random).to(device)
-    # Stratified, so that a small batch holds every kind in its share.
-    place = (torch.randperm(batch, generator=random).to(device) + 0.5)[:, None] / batch  # (B, 1)
-    num_kept = (rate * num_patches).round()
-    by_entropy = entropy.argsort(dim=1, descending=True, stable=True).argsort(dim=1) < num_kept
-    by_chance = draw.argsort(dim=1).argsort(dim=1) < num_kept
-    keep = torch.ones_like(by_entropy)
-    keep = torch.where(place < mix.entropy + mix.random + mix.globals_only, torch.zeros_like(keep), keep)
-    keep = torch.where(place < mix.entropy + mix.random, by_chance, keep)
-    return torch.where(place < mix.entropy, by_entropy, keep)
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        found: dict[str, torch.optim.Optimizer] = {"optimizer": self.optimizer}
+        if self.judge_optimizer is not None:
+            found["judge"] = self.judge_optimizer
+        return found
 
 
 def to_model_input(batch: np.ndarray, device: torch.device | str) -> Tensor:

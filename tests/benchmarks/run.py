@@ -120,7 +120,7 @@ def main() -> int:
         def encode_only() -> None:
             with torch.inference_mode():
                 for batch in batches:
-                    model.quantize(batch)
+                    model.encode(batch)
 
         def tokenize_all() -> None:
             with torch.inference_mode():

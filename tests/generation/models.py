@@ -57,6 +57,7 @@ def save_models(folder: Path, config: GeneratorConfig = CLASSES, *, seed: int = 
         patch_size=TOKENIZER.patch_size,
         tokenizer_fingerprint=fingerprint,
     )
+    torch.manual_seed(seed + 1)  # so that the tokenizer's weights do not decide the generator's
     generator = widen(Generator(config, Vocabulary.from_spec(spec)))
     url = str(folder / "generator")
     save_generator(url, dict(generator.state_dict()), config=config, tokens=spec, training={})

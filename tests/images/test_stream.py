@@ -90,8 +90,14 @@ def test_too_few_shards_and_no_images_are_user_errors(shards: list[str], tmp_pat
     cut.write_bytes(Path(shards[0]).read_bytes()[:1500])
     with pytest.raises(UserError, match=r"cut\.tar.*write or copy the shard again"):
         next(iter(stream([str(cut)])))
-    with pytest.raises(UserError, match="no image"):
-        next(iter(stream([str(empty)])))
+    broken = tmp_path / "broken.tar"
+    with tarfile.open(broken, "w") as tar:
+        header = tarfile.TarInfo("a.jpg")
+        header.size = 8
+        tar.addfile(header, io.BytesIO(b"no image"))
+    for none in (empty, broken):
+        with pytest.raises(UserError, match="no readable image"):
+            next(iter(stream([str(none)])))
 
 
 def test_parquet_and_interleaved_shards_give_each_image_once(shards: list[str], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from tatok_pipe.tokenizer.dtf import DTFConfig, Filter
 from tatok_pipe.tokenizer.model import TaTok
 from tatok_pipe.weights_folder import fingerprint
 
-LADDERS = {"entropy": {"threshold": [[2.0, 3.0], [8.0, 1.0]]}}
+LADDERS = {"drop_cost": {"threshold": [[2.0, 3.0], [8.0, 1.0]]}}
 
 
 def save(model: TaTok, folder: Path, *, half: bool = False) -> str:
@@ -71,7 +71,7 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
         load_tokenizer(str(tmp_path / "nowhere"))
     (tmp_path / "tokenizer.json").write_text(json.dumps({"format": 99}))
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match="format 1"):
+    with pytest.raises(UserError, match="format 2"):
         load_tokenizer(str(tmp_path))
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="cannot be read"):

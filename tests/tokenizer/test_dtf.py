@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tatok_pipe.tokenizer.dtf import (
     CALIBRATED_RULES,
+    PERCENTILES,
     RULES,
     DTFConfig,
     Filter,
@@ -138,20 +139,33 @@ def test_interpolation_is_linear_between_rungs_and_refuses_the_outside() -> None
 
 
 def test_resolve_takes_the_value_or_the_ladder() -> None:
-    ladders = {"entropy": {"threshold": [[10.0, 4.0], [20.0, 2.0], [64.0, 0.0]]}}
+    ladder = [[10.0, 4.0], [20.0, 2.0], [64.0, 0.0]]
+    percents = [[10.0, 0.5], [90.0, 4.5]]
+    ladders = {
+        "drop_cost": {"threshold": ladder, PERCENTILES: percents},
+        "entropy": {"budget": [[10.0, 9.0], [64.0, 0.0]]},
+    }
 
     def resolved(**options: object) -> Filter:
         return resolve(DTFConfig(**options), ladders=ladders, num_globals=4, num_patches=64)  # type: ignore[arg-type]
 
     assert resolved(value=1.25).value == 1.25
     assert resolved(target_tokens=14).value == 4.0
-    assert resolved().value == pytest.approx(interpolate(ladders["entropy"]["threshold"], 32))
-    assert resolved(rule="top_k", target_tokens=14) == Filter("top_k", 10.0)
+    assert resolved().value == pytest.approx(interpolate(ladder, 32))
+    assert resolved().score == "drop_cost"
+    assert resolved(percentile=50).value == pytest.approx(2.5)
+    paper = resolved(rule="budget", score="entropy", target_tokens=14)
+    assert (paper.value, paper.score) == (9.0, "entropy")
+    assert resolved(rule="top_k", target_tokens=14) == Filter("top_k", 10.0, score="drop_cost")
     assert resolved(rule="none").rule == "none"
     with pytest.raises(ValueError, match="no calibration"):
         resolved(rule="budget")
-    with pytest.raises(ValueError, match="calibrated for"):
+    with pytest.raises(
+        ValueError, match=r"target_tokens=5: .*calibrated for 10\.0 to 64\.0 \(and 4 globals\)"
+    ):
         resolved(target_tokens=5)
+    with pytest.raises(ValueError, match=r"percentile=5\.0: .*calibrated for 10\.0 to 90\.0"):
+        resolved(percentile=5)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +174,8 @@ def test_resolve_takes_the_value_or_the_ladder() -> None:
         {"rule": "best"},
         {"score": "beauty"},
         {"value": 1.0, "target_tokens": 5},
+        {"percentile": 50, "target_tokens": 5},
+        {"percentile": 50, "rule": "budget"},
         {"rule": "coverage", "value": 1.5},
         {"rule": "budget", "value": -1.0},
         {"rule": "top_k", "value": 2.5},

@@ -22,7 +22,7 @@ def test_patches_go_back_where_they_came_from(model: TaTok, images: Tensor) -> N
 
 
 def test_tokenize_gives_codes_entropies_and_a_mask(model: TaTok, images: Tensor) -> None:
-    tokens = model.tokenize(images, Filter("top_k", 5), with_mutual_information=True)
+    tokens = model.tokenize(images, Filter("top_k", 5, score="entropy"), with_mutual_information=True)
     assert tokens.global_codes.shape == (4, 3) and tokens.patch_codes.shape == (4, 16)
     assert tokens.keep.sum(1).tolist() == [5] * 4
     assert (tokens.patch_entropy >= 0).all()
@@ -46,14 +46,14 @@ def test_globals_read_patches_and_patches_read_globals(images: Tensor, model: Ta
     latents = {}
     model.to_global.register_forward_hook(lambda module, args, out: latents.__setitem__("global", out))
     model.to_patch.register_forward_hook(lambda module, args, out: latents.__setitem__("patch", out))
-    model.quantize(images)
+    model.encode(images)
     before = dict(latents)
     changed = images.clone()
     changed[:, :, :8, :8] = 1 - changed[:, :, :8, :8]
-    model.quantize(changed)
+    model.encode(changed)
     assert not torch.allclose(latents["global"], before["global"])
     model.encoder_positions.data[:3] = torch.randn(3, 32)  # the queries alone
-    model.quantize(images)
+    model.encode(images)
     assert not torch.allclose(latents["patch"], before["patch"])
 
 

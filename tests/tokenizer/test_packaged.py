@@ -15,9 +15,10 @@ from tatok_pipe.images.decode import PreprocessConfig, decode_image
 from tatok_pipe.images.demo import held_out_crops, write_demo_corpus
 from tatok_pipe.images.shards import read_samples
 from tatok_pipe.records import ImageSample
+from tatok_pipe.tokenizer.analysis import analyse, decode, psnr
 from tatok_pipe.tokenizer.checkpoint import Tokenizer, load_tokenizer
-from tatok_pipe.tokenizer.dtf import DTFConfig, Filter
-from tatok_pipe.tokenizer.heldout import measure, psnr
+from tatok_pipe.tokenizer.dtf import DTFConfig, Filter, keep_mask
+from tatok_pipe.tokenizer.heldout import measure
 from tatok_pipe.tokenizer.trainer import to_model_input
 
 
@@ -78,3 +79,16 @@ def test_the_card_tells_what_the_measure_gives(tokenizer: Tokenizer, crops: Tens
     with torch.no_grad():
         assert figures["psnr_globals_only"] > figures["psnr_globals_shuffled"]
     assert abs(figures["surprisal_mean_nats"] / figures["entropy_mean_nats"] - 1) < 0.5
+
+
+def test_its_scores_find_the_patches_that_matter(tokenizer: Tokenizer, crops: Tensor) -> None:
+    found = analyse(tokenizer.model, crops)
+    for kept in (64, 128):
+        quality = {
+            name: psnr(
+                decode(tokenizer.model, found, keep_mask(cost, Filter("top_k", kept))), crops
+            ).mean().item()
+            for name, cost in found.costs.items()
+        }  # fmt: skip
+        assert quality["drop_cost"] > quality["random"] + 1
+        assert quality["synthesis"] > max(quality["entropy"], quality["variance"], quality["one_shot"])

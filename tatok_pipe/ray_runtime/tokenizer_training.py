@@ -1,0 +1,324 @@
+"""What each Ray Train worker of train_tokenizer runs: restore, step by step to the end, checkpoints on the way, then
+calibration, figures and the finished tokenizer."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import time
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.collective
+import ray.train.torch
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn.parallel import DistributedDataParallel
+
+from tatok_pipe import storage
+from tatok_pipe.config import from_dict, to_dict
+from tatok_pipe.errors import UserError
+from tatok_pipe.images.decode import DecodeError, PreprocessConfig, decode_image
+from tatok_pipe.images.shards import ShardError
+from tatok_pipe.images.source import open_samples
+from tatok_pipe.images.stream import TrainingImages
+from tatok_pipe.progress import format_duration
+from tatok_pipe.ray_runtime.training import Driver
+from tatok_pipe.records import ImageSample
+from tatok_pipe.tokenizer.calibration import calibrate_ladders
+from tatok_pipe.tokenizer.checkpoint import save_tokenizer
+from tatok_pipe.tokenizer.heldout import measure
+from tatok_pipe.tokenizer.model import TaTok
+from tatok_pipe.tokenizer.model_card import model_card
+from tatok_pipe.tokenizer.trainer import TokenizerTrainer, to_model_input
+from tatok_pipe.tokenizer.training_config import STAGES
+from tatok_pipe.tokenizer.training_log import TrainingCurves, look
+from tatok_pipe.train_tokenizer_config import TrainTokenizerConfig
+from tatok_pipe.training.tensorboard import TensorBoard
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TokenizerRun:
+    """What the driver has found out and every worker is told."""
+
+    config: dict[str, Any]  # TrainTokenizerConfig
+    train_shards: list[str]
+    held_out_shards: list[str]
+    output_url: str
+    command: str
+
+
+def train_tokenizer(loop: dict[str, Any]) -> None:
+    """The loop of one worker; see `run_training`."""
+    _Worker(loop["run"], loop["driver"]).run()
+
+
+class _Worker:
+    def __init__(self, run: TokenizerRun, driver: Driver) -> None:
+        self._run_facts = run
+        self.config = from_dict(TrainTokenizerConfig, run.config)
+        context = ray.train.get_context()
+        self.rank, self.num_ranks = context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        if self.device.type == "cpu":
+            torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+        self._driver = driver
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def run(self) -> None:
+        """Train to the end, or to where the driver wants it to stop, and tell it which."""
+        run, config = self._run_facts, self.config
+        torch.manual_seed(config.seed)
+        self.model = TaTok(config.model).to(self.device)
+        self.trainer = TokenizerTrainer(
+            self.model, config.training, seed=config.seed, rank=self.rank, wrap=self._wrap
+        )
+        self.images = TrainingImages(
+            run.train_shards,
+            image_size=config.model.image_size,
+            batch_size=config.training.batch_size // self.num_ranks,
+            seed=config.seed,
+            rank=self.rank,
+            num_ranks=self.num_ranks,
+        )
+        self.curves = self._restore()
+        self._board = self._panel = None
+        if self.leads:
+            self._board = TensorBoard(
+                storage.join(run.output_url, "tensorboard"), first_step=self.trainer.num_steps_done
+            )
+            self._panel = load_images(
+                run.held_out_shards, config.model.image_size, config.validation.panel_images
+            ).to(self.device)
+        is_done = self._train()
+        if self.leads:
+            if is_done:
+                self._finish()
+            if self._board is not None:
+                self._board.close()
+            self._driver.tell({"step": self.trainer.num_steps_done, "is_done": is_done})
+
+    def _wrap(self, module: torch.nn.Module) -> torch.nn.Module:
+        if self.num_ranks == 1:
+            return module
+        # Every stage leaves some parameters alone.
+        return DistributedDataParallel(
+            module,
+            device_ids=[self.device] if self.device.type == "cuda" else None,
+            find_unused_parameters=True,
+        )
+
+    def _train(self) -> bool:
+        """Whether all steps are done; False where the driver stopped the training, which is saved then."""
+        config, trainer = self.config, self.trainer
+        total, every = config.training.num_steps, config.logging
+        self._since = time.monotonic()
+        window_start, window_step = self._since, trainer.num_steps_done
+        batches = iter(self.images)
+        while trainer.num_steps_done < total:
+            # Every worker hears of a stop at another moment, so worker 0 decides.
+            if ray.train.collective.broadcast_from_rank_zero(
+                self._driver.wants_stop() if self.leads else None
+            ):
+                logger.info("stopping: checkpoint at step %d", trainer.num_steps_done)
+                self._report_checkpoint()
+                return False
+            stage = trainer.stage
+            terms = trainer.step(to_model_input(next(batches), self.device))
+            step = trainer.num_steps_done
+            if self._board is not None and (step % every.every_steps == 0 or step == total):
+                now = time.monotonic()
+                rate = (step - window_step) / (now - window_start)
+                point = {name: round(value, 6) for name, value in terms.items()}
+                self.curves.losses.append({"step": step, "stage": stage} | point)
+                self._board.scalars("train", step, terms)
+                self._board.scalars("speed", step, {"images_per_s": rate * config.training.batch_size})
+                line = " ".join(f"{name} {value:.4g}" for name, value in terms.items())
+                logger.info(
+                    "step %d/%d %s %s | %.1f images/s, %s left",
+                    step, total, stage, line, rate * config.training.batch_size,
+                    format_duration((total - step) / rate),
+                )  # fmt: skip
+                window_start, window_step = now, step
+            if step % config.validation.every_steps == 0 or step == total:
+                self._look(step)
+            if step % every.checkpoint_every_steps == 0 or step == total:
+                self._report_checkpoint()
+        return True
+
+    def _look(self, step: int) -> None:
+        if self._board is None or self._panel is None:
+            return
+        average = self.trainer.average
+        with (
+            torch.compiler.set_stance("force_eager"),  # no compilation for shapes that come once in a while
+            average.in_place() if average is not None else nullcontext(),
+        ):
+            figures, pixels = look(self.model, self._panel)
+        self.curves.held_out.append(
+            {"step": step} | {name: round(value, 4) for name, value in figures.items()}
+        )
+        self._board.scalars("held_out", step, figures)
+        self._board.picture("held_out/original, all patches, half, a quarter, globals", step, pixels)
+        self._board.publish()
+        line = ", ".join(f"{name.removeprefix('psnr_')} {value:.2f}" for name, value in figures.items())
+        logger.info("step %d held out (%d images): PSNR of patches %s dB", step, len(self._panel), line)
+
+    def _count_time(self) -> None:
+        now = time.monotonic()
+        self.curves.train_s += now - self._since
+        self._since = now
+
+    def _report_checkpoint(self) -> None:
+        """Hand the state of this rank to Ray Train: rank 0 brings weights and optimizers, each its own stream."""
+        if self._saved_step == self.trainer.num_steps_done:
+            return  # a stop right after a checkpoint: Ray Train would remove the one folder for both
+        self._saved_step = self.trainer.num_steps_done
+        self._count_time()
+        if self._board is not None:
+            self._board.publish()
+        with tempfile.TemporaryDirectory() as folder:
+            tensors, counters = self.trainer.state_dict()
+            if self.leads:
+                save_file(
+                    {name: tensor.contiguous() for name, tensor in tensors.items()},
+                    f"{folder}/state.safetensors",
+                )
+            state = {
+                "trainer": counters,
+                "images": self.images.state_dict(),
+                "curves": asdict(self.curves),
+                "model": self._run_facts.config["model"],
+                "training": self._run_facts.config["training"],
+                "num_ranks": self.num_ranks,
+            }
+            Path(folder, f"rank-{self.rank}.json").write_text(json.dumps(state))
+            ray.train.report(
+                {"step": self.trainer.num_steps_done},
+                checkpoint=ray.train.Checkpoint.from_directory(folder),
+                checkpoint_dir_name=f"step-{self.trainer.num_steps_done:07d}",
+            )
+
+    def _restore(self) -> TrainingCurves:
+        """Load the newest checkpoint, if there is one, and what was logged until then."""
+        checkpoint = ray.train.get_checkpoint()
+        self._saved_step = -1
+        if checkpoint is None:
+            return TrainingCurves()
+        with checkpoint.as_directory() as folder:
+            state = json.loads(Path(folder, "rank-0.json").read_text())
+            self._check_earlier(state)
+            self.trainer.load_state_dict(load_file(f"{folder}/state.safetensors"), state["trainer"])
+            if state["num_ranks"] == self.num_ranks:
+                own = json.loads(Path(folder, f"rank-{self.rank}.json").read_text())
+                self.images.load_state_dict(own["images"])
+            else:
+                self.images.load_state_dict({"epoch": state["images"]["epoch"] + 1, "offset": 0})
+                if self.leads:
+                    logger.warning(
+                        "%d workers, %d before: what is left of the epoch is passed over",
+                        self.num_ranks, state["num_ranks"],
+                    )  # fmt: skip
+        self._saved_step = self.trainer.num_steps_done
+        if self.leads:
+            logger.info("resumed at step %d", self.trainer.num_steps_done)
+        return TrainingCurves(**state["curves"])
+
+    def _check_earlier(self, state: dict[str, Any]) -> None:
+        """Learning rates, mixes and weights of losses may change on the way; what has a state may not."""
+        config = self._run_facts.config
+        before, now = state["training"], config["training"]
+        pairs = [(f"model.{key}", value, config["model"].get(key)) for key, value in state["model"].items()]
+        pairs += [
+            (f"training.{stage}_steps", before[f"{stage}_steps"], now[f"{stage}_steps"]) for stage in STAGES
+        ]
+        changed = [f"{key}={earlier} (now {later})" for key, earlier, later in pairs if earlier != later]
+        states = [("ema_decay", before["ema_decay"], now["ema_decay"])]
+        states += [(f"loss.{key}", before["loss"][key], now["loss"][key]) for key in ("adversarial", "rate")]
+        changed += [
+            f"training.{key}={earlier} (now {later})"
+            for key, earlier, later in states
+            if bool(earlier) != bool(later)
+        ]
+        if changed:
+            raise UserError(
+                f"output.url={storage.redact(self._run_facts.output_url)}: holds a training with {', '.join(changed)}; "
+                "give another output.url, or the same settings"
+            )
+
+    def _finish(self) -> None:
+        """Calibrate on training images, measure on held-out ones, and publish checkpoint and model card."""
+        run, config, model = self._run_facts, self.config, self.model
+        model.eval()
+        if config.output.half:  # measure what is stored
+            model.load_state_dict(
+                {
+                    name: tensor.bfloat16().float() if tensor.is_floating_point() else tensor
+                    for name, tensor in model.state_dict().items()
+                }
+            )
+        size, max_images = config.model.image_size, config.validation.max_images
+        calibration = load_images(run.train_shards, size, max_images)
+        held_out = load_images(run.held_out_shards, size, max_images)
+        logger.info("calibrating on %d images, measuring on %d", len(calibration), len(held_out))
+        with torch.compiler.set_stance("force_eager"):
+            ladders = calibrate_ladders(model, calibration.to(self.device))
+            figures = measure(model, held_out.to(self.device), ladders, seed=config.seed)
+        training = {
+            "command": run.command,
+            "config": to_dict(config.training),
+            "seed": config.seed,
+            "num_steps": config.training.num_steps,
+            "train_s": round(self.curves.train_s),
+            "curve": self.curves.losses,
+            "held_out_curve": self.curves.held_out,
+            "device": self.device.type,
+            "precision": config.training.precision_on(self.device),
+            "num_workers": self.num_ranks,
+            "torch": torch.__version__,
+            "calibration_images": len(calibration),
+            "held_out": figures,
+        }
+        url = storage.join(run.output_url, "tokenizer")
+        mark = save_tokenizer(url, model, ladders=ladders, training=training, half=config.output.half)
+        num_weights = sum(parameter.numel() for parameter in model.parameters())
+        card = model_card(config.model, training, fingerprint=mark, num_weights=num_weights)
+        storage.publish_bytes(card.encode(), storage.join(url, "README.md"), exclusive=False)
+
+
+def load_images(shards: list[str], image_size: int, max_images: int) -> torch.Tensor:
+    """The first readable images of every shard, as many of each as `max_images` in all ask for: centre crops
+    (M, 3, S, S) float32 in [0, 1].
+
+    Raises UserError where there is none.
+    """
+    crops: list[torch.Tensor] = []
+    preprocess = PreprocessConfig(image_size=image_size)
+    per_shard = -(-max_images // len(shards))
+    for url in shards:
+        limit = min(max_images, len(crops) + per_shard)
+        try:
+            with open_samples(url, info=storage.file_info(url)) as samples:
+                for sample in samples:
+                    if isinstance(sample, ImageSample):
+                        with suppress(DecodeError):
+                            crops.append(torch.from_numpy(decode_image(sample.image, preprocess)[0].copy()))
+                    if len(crops) == limit:
+                        break
+        except ShardError as error:
+            raise UserError(str(error)) from error
+        if len(crops) == max_images:
+            break
+    if not crops:
+        raise UserError(f"{storage.redact(shards[0])} and {len(shards) - 1} more: no readable image")
+    return to_model_input(torch.stack(crops).numpy(), "cpu")

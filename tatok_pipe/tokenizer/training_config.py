@@ -1,0 +1,127 @@
+"""The options of tokenizer training, without Ray's and the data's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from tatok_pipe.options import check_choices, option, section
+from tatok_pipe.tokenizer.losses import LossConfig
+from tatok_pipe.tokenizer.mix import MixConfig
+from tatok_pipe.training.schedule import ScheduleConfig
+
+STAGES = ("joint", "prior", "decoder")
+_FLOOR_SHARE = 0.02  # of the peak learning rate, at the end of every stage
+
+
+@dataclass(frozen=True)
+class DecoderMixConfig(MixConfig):
+    """The same kinds for the decoder's stage, where codes and entropies are final and synthesis is worth its price."""
+
+    entropy: float = option(
+        0.2, help="kept by conditional entropy, keep rate uniform over 0 to 1", unit="share of batch"
+    )
+    drop_cost: float = option(
+        0.25, help="kept by the drop-cost head, keep rate uniform over 0 to 1", unit="share of batch"
+    )
+    synthesis: float = option(
+        0.25,
+        help="kept by analysis by synthesis, keep rate uniform over 0 to 1; the drop-cost head learns from it",
+        unit="share of batch",
+    )
+    random: float = option(0.1, help="kept by chance, keep rate uniform over 0 to 1", unit="share of batch")
+    globals_only: float = option(0.05, help="without patches", unit="share of batch")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    joint_steps: int = option(60_000, help="length of the joint stage", unit="steps")
+    prior_steps: int = option(15_000, help="length of the entropy model's stage", unit="steps")
+    decoder_steps: int = option(15_000, help="length of the decoder's stage", unit="steps")
+    batch_size: int = option(256, help="images a step", unit="images, over all workers")
+    microbatch_size: int | None = option(
+        None,
+        help="images of a forward and backward pass, what memory allows; null: the worker's share of a batch",
+        unit="images per worker",
+    )
+    precision: str = option(
+        "auto",
+        choices=("auto", "fp32", "bf16"),
+        help="arithmetic of the model, weights stay fp32; auto: bf16 on GPUs, fp32 on CPUs",
+    )
+    compile: str = option(
+        "auto", choices=("auto", "yes", "no"), help="torch.compile of the blocks; auto: on GPUs"
+    )
+    learning_rate: float = option(3e-4, help="peak of the joint stage", unit="per step")
+    prior_learning_rate: float = option(
+        3e-4, help="peak of the entropy model, in both of its stages", unit="per step"
+    )
+    decoder_learning_rate: float = option(1e-4, help="peak of the decoder's stage", unit="per step")
+    warmup_steps: int = option(1_000, help="linear warm-up at the start of every stage", unit="steps")
+    weight_decay: float = option(0.05, help="AdamW, matrices only", unit="per step and learning rate")
+    clip_norm: float = option(
+        1.0,
+        help="gradient norm: encoder with decoder, drop-cost head, entropy model and discriminator, each by itself",
+        unit="L2 norm",
+    )
+    ema_decay: float = option(
+        0.999,
+        help="average of weights over steps, with which every stage ends; 0: none", unit="per step",
+    )  # fmt: skip
+    hide_globals: float = option(
+        0.15, help="images whose globals the entropy model does not see", unit="share of batch"
+    )
+    mix: MixConfig = section(MixConfig, help="how the samples of a batch are filtered in the joint stage")
+    decoder_mix: DecoderMixConfig = section(
+        DecoderMixConfig, help="how they are filtered in the decoder's stage"
+    )
+    loss: LossConfig = section(LossConfig, help="weights of the losses")
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        counts = (self.joint_steps, self.prior_steps, self.decoder_steps, self.warmup_steps)
+        if min(counts) < 0 or self.num_steps < 1 or self.batch_size < 1:
+            raise ValueError(
+                "joint_steps, prior_steps, decoder_steps, warmup_steps: expected 0 or more, some step "
+                "to do, and batch_size of at least 1"
+            )
+        if self.microbatch_size is not None and self.microbatch_size < 1:
+            raise ValueError(f"microbatch_size={self.microbatch_size}: expected at least 1, or null")
+        for name in ("hide_globals", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more, and below 1")
+        for name in ("learning_rate", "prior_learning_rate", "decoder_learning_rate", "clip_norm"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)}: expected more than 0")
+        last = self.num_steps if self.decoder_steps else self.joint_steps
+        if self.loss.adversarial and self.loss.adversarial_start_step >= last:
+            raise ValueError(
+                f"loss.adversarial_start_step={self.loss.adversarial_start_step}: expected less than {last}, the last "
+                "step that trains a decoder"
+            )
+        if self.mix.synthesis:
+            raise ValueError(
+                f"mix.synthesis={self.mix.synthesis}: expected 0; codes still change there, use decoder_mix.synthesis"
+            )
+
+    @property
+    def num_steps(self) -> int:
+        return self.joint_steps + self.prior_steps + self.decoder_steps
+
+    @property
+    def is_prior_in_joint(self) -> bool:
+        """Whether anything in the joint stage needs the entropy model; where not, it is trained in its own stage."""
+        return self.loss.rate > 0 or self.mix.entropy > 0
+
+    def schedule(self, peak: float) -> ScheduleConfig:
+        return ScheduleConfig(peak=peak, warmup_steps=self.warmup_steps, floor_share=_FLOOR_SHARE)
+
+    def precision_on(self, device: torch.device) -> str:
+        """ "fp32" or "bf16"."""
+        if self.precision != "auto":
+            return self.precision
+        return "bf16" if device.type == "cuda" else "fp32"
+
+    def is_compiled_on(self, device: torch.device) -> bool:
+        return self.compile == "yes" or (self.compile == "auto" and device.type == "cuda")

@@ -1,0 +1,89 @@
+"""The options of train_tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tatok_pipe.options import option, section
+from tatok_pipe.ray_runtime import WorkersConfig
+from tatok_pipe.tokenizer.model import TaTokConfig
+from tatok_pipe.tokenizer.training_config import TrainingConfig
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    shards: str = option(
+        "", help="image shards to train on: glob, braces, @list.txt or directory, on any URL"
+    )
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    shards: str = option("", help="image shards to measure on; nothing of them is trained on")
+    max_images: int = option(
+        256,
+        help="images to measure on, and of the training shards to calibrate on, as many of each shard",
+        unit="images",
+    )
+    every_steps: int = option(
+        1_000, help="PSNR and pictures of the first held-out images this often", unit="steps"
+    )
+    panel_images: int = option(8, help="how many images these are", unit="images")
+
+    def __post_init__(self) -> None:
+        for name in ("max_images", "every_steps", "panel_images"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    url: str = option(
+        "", help="folder for checkpoints/, tensorboard/ and the finished tokenizer/, on any URL"
+    )
+    half: bool = option(False, help="store the finished weights as bfloat16, half the size")
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    every_steps: int = option(50, help="a line of losses this often", unit="steps")
+    checkpoint_every_steps: int = option(500, help="a checkpoint to resume from this often", unit="steps")
+
+    def __post_init__(self) -> None:
+        for name in ("every_steps", "checkpoint_every_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+
+
+@dataclass(frozen=True)
+class TrainTokenizerConfig:
+    input: InputConfig = section(InputConfig, help="what to train on")
+    validation: ValidationConfig = section(ValidationConfig, help="what to measure on")
+    output: OutputConfig = section(OutputConfig, help="where the results go")
+    model: TaTokConfig = section(TaTokConfig, help="the tokenizer")
+    training: TrainingConfig = section(TrainingConfig, help="how it is trained")
+    workers: WorkersConfig = section(WorkersConfig, help="Ray Train workers")
+    logging: LoggingConfig = section(LoggingConfig, help="what is logged and saved, how often")
+    seed: int = option(0, help="seed of weights, order, augmentation and masks")
+    dry_run: bool = option(
+        False, help="print weights, arithmetic of an image and memory of a worker, and train nothing"
+    )
+
+    def __post_init__(self) -> None:
+        training, loss = self.training, self.training.loss
+        if training.batch_size % self.workers.count:
+            raise ValueError(
+                f"training.batch_size={training.batch_size}: expected a multiple of "
+                f"workers.count={self.workers.count}"
+            )
+        smallest = loss.discriminator.smallest_image
+        if loss.adversarial and self.model.image_size < smallest:
+            raise ValueError(
+                f"training.loss.discriminator.depth={loss.discriminator.depth}: expected images of {smallest} pixels "
+                f"or more, model.image_size={self.model.image_size}; give a smaller depth"
+            )
+        kinds = {self.model.global_codebook.kind, self.model.patch_codebook.kind}
+        if loss.rate and kinds != {"fsq"}:
+            raise ValueError(
+                f"training.loss.rate={loss.rate}: expected 0 with vq codebooks, whose codes have no differentiable rate"
+            )

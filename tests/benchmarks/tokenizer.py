@@ -1,0 +1,371 @@
+"""How good the packaged tokenizer's adaptive tokens are on images it never saw: every score beside every control.
+
+    python -m tests.benchmarks.tokenizer [--shards GLOB] [--baseline URL] [--write README.md]
+
+Without --shards it measures on the photographs that the demo corpus leaves out. --baseline is a tokenizer without
+globals, of the same size and training. --write puts the tables between the markers of a Markdown file.
+
+Letters: M images, K globals, N patches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy import stats
+from torch import Tensor
+
+from tatok_pipe import storage
+from tatok_pipe.images.crops import CropConfig
+from tatok_pipe.images.decode import PreprocessConfig, decode_crops, decode_image
+from tatok_pipe.images.demo import held_out_crops
+from tatok_pipe.images.source import open_samples
+from tatok_pipe.records import ImageSample
+from tatok_pipe.tokenizer.analysis import CONTROLS, Analysis, analyse, decode, psnr
+from tatok_pipe.tokenizer.checkpoint import PACKAGED, Tokenizer, load_tokenizer
+from tatok_pipe.tokenizer.dtf import SCORES, DTFConfig, Filter, calibrate, keep_mask
+from tatok_pipe.tokenizer.perceptual import build_perceptual
+from tatok_pipe.tokenizer.prior import entropy_nats
+
+KEEP_RATES = (0.75, 0.5, 0.25, 0.22)
+NAMES = (*SCORES, *CONTROLS)
+TOLD = {
+    "drop_cost": "`drop_cost`", "entropy": "`entropy` (the paper's)", "synthesis": "`synthesis`", "random": "random",
+    "variance": "lowest variance", "neighbours": "error to the neighbours' mean", "one_shot": "one-shot oracle",
+    "prefix": "fixed prefix",
+}  # fmt: skip
+BEGIN, END = "<!-- begin: make bench-tokenizer -->", "<!-- end: make bench-tokenizer -->"
+CONFIDENCE = 0.95
+TIMED_IMAGES = 16
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--tokenizer", default=PACKAGED, help="folder that train_tokenizer wrote")
+    parser.add_argument("--baseline", help="the same without globals and filtering")
+    parser.add_argument("--shards", help="image shards that neither was trained on")
+    parser.add_argument("--write", help="Markdown file to put the tables in")
+    options = parser.parse_args(argv)
+    tokenizer = load_tokenizer(options.tokenizer)
+    samples = read_samples(options.shards)
+    report = Report(tokenizer, samples)
+    sections = [
+        report.heading(options.shards),
+        report.scores(),
+        report.thresholds(),
+        report.globals(load_tokenizer(options.baseline) if options.baseline else None),
+        report.codes(),
+        report.content(),
+    ]
+    text = "\n\n".join(section for section in sections if section)
+    print(text)
+    if options.write:
+        path = Path(options.write)
+        before, _, rest = path.read_text().partition(BEGIN)
+        _, found, after = rest.partition(END)
+        if not found:
+            print(f"{path}: expected the markers {BEGIN} and {END}", file=sys.stderr)
+            return 2
+        path.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+    return 0
+
+
+def read_samples(shards: str | None) -> list[ImageSample]:
+    if shards is None:
+        return held_out_crops()
+    found = []
+    for shard in storage.expand_shards(shards):
+        with open_samples(shard.url, info=storage.file_info(shard.url)) as samples:
+            found += [sample for sample in samples if isinstance(sample, ImageSample)]
+    return found
+
+
+def to_images(pixels: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
+
+
+class Report:
+    """One tokenizer on one set of images; each method is a section of the report."""
+
+    def __init__(self, tokenizer: Tokenizer, samples: list[ImageSample]) -> None:
+        self.model = tokenizer.model
+        self.tokenizer = tokenizer
+        self.samples = samples
+        self.preprocess = PreprocessConfig(image_size=self.model.config.image_size)
+        self.images = to_images([decode_image(sample.image, self.preprocess)[0] for sample in samples])
+        self.found: Analysis = analyse(self.model, self.images)
+        distance = build_perceptual("efficientnet_lite0", "cpu")
+        assert distance is not None
+        self.distance = distance
+        self.num_patches = self.model.config.num_patches
+        self.num_globals = self.model.config.num_globals
+
+    def heading(self, shards: str | None) -> str:
+        source = f"`{shards}`" if shards else "the photographs that the demo corpus leaves out"
+        return (
+            f"{len(self.images)} images of {source}, fingerprint `{self.tokenizer.fingerprint[:12]}`. PSNR is the mean "
+            f"over images, dB; perceptual distance is of EfficientNet-Lite0's features (not LPIPS), lower is better; "
+            f"± is half of the {CONFIDENCE:.0%} interval of the mean paired difference to random dropping."
+        )
+
+    def quality(self, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """PSNR and perceptual distance of every image, (M,) each."""
+        decoded = decode(self.model, self.found, keep)
+        parts = zip(decoded.split(16), self.images.split(16), strict=True)
+        with torch.no_grad():
+            return psnr(decoded, self.images), torch.cat([self.distance(a, b) for a, b in parts])
+
+    def scores(self) -> str:
+        prices = self.prices()
+        everything = torch.ones_like(self.found.patch_codes, dtype=torch.bool)
+        best_psnr, best_distance = self.quality(everything)
+        header = [
+            "patches of each image kept by",
+            *[f"{rate:.0%}" for rate in KEEP_RATES],
+            "encode time",
+        ]
+        by_psnr: list[list[str]] = []
+        by_distance: list[list[str]] = []
+        results = {
+            name: [
+                self.quality(
+                    keep_mask(self.found.costs[name], Filter("top_k", round(rate * self.num_patches)))
+                )
+                for rate in KEEP_RATES
+            ]
+            for name in NAMES
+        }
+        for name in NAMES:
+            cells: tuple[list[str], list[str]] = ([], [])
+            for got, reference in zip(results[name], results["random"], strict=True):
+                for place, digits in ((0, 2), (1, 3)):
+                    told = f"{got[place].mean():.{digits}f}"
+                    if name != "random":
+                        told += f" ({difference(got[place], reference[place], digits)})"
+                    cells[place].append(told)
+            by_psnr.append([TOLD[name], *cells[0], prices.get(name, "")])
+            by_distance.append([TOLD[name], *cells[1]])
+        return "\n\n".join(
+            [
+                f"PSNR at the same count in every image (all patches: {best_psnr.mean():.2f}). Encode time is that "
+                "of a batch with this score over that without any; random and the pixel measures take none.",
+                table(header, by_psnr),
+                f"Perceptual distance (all patches: {best_distance.mean():.3f}):",
+                table(header[:-1], by_distance),
+            ]
+        )
+
+    def prices(self) -> dict[str, str]:
+        """Time of encoding with each score, over encoder and quantizers alone; measured in turn."""
+        batch = self.images[:TIMED_IMAGES]
+        model = self.model
+
+        def encode_only() -> None:
+            model.encode(batch)
+
+        def with_score(name: str) -> Callable[[], None]:
+            def run() -> None:
+                encoded = model.encode(batch)
+                entropy = encoded.features.new_zeros(())
+                if name == "entropy":
+                    entropy = entropy_nats(
+                        model.predict(encoded.globals.codes, encoded.patches.codes).patch_logits
+                    )
+                model.cost(name, batch, encoded, entropy=entropy)
+
+            return run
+
+        runs = {"": encode_only} | {name: with_score(name) for name in SCORES}
+        seconds: dict[str, list[float]] = {name: [] for name in runs}
+        with torch.no_grad():
+            for _ in range(6):
+                for name, run in runs.items():
+                    start = time.perf_counter()
+                    run()
+                    seconds[name].append(time.perf_counter() - start)
+        base = np.median(seconds[""][1:])
+        return {name: f"{np.median(seconds[name][1:]) / base:.2f} ×" for name in SCORES}
+
+    def thresholds(self) -> str:
+        rows = []
+        for name in SCORES:
+            cost = self.found.costs[name]
+            for rate in KEEP_RATES:
+                kept = round(rate * self.num_patches)
+                value = calibrate(cost, rule="threshold", target_patches=kept, min_patches=1)
+                masks = {
+                    "threshold": keep_mask(cost, Filter("threshold", value)),
+                    "count": keep_mask(cost, Filter("top_k", kept)),
+                }
+                got = {rule: self.quality(mask)[0] for rule, mask in masks.items()}
+                tokens = self.num_globals + masks["threshold"].sum(1).double()
+                rows.append(
+                    [
+                        TOLD[name],
+                        f"{self.num_globals + kept}",
+                        f"{tokens.mean():.1f} ± {tokens.std():.1f}",
+                        f"{got['threshold'].mean():.2f} ({difference(got['threshold'], got['count'], 2)})",
+                        f"{worst_decile(got['threshold']):.2f} "
+                        f"({worst_decile(got['threshold']) - worst_decile(got['count']):+.2f})",
+                    ]
+                )
+        header = ["score", "tokens asked", "tokens, mean ± std", "PSNR (to fixed count)", "worst tenth"]
+        return (
+            "One threshold for all images against the same count in every image, at equal mean tokens:\n\n"
+            + table(header, rows)
+        )
+
+    def globals(self, baseline: Tokenizer | None) -> str:
+        everything = torch.ones_like(self.found.patch_codes, dtype=torch.bool)
+        others = torch.arange(len(self.images)).roll(1)
+        whole = self.quality(everything)[0]
+        lines = []
+        for told, keep in (
+            ("all patches", everything),
+            ("a quarter of them", keep_mask(self.found.costs["drop_cost"], Filter("top_k", self.num_patches // 4))),
+            ("no patch", ~everything),
+        ):  # fmt: skip
+            own = self.quality(keep)[0]
+            shuffled = psnr(decode(self.model, self.found, keep, globals_from=others), self.images)
+            lines.append(f"- Another image's globals with {told}: {difference(shuffled, own, 2)} dB.")
+        with torch.no_grad():
+            information = torch.cat(
+                [
+                    tokens.mutual_information
+                    for batch in self.images.split(16)
+                    if (
+                        tokens := self.model.tokenize(
+                            batch, Filter("none", 0, score="entropy"), with_mutual_information=True
+                        )
+                    ).mutual_information
+                    is not None
+                ]
+            )
+        share = (information > 0).double().mean()
+        lines.append(
+            f"- Î(G;P): {information.mean():.2f} nats an image, above 0 on {share:.0%} of the images."
+        )
+        if baseline is not None:
+            lines += self.against(baseline, whole)
+        return "\n".join(["What globals do:", "", *lines])
+
+    def against(self, baseline: Tokenizer, whole: Tensor) -> list[str]:
+        """Global and patch tokens against patch tokens alone, at equal total tokens."""
+        other = baseline.model
+        alone = analyse(other, self.images)
+        plain = psnr(decode(other, alone, torch.ones_like(alone.patch_codes, dtype=torch.bool)), self.images)
+        kept = other.config.num_patches - self.num_globals
+        mask = keep_mask(self.found.costs["drop_cost"], Filter("top_k", kept))
+        ours = self.quality(mask)[0]
+        weights = [sum(p.numel() for p in model.parameters()) / 1e6 for model in (self.model, other)]
+        return [
+            f"- Patch tokens alone ({weights[1]:.2f} M weights, ours {weights[0]:.2f}; fingerprint "
+            f"`{baseline.fingerprint[:12]}`): {plain.mean():.2f} dB with {other.config.num_patches} tokens; ours with "
+            f"as many, {self.num_globals} of them globals: {ours.mean():.2f} ({difference(ours, plain, 2)}); with all "
+            f"{self.num_globals + self.num_patches}: {whole.mean():.2f}."
+        ]  # fmt: skip
+
+    def codes(self) -> str:
+        ratio = self.found.surprisal.mean() / self.found.entropy.mean()
+        lines = [
+            f"- Mean surprisal {self.found.surprisal.mean():.3f} nats a patch code, mean entropy "
+            f"{self.found.entropy.mean():.3f}: ratio {ratio:.3f}."
+        ]
+        ten = CropConfig(kind="ten_crop")
+        crops = [
+            pixels
+            for sample in self.samples
+            for pixels in decode_crops(sample.image, self.preprocess, ten, key=sample.key).pixels
+        ]
+        many = analyse(self.model, to_images(crops), controls=False)
+        for name, codes, size in (
+            ("patch", many.patch_codes, self.model.patch_quantizer.vocab_size),
+            ("global", many.global_codes, self.model.global_quantizer.vocab_size),
+        ):
+            share = torch.bincount(codes.flatten(), minlength=size).double() / codes.numel()
+            lines.append(
+                f"- The {name} codes of ten crops of each image ({codes.numel():,} of them) use "
+                f"{(share > 0).double().mean():.1%} of {size:,}; perplexity "
+                f"{torch.special.entr(share).sum().exp():.0f}."
+            )
+        rows = []
+        for rate in KEEP_RATES:
+            kept = round(rate * self.num_patches)
+            cells = []
+            for name in ("drop_cost", "entropy", "random"):
+                mask = keep_mask(self.found.costs[name], Filter("top_k", kept))
+                cells.append(f"{(self.found.surprisal * mask).sum(1).mean():.0f}")
+            rows.append([f"{rate:.0%}", *cells, f"{log_choices(self.num_patches, kept):.0f}"])
+        header = ["kept", "`drop_cost`", "`entropy`", "random", "which were kept"]
+        return "\n".join(
+            [
+                "Codes:", "", *lines, "",
+                "Nats of the kept patch codes of an image, as the entropy model costs them, and of saying which they "
+                "are (ln of the number of choices, which no code has to exceed). The model predicts from dropped codes "
+                "too, which a receiver lacks, so the first are from below:", "",
+                table(header, rows),
+            ]
+        )  # fmt: skip
+
+    def content(self) -> str:
+        size = self.model.config.image_size
+        filter = self.tokenizer.filter(DTFConfig())
+        kept = keep_mask(self.found.costs[filter.score], filter).sum(1)
+        sizes = [jpeg_bytes(image) / size**2 for image in self.images]
+        result: tuple[float, float] = stats.spearmanr(kept.numpy(), sizes)  # type: ignore[assignment]
+        colours = torch.rand(16, 3, 1, 1, generator=torch.Generator().manual_seed(0))
+        grey = torch.linspace(0, 1, 8)[:, None, None, None].expand(8, 3, 1, 1)
+        uniform = torch.cat([colours, grey]).expand(-1, -1, size, size).contiguous()
+        flat = self.model.tokenize(uniform, filter).keep.sum(1)
+        return "\n".join(
+            [
+                f"Content, with the default filter ({filter.rule} {filter.value:.4g} on `{filter.score}`):", "",
+                f"- {self.num_globals + kept.double().mean():.1f} ± {kept.double().std():.1f} tokens an image, "
+                f"{self.num_globals + kept.min()} to {self.num_globals + kept.max()}.",
+                f"- Spearman correlation of tokens with JPEG bytes a pixel: {result[0]:.2f} (n = {len(sizes)}).",
+                f"- {len(uniform)} images of one colour keep {flat.double().mean():.1f} of {self.num_patches} patches "
+                f"on average, {flat.max()} at most.",
+            ]
+        )  # fmt: skip
+
+
+def difference(values: Tensor, reference: Tensor, digits: int) -> str:
+    """Mean paired difference and half of its interval."""
+    paired = (values - reference).double()
+    half = paired.std() / math.sqrt(len(paired)) * stats.t.ppf((1 + CONFIDENCE) / 2, len(paired) - 1)
+    return f"{paired.mean():+.{digits}f} ± {half:.{digits}f}"
+
+
+def worst_decile(values: Tensor) -> float:
+    """Mean of the lowest tenth."""
+    return values.sort().values[: max(1, len(values) // 10)].mean().item()
+
+
+def log_choices(total: int, kept: int) -> float:
+    return math.lgamma(total + 1) - math.lgamma(kept + 1) - math.lgamma(total - kept + 1)
+
+
+def jpeg_bytes(image: Tensor) -> int:
+    """Size of an image (3, H, W) as a JPEG of quality 75."""
+    pixels = (image.permute(1, 2, 0) * 255).round().byte().numpy()
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=75)
+    return file.tell()
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
