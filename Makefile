@@ -42,8 +42,9 @@ bench: $(INSTALLED) ## speed of the stages on this machine, each beside what bou
 	$(PY) -m tests.benchmarks.generation
 
 # SHARDS: image shards that the tokenizer was not trained on; without it the photographs that the demo leaves out.
+# BASELINE: a tokenizer made with configs/tokenizer/tiny-patches-only.yaml, to compare with.
 bench-tokenizer: $(INSTALLED) ## the packaged tokenizer's scores beside their controls; writes the tables into the README
-	$(PY) -m tests.benchmarks.tokenizer $(if $(SHARDS),--shards '$(SHARDS)') --baseline tests/benchmarks/patches-only \
+	$(PY) -m tests.benchmarks.tokenizer $(if $(SHARDS),--shards '$(SHARDS)') $(if $(BASELINE),--baseline '$(BASELINE)') \
 		--write README.md
 
 clean: ## remove the environment, caches and build output (never datasets or runs)

@@ -15,6 +15,23 @@ class InputConfig:
     shards: str = option(
         "", help="image shards to train on: glob, braces, @list.txt or directory, on any URL"
     )
+    max_scale: float = option(
+        1.6,
+        help="crops are cut at a random scale, from 1 to this many image sizes on the short side",
+        unit="image sizes",
+    )
+    plain_share: float = option(
+        0.0,
+        help="images that are replaced by one random colour, so that globals alone can carry any colour; photographs "
+        "hold few of the bright ones",
+        unit="share of images",
+    )
+
+    def __post_init__(self) -> None:
+        if self.max_scale < 1:
+            raise ValueError(f"max_scale={self.max_scale}: expected 1 or more")
+        if not 0 <= self.plain_share < 1:
+            raise ValueError(f"plain_share={self.plain_share}: expected a share of 0 or more, and below 1")
 
 
 @dataclass(frozen=True)

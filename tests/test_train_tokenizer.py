@@ -240,9 +240,19 @@ def test_a_broken_shard_is_one_line_and_not_tried_again(arguments: list[str], tm
         (["workers.count=4"], "workers.count=4"),
         (["training.joint_steps=-1"], "training"),
         (["model.patch_size=7"], "image_size=32, patch_size=7"),
-        (["training.loss.adversarial=0.1", "training.loss.discriminator.depth=4"], "images of 48 pixels"),
+        (
+            [
+                "training.loss.adversarial=0.1",
+                "training.loss.adversarial_start_step=9",
+                "training.loss.discriminator.depth=4",
+            ],
+            "images of 48 pixels",
+        ),
+        (["training.loss.adversarial=0.1"], "adversarial_start_step=20000: expected less than 50"),
         (["training.loss.rate=0.1", "model.patch_codebook.kind=vq"], "training.loss.rate=0.1"),
         (["training.mix.random=0.9"], "training.mix"),
+        (["input.plain_share=1"], "plain_share=1.0: expected a share"),
+        (["input.max_scale=0.5"], "max_scale=0.5: expected 1 or more"),
     ],
 )
 def test_a_mistake_is_told(arguments: list[str], changes: list[str], message: str, tmp_path: Path) -> None:

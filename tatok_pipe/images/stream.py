@@ -27,10 +27,10 @@ logger = logging.getLogger(__name__)
 class TrainingImages:
     """Batches (B, S, S, 3) uint8, without end.
 
-    Shards are shuffled each epoch and split over ranks, samples pass a shuffle buffer of encoded images, each
-    image is decoded at a random scale and cut and flipped at random. Images that do not decode are skipped
-    and logged. Raises UserError where there are fewer shards than ranks, no readable image, or a shard that
-    cannot be read to its end.
+    Shards are shuffled each epoch and split over ranks, samples pass a shuffle buffer of encoded images, each image
+    is decoded at a random scale and cut and flipped at random; instead of `plain_share` of them comes one random
+    colour. Images that do not decode are skipped and logged. Raises UserError where there are fewer shards than ranks,
+    no readable image, or a shard that cannot be read to its end.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class TrainingImages:
         num_threads: int = 2,
         buffer_images: int = 1024,
         max_scale: float = 1.6,
+        plain_share: float = 0.0,
     ):
         if len(shards) < num_ranks:
             raise UserError(
@@ -59,6 +60,7 @@ class TrainingImages:
         self.num_threads = num_threads
         self.buffer_images = buffer_images
         self.max_scale = max_scale
+        self.plain_share = plain_share
         self.epoch = 0
         self.offset = 0  # samples of this epoch that batches were made of
 
@@ -143,4 +145,8 @@ class TrainingImages:
             return None
         top, left = random.integers(scaled - size + 1, size=2)
         pixels = pixels[top : top + size, left : left + size]
-        return pixels[:, ::-1] if random.random() < 0.5 else pixels
+        if random.random() < 0.5:
+            pixels = pixels[:, ::-1]
+        if random.random() < self.plain_share:
+            pixels = np.broadcast_to(random.integers(0, 256, 3, dtype=np.uint8), pixels.shape)
+        return pixels

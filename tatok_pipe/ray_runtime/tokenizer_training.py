@@ -90,6 +90,8 @@ class _Worker:
             seed=config.seed,
             rank=self.rank,
             num_ranks=self.num_ranks,
+            max_scale=config.input.max_scale,
+            plain_share=config.input.plain_share,
         )
         self.curves = self._restore()
         self._board = self._panel = None

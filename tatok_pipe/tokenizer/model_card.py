@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tatok_pipe.tokenizer.analysis import CONTROLS
+from tatok_pipe.tokenizer.dtf import SCORES
 from tatok_pipe.tokenizer.model import TaTokConfig
 
 
@@ -11,7 +13,7 @@ def model_card(config: TaTokConfig, training: dict[str, Any], *, fingerprint: st
     """Markdown from the figures that training recorded; nothing is typed in by hand."""
     figures = training["held_out"]
     side = config.image_size
-    names = list(figures["filtered"][0]["psnr"])
+    names = (*SCORES, *CONTROLS)
     lines = [
         f"# TaTok tokenizer, {side} px, {config.num_patches} patches, {config.num_globals} globals",
         "",
@@ -20,7 +22,7 @@ def model_card(config: TaTokConfig, training: dict[str, Any], *, fingerprint: st
         f"{_codebook(config.global_codebook)} for globals",
         f"- made by: `{training['command']}`",
         f"- {training['num_steps']} steps of {training['config']['batch_size']} images in {training['train_s']} s on "
-        f"{training['device']}, torch {training['torch']}, seed {training['seed']}",
+        f"{training['device']} in {training['precision']}, torch {training['torch']}, seed {training['seed']}",
         f"- filters calibrated on {training['calibration_images']} training images",
         "",
         f"## On {figures['num_images']} held-out images",

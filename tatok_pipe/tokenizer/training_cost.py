@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode  # torch.device("meta") knows no autocast
 from torch.utils.flop_counter import FlopCounterMode
 
 from tatok_pipe.tokenizer.model import StackConfig, TaTok, TaTokConfig
@@ -39,9 +40,8 @@ class TrainingCost:
 def estimate_training_cost(
     config: TaTokConfig, training: TrainingConfig, *, images_per_pass: int, device: torch.device
 ) -> TrainingCost:
-    """Nothing is allocated: the model is built on the meta device. Losses on features and the discriminator are not
-    counted."""
-    with torch.device("meta"):
+    """Nothing is allocated: tensors are fake. Losses on features and the discriminator are not counted."""
+    with FakeTensorMode():
         model = TaTok(config).eval()  # a vq codebook in training would move, and look at its counters
         images = torch.empty(1, 3, config.image_size, config.image_size)
         with FlopCounterMode(display=False) as tokenizer, torch.no_grad():

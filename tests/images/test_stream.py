@@ -36,7 +36,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return urls
 
 
-def stream(shards: list[str], **options: int) -> TrainingImages:
+def stream(shards: list[str], **options: float) -> TrainingImages:
     return TrainingImages(
         shards, **{"image_size": 16, "batch_size": 4, "seed": 7, "buffer_images": 6, **options}
     )  # type: ignore[arg-type]
@@ -54,6 +54,18 @@ def test_every_image_comes_once_an_epoch(shards: list[str]) -> None:
     assert sorted(seen[14:]) == readable
     assert seen[:14] != seen[14:]
     assert names(list(islice(stream(shards, seed=8), 7))) != seen
+
+
+def test_a_share_of_the_images_is_one_colour(shards: list[str]) -> None:
+    """The rest are what they would have been."""
+    without = np.concatenate(list(islice(stream(shards), 30)))
+    some = np.concatenate(list(islice(stream(shards, plain_share=0.25), 30)))
+    is_plain = (some != without).any(axis=(1, 2, 3))
+    assert 15 <= is_plain.sum() <= 45
+    for image in some[is_plain]:
+        assert (image == image[0, 0]).all()
+    assert len({tuple(image[0, 0]) for image in some[is_plain]}) == is_plain.sum()
+    assert np.array_equal(np.concatenate(list(islice(stream(shards, plain_share=0.25), 30))), some)
 
 
 def test_order_and_pixels_do_not_depend_on_threads(shards: list[str]) -> None:

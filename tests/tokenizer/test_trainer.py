@@ -323,5 +323,6 @@ def test_a_tokenizer_without_globals_and_filtering_is_trained_and_measured(pictu
 
 CARD = {
     "command": "python", "num_steps": 7, "config": {"batch_size": 8}, "train_s": 1, "device": "cpu", "torch": "2",
+    "precision": "fp32",
     "seed": 0, "calibration_images": 3,
 }  # fmt: skip
