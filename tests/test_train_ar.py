@@ -10,8 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ import torch
 from tatok_pipe import train_ar
 from tatok_pipe.ar.checkpoint import load_generator
 from tests.entries import assert_told
+from tests.jobs import IN_A_HURRY, running, wait_for
 from tests.token_datasets import TINY, make_rows, write_token_dataset
 
 CONFIG = """
@@ -37,9 +36,6 @@ checkpoints: {every_steps: 20, upload: sync, keep: 2}
 logging: {every_steps: 10}
 workers: {cpus: 1}
 """
-# Ray looks for what its workers have reported this often, and every checkpoint waits for it; and it holds back lines
-# that are alike for seconds, in which a training may end.
-IN_A_HURRY = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1", "OMP_NUM_THREADS": "1", "RAY_DEDUP_LOGS": "0"}
 
 
 @pytest.fixture(scope="module")
@@ -81,29 +77,6 @@ def assert_same(found: str, expected: Path) -> None:
     assert ours.training["curve"] == theirs.training["curve"]
     for name, value in theirs.model.state_dict().items():
         assert torch.equal(value, ours.model.state_dict()[name]), name
-
-
-@contextmanager
-def running(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    with log.open("wb") as file:
-        process = subprocess.Popen(arguments, env=os.environ | IN_A_HURRY, stdout=file, stderr=file)
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.wait()
-
-
-def wait_for(
-    what: str, log: Path, process: subprocess.Popen[bytes], *, timeout_s: float = 150
-) -> re.Match[str]:
-    """The first place in the log that `what` matches."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        if found := re.search(what, log.read_text(errors="replace")):
-            return found
-        assert process.poll() is None and time.monotonic() < deadline, log.read_text(errors="replace")
-        time.sleep(0.02)
 
 
 @pytest.mark.ray

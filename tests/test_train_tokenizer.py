@@ -25,13 +25,11 @@ from tatok_pipe.tokenizer.model import TaTok
 from tatok_pipe.train_tokenizer_config import TrainTokenizerConfig
 from tests.ar.test_training_log import read_events
 from tests.entries import assert_told
+from tests.jobs import IN_A_HURRY, running, wait_for
 
 from .pictures import crop_members, write_shard
 
 pytestmark = pytest.mark.ray
-
-# A report of a worker is noticed this often, and with every checkpoint it waits for that: 2 s by default.
-IN_A_HURRY = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"}
 
 CONFIG = """
 model:
@@ -221,6 +219,23 @@ def test_a_training_that_is_ended_comes_to_the_same_weights(
     assert again.fingerprint == tokenizer.fingerprint
     assert again.training["curve"] == tokenizer.training["curve"]
     assert again.training["held_out_curve"] == tokenizer.training["held_out_curve"]
+
+
+@pytest.mark.slow
+@pytest.mark.s3
+def test_a_killed_worker_is_back_and_comes_to_the_same_weights(
+    arguments: list[str], straight: Path, s3_url: str, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    with running(command(*arguments, f"output.url={s3_url}/out"), log) as process:
+        worker = int(wait_for(r"worker 0 of 1: process (\d+)", log, process)[1])
+        wait_for("step 15/50", log, process)
+        os.kill(worker, signal.SIGKILL)
+        wait_for(r"resumed at step (10|15|20)\b", log, process)
+        assert process.wait(timeout=150) == 0, log.read_text()
+    again, tokenizer = load_tokenizer(f"{s3_url}/out/tokenizer"), load_tokenizer(f"{straight}/tokenizer")
+    assert again.fingerprint == tokenizer.fingerprint
+    assert again.training["curve"] == tokenizer.training["curve"]
 
 
 @pytest.mark.slow

@@ -93,6 +93,7 @@ class _Worker:
             max_scale=config.input.max_scale,
             plain_share=config.input.plain_share,
         )
+        logger.info("worker %d of %d: process %d", self.rank, self.num_ranks, os.getpid())
         self.curves = self._restore()
         self._board = self._panel = None
         if self.leads:

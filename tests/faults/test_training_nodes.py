@@ -11,7 +11,8 @@ import pytest
 
 from tatok_pipe.ar.checkpoint import load_generator
 from tests.faults.nodes import cluster, drain
-from tests.test_train_ar import CONFIG, IN_A_HURRY, command, prepare, run, running, wait_for
+from tests.jobs import IN_A_HURRY, running, wait_for
+from tests.test_train_ar import CONFIG, command, prepare, run
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
