@@ -40,7 +40,7 @@ class LossConfig:
     commitment: float = option(0.25, help="weight of the commitment of vq latents to their codes")
     evenness: float = option(
         0.02,
-        help="weight of how unevenly fsq latents use their grid: it fills the codebook, and not with noise",
+        help="weight of how unevenly fsq latents use their grid, which keeps codes from falling out of use",
     )
     rate: float = option(
         0.0,

@@ -124,7 +124,7 @@ class TokenizerTrainer:
         """One optimizer step on images (B, 3, H, W) in [0, 1]; the losses of the step by name.
 
         `*_nats` are means over codes, `mse` is that of the mixed batch in [0, 1] pixels, `drop_cost` is in log units.
-        Raises UserError where a loss is not finite; nothing has changed then.
+        Raises UserError where a loss or a gradient is not finite; no weight has moved then.
         """
         stage, done, length = self._place()
         rates = self._learning_rates()
@@ -155,13 +155,16 @@ class TokenizerTrainer:
                 sums[name] = sums.get(name, 0.0) + share * value
         losses = {name: float(value) for name, value in sums.items()}
         groups = self.groups
+        clipped = {
+            "tokenizer": groups["encoder"] + groups["decoder"],
+            "drop_cost": groups["drop_cost"],
+            "prior": groups["prior"],
+        }
+        if self.discriminator is not None:
+            clipped["discriminator"] = list(self.discriminator.parameters())
         norms = {
             name: nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)
-            for name, parameters in (
-                ("tokenizer", groups["encoder"] + groups["decoder"]),
-                ("drop_cost", groups["drop_cost"]),
-                ("prior", groups["prior"]),
-            )
+            for name, parameters in clipped.items()
         }
         figures = losses | {f"gradient of {name}": float(norm) for name, norm in norms.items()}
         if broken := [name for name, value in figures.items() if not math.isfinite(value)]:
@@ -171,10 +174,9 @@ class TokenizerTrainer:
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if heard and self.judge_optimizer is not None and self.discriminator is not None:
+        if heard and self.judge_optimizer is not None:
             for group in self.judge_optimizer.param_groups:
                 group["lr"] = rates["decoder"]
-            nn.utils.clip_grad_norm_(self.discriminator.parameters(), self.config.clip_norm)
             self.judge_optimizer.step()
             self.judge_optimizer.zero_grad(set_to_none=True)
         self.num_steps_done += 1

@@ -33,10 +33,10 @@ from tatok_pipe.records import ImageSample
 from tatok_pipe.tokenizer.analysis import CONTROLS, Analysis, analyse, decode, psnr
 from tatok_pipe.tokenizer.checkpoint import PACKAGED, Tokenizer, load_tokenizer
 from tatok_pipe.tokenizer.dtf import SCORES, DTFConfig, Filter, calibrate, keep_mask
+from tatok_pipe.tokenizer.heldout import KEEP_RATES
 from tatok_pipe.tokenizer.perceptual import build_perceptual
 from tatok_pipe.tokenizer.prior import entropy_nats
 
-KEEP_RATES = (0.75, 0.5, 0.25, 0.22)
 NAMES = (*SCORES, *CONTROLS)
 TOLD = {
     "drop_cost": "`drop_cost`", "entropy": "`entropy` (the paper's)", "synthesis": "`synthesis`", "random": "random",
