@@ -16,6 +16,16 @@ _GAP_PIXELS = 4
 _BACKGROUND = (24, 24, 24)
 
 
+def encode_image(pixels: np.ndarray, image_format: str) -> bytes:
+    """Pixels (S, S, 3) uint8 as a PNG or WebP file, without loss."""
+    buffer = io.BytesIO()
+    if image_format == "webp":
+        Image.fromarray(pixels).save(buffer, "WEBP", lossless=True)
+    else:
+        Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def decode(image: bytes) -> np.ndarray:
     """An encoded image as (S, S, 3) uint8."""
     return np.asarray(Image.open(io.BytesIO(image)).convert("RGB"))

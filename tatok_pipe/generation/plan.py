@@ -23,13 +23,18 @@ FORMAT = 1
 
 
 def check_pair(
-    generator: LoadedGenerator, tokenizer: Tokenizer, *, checkpoint: str, tokenizer_url: str
+    generator: LoadedGenerator,
+    tokenizer: Tokenizer,
+    *,
+    checkpoint: str,
+    tokenizer_url: str,
+    options: tuple[str, str] = ("checkpoint", "tokenizer"),
 ) -> None:
-    """Raise RefusedError where the generator's tokens are another tokenizer's."""
+    """Raise RefusedError where the generator's tokens are another tokenizer's. `options` are those that name them."""
     if tokenizer.fingerprint != generator.tokens.tokenizer_fingerprint:
         raise RefusedError(
-            f"tokenizer={storage.redact(tokenizer_url)}: has fingerprint {tokenizer.fingerprint[:12]}, and "
-            f"checkpoint={storage.redact(checkpoint)} was trained on tokens of "
+            f"{options[1]}={storage.redact(tokenizer_url)}: has fingerprint {tokenizer.fingerprint[:12]}, and "
+            f"{options[0]}={storage.redact(checkpoint)} was trained on tokens of "
             f"{generator.tokens.tokenizer_fingerprint[:12]}; give the tokenizer that its dataset was made with"
         )
 

@@ -8,7 +8,6 @@ that the bytes of an image depend on the plan and the models alone.
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import queue
 import threading
@@ -16,9 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-from PIL import Image
 
 from tatok_pipe import storage
 from tatok_pipe.activity import Activity, Track
@@ -26,6 +23,7 @@ from tatok_pipe.ar.checkpoint import load_generator
 from tatok_pipe.ar.requests import ImageRequest, ImageTokens
 from tatok_pipe.ar.sampler import Sampler
 from tatok_pipe.errors import UserError
+from tatok_pipe.generation.exports import encode_image
 from tatok_pipe.generation.job import GenerationPlan, Requests
 from tatok_pipe.generation.layout import GeneratedImage, commit_shard
 from tatok_pipe.nn.prepacked import prepack
@@ -226,13 +224,3 @@ class ImageWorker:
         except BaseException as error:
             self._failure = error
             raise
-
-
-def encode_image(pixels: np.ndarray, image_format: str) -> bytes:
-    """Pixels (S, S, 3) uint8 as a PNG or WebP file, without loss."""
-    buffer = io.BytesIO()
-    if image_format == "webp":
-        Image.fromarray(pixels).save(buffer, "WEBP", lossless=True)
-    else:
-        Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()

@@ -25,7 +25,7 @@ def render_quarantine(statistics: ShardStatistics, examples: Mapping[str, Quaran
         example = examples.get(error)
         first = (example.stage, example.key, example.message) if example else ("", "", "")
         rows.append((error, f"{number:,}", percent(number / statistics.num_quarantined), *first))
-    return _table(
+    return render_table(
         ("Reason", "Samples", "Share", "Stage", "First sample", "Its message"),
         rows,
         numeric=(1, 2),
@@ -43,7 +43,7 @@ def render_shards(inventory: Inventory) -> str:
     ]
     if lost:
         rows = [(storage.redact(name), storage.redact(reason)) for name, reason in lost[:MAX_SHARDS_LISTED]]
-        parts.append(_table(("Not there", "Why"), rows, wide=(0, 1)))
+        parts.append(render_table(("Not there", "Why"), rows, wide=(0, 1)))
         if len(lost) > len(rows):
             parts.append(f"<p>And {len(lost) - len(rows):,} more.</p>")
     if 0 < len(inventory.shards) <= MAX_SHARDS_LISTED:
@@ -59,10 +59,10 @@ def render_shards(inventory: Inventory) -> str:
             for shard in inventory.shards
         ]
         head = ("Shard", "Images", "Quarantined", "Tokens/image", "Tokens on disk", "Image shard")
-        parts.append(_table(head, rows, numeric=(1, 2, 3, 4, 5)))
+        parts.append(render_table(head, rows, numeric=(1, 2, 3, 4, 5)))
     elif inventory.shards:
         parts.append(
-            _table(("Of a shard", "Least", "Median", "Most"), _summarize(inventory), numeric=(1, 2, 3))
+            render_table(("Of a shard", "Least", "Median", "Most"), _summarize(inventory), numeric=(1, 2, 3))
         )
     return "".join(parts)
 
@@ -96,7 +96,7 @@ def render_figures(lines: Iterable[tuple[str, str]]) -> str:
     return f'<div class="card scroll"><table class="wrapping"><tbody>{body}</tbody></table></div>'
 
 
-def _table(
+def render_table(
     head: Sequence[str],
     rows: Iterable[Sequence[str]],
     *,

@@ -1,0 +1,1 @@
+"""Two token datasets compared: what the suite `corpus` is made of."""
