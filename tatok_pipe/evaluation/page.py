@@ -77,7 +77,8 @@ def _render_rows(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
 
 def _render_gallery(gallery: Gallery) -> str:
     cards = "".join(_render_exhibit(exhibit) for exhibit in gallery.exhibits)
-    return f'{_paragraph(gallery.note)}<div class="grid gallery">{cards}</div>'
+    style = "singles" if all(len(exhibit.panes) == 1 for exhibit in gallery.exhibits) else "gallery"
+    return f'{_paragraph(gallery.note)}<div class="grid {style}">{cards}</div>'
 
 
 def _render_exhibit(exhibit: Exhibit) -> str:
@@ -87,8 +88,9 @@ def _render_exhibit(exhibit: Exhibit) -> str:
         )
         for pane in exhibit.panes
     )  # fmt: skip
+    columns = {1: " one", 4: " four"}.get(len(exhibit.panes), "")
     return (
-        f'<figure class="card"><div class="panes">{panes}</div>'
+        f'<figure class="card"><div class="panes{columns}">{panes}</div>'
         f"<figcaption>{escape(exhibit.caption)}</figcaption></figure>"
     )
 

@@ -84,7 +84,11 @@ def _draw(plot: Plot, canvas: Canvas) -> None:
     axes.set_xlabel(plot.x_title)
     axes.set_ylabel(plot.y_title)
     axes.set_title(f"{plot.title}\n{plot.n}", fontsize=9, loc="left")
-    if len(plot.series) > 1:
+    if len(plot.series) > 1 and bars:
+        canvas.legend(
+            loc="outside lower center", ncols=2, fontsize=7.5, frameon=False
+        )  # bars leave no corner free
+    elif len(plot.series) > 1:
         axes.legend(fontsize=7.5, framealpha=0.8)
 
 
