@@ -86,8 +86,8 @@ def run(config: EvaluateConfig, *, argv: list[str]) -> int:
 
 def make_plan(config: EvaluateConfig) -> EvaluationPlan:
     """Raises UserError where a model cannot be loaded, or an image shard is not there."""
-    tokenizer = load_tokenizer(config.tokenizer)
-    baseline = load_tokenizer(config.baseline) if config.baseline else None
+    tokenizer = load_tokenizer(config.tokenizer, option="tokenizer")
+    baseline = load_tokenizer(config.baseline, option="baseline") if config.baseline else None
     model = tokenizer.model.config
     if baseline is not None and baseline.model.config.image_size != model.image_size:
         raise UserError(
@@ -137,7 +137,7 @@ def _load_generator(
     is_baseline = option == "baseline_generator"
     if tokenizer is None:
         raise UserError(f"{option}={storage.redact(url)}: expected baseline too, the tokenizer of its tokens")
-    generator = load_generator(url)
+    generator = load_generator(url, option=option)
     told, tokenizer_url = (
         ("baseline", str(config.baseline)) if is_baseline else ("tokenizer", config.tokenizer)
     )

@@ -65,7 +65,8 @@ def main(argv: list[str]) -> int:
         GenerateConfig, argv, prog="tatok_pipe.generate", description=(__doc__ or "").split("\n\n")[0]
     )
     url = storage.canonical_url(config.output.url)
-    generator, tokenizer = load_generator(config.checkpoint), load_tokenizer(config.tokenizer)
+    generator = load_generator(config.checkpoint)
+    tokenizer = load_tokenizer(config.tokenizer, option="tokenizer")
     check_pair(generator, tokenizer, checkpoint=config.checkpoint, tokenizer_url=config.tokenizer)
     plan = make_plan(config, generator)
     slots, precision = _settle_device(config, url)

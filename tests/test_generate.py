@@ -202,7 +202,7 @@ def test_a_shard_that_cannot_be_written_is_named_and_tolerated_on_demand(
         (["target_tokens=10"], "target_tokens=10: the generator knows no budgets"),
         (["sampling.codes.top_p=0"], "top_p=0.0: expected more than 0"),
         (["checkpoint=/nowhere"], "checkpoint=/nowhere: expected a folder with generator.json"),
-        (["tokenizer=/nowhere"], "tokenizer.checkpoint=/nowhere: expected a folder with tokenizer.json"),
+        (["tokenizer=/nowhere"], "^tokenizer=/nowhere: expected a folder with tokenizer.json"),
         (
             ["tokenizer=packaged"],
             "tokenizer=packaged: has fingerprint .*, and checkpoint=.* was trained on tokens of",

@@ -5,7 +5,7 @@ The weights are those that generate: averaged over steps where training had an a
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -59,26 +59,30 @@ def save_generator(
     )
 
 
-def load_generator(url: str, *, device: str | torch.device = "cpu") -> LoadedGenerator:
-    """Load a checkpoint from a folder URL, or from `generator` in the output of a train_ar run.
+def load_generator(
+    url: str, *, device: str | torch.device = "cpu", option: str = FOLDER.option
+) -> LoadedGenerator:
+    """Load a checkpoint from a folder URL, or from `generator` in the output of a train_ar run. `option` is what the
+    user calls this choice.
 
     Raises UserError where there is none, its format is unknown, or one of its files is damaged or of another model.
     """
+    folder = replace(FOLDER, option=option)
     inner = storage.join(url, "generator")
-    is_output = not storage.exists(storage.join(url, FOLDER.description)) and storage.exists(
-        storage.join(inner, FOLDER.description)
+    is_output = not storage.exists(storage.join(url, folder.description)) and storage.exists(
+        storage.join(inner, folder.description)
     )
-    description, weights = FOLDER.read(inner if is_output else url)
+    description, weights = folder.read(inner if is_output else url)
     try:
         model = Generator(
             from_dict(GeneratorConfig, description["model"]), Vocabulary(**description["vocabulary"])
         )
         tokens, training = TokenSpec.from_json(description["tokens"]), dict(description["training"])
     except (KeyError, TypeError, ValueError, UserError) as error:
-        raise FOLDER.error(url, f"{FOLDER.description} is damaged: {error}") from None
+        raise folder.error(url, f"{folder.description} is damaged: {error}") from None
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise FOLDER.error(url, f"{FOLDER.weights} is of another model: {error}") from None
+        raise folder.error(url, f"{folder.weights} is of another model: {error}") from None
     mark = fingerprint(weights, {"model": description["model"], "vocabulary": description["vocabulary"]})
     return LoadedGenerator(model.eval().requires_grad_(False).to(device), mark, tokens, training)

@@ -5,7 +5,7 @@ The fingerprint is the SHA-256 of the stored weights and of the model's config: 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
@@ -65,24 +65,27 @@ def save_tokenizer(
     return mark
 
 
-def load_tokenizer(url: str = PACKAGED, *, device: str | torch.device = "cpu") -> Tokenizer:
-    """Load a checkpoint from a folder URL, or the packaged one.
+def load_tokenizer(
+    url: str = PACKAGED, *, device: str | torch.device = "cpu", option: str = FOLDER.option
+) -> Tokenizer:
+    """Load a checkpoint from a folder URL, or the packaged one. `option` is what the user calls this choice.
 
     Raises UserError where there is no checkpoint, its format is unknown, or its bytes are not those that its
     fingerprint was taken over.
     """
     url = packaged_folder() if url == PACKAGED else url
-    description, tensors = FOLDER.read(url)
+    folder = replace(FOLDER, option=option)
+    description, tensors = folder.read(url)
     try:
         config = from_dict(TaTokConfig, description["model"])
         told, ladders, training = (description[name] for name in ("fingerprint", "ladders", "training"))
     except (KeyError, TypeError, UserError) as error:
-        raise FOLDER.error(url, f"{FOLDER.description} is damaged: {error}") from None
+        raise folder.error(url, f"{folder.description} is damaged: {error}") from None
     found = fingerprint(tensors, to_dict(config))
     if found != told:
-        raise FOLDER.error(
+        raise folder.error(
             url,
-            f"weights and config give fingerprint {found[:12]}, {FOLDER.description} says {str(told)[:12]}; the "
+            f"weights and config give fingerprint {found[:12]}, {folder.description} says {str(told)[:12]}; the "
             "folder is damaged or mixed, copy it again",
         )
     model = TaTok(config)
