@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,8 @@ from tests.entries import assert_told
 from tests.jobs import running, wait_for
 from tests.pictures import crop_members, small_tokenizer, write_shard
 
-NUM_SHARDS = 5
+NUM_SHARDS = 8
+NUM_IMAGES = 3 * NUM_SHARDS
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(world: Path, *more: str) -> list[str]:
     return [
-        "suite=reconstruction", f"tokenizer={world / 'tokenizer'}", f"data={world}/*.tar", "max_images=15",
+        "suite=reconstruction", f"tokenizer={world / 'tokenizer'}", f"data={world}/*.tar", f"max_images={NUM_IMAGES}",
         "output.url=out", "actors.max=1", "actors.cpus=1", "progress.every_s=1", *more,
     ]  # fmt: skip
 
@@ -55,7 +58,7 @@ def test_killed_half_way_it_goes_on_and_finds_the_same(
 ) -> None:
     whole = run(tmp_path / "whole", arguments(world))
     assert whole.returncode == 0, whole.stderr
-    assert "15 images" in whole.stdout and "out/reconstruction/report.html" in whole.stdout
+    assert f"{NUM_IMAGES} images" in whole.stdout and "out/reconstruction/report.html" in whole.stdout
     assert "1 of 1 suites" in whole.stderr and "Traceback" not in whole.stderr
 
     (tmp_path / "killed").mkdir()
@@ -63,7 +66,10 @@ def test_killed_half_way_it_goes_on_and_finds_the_same(
     command = [sys.executable, "-m", "tatok_pipe.evaluate", *arguments(world)]
     log = tmp_path / "log"
     with running(command, log) as process:
-        wait_for(r"[12] of 5 parts, \d+ images measured", log, process)
+        wait_for("1 actors", log, process)
+        while not list(Path("out").glob("reconstruction/parts-*/*.parquet")):
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
     parts = list((tmp_path / "killed/out/reconstruction").glob("parts-*/*.parquet"))
@@ -71,22 +77,20 @@ def test_killed_half_way_it_goes_on_and_finds_the_same(
     left = {path.name: path.stat().st_mtime_ns for path in parts}
     again = run(tmp_path / "killed", arguments(world))
     assert again.returncode == 0, again.stderr
-    assert f"{len(parts)} done before" in again.stderr
+    # An actor outlives its driver by moments, and may still commit what it was at.
+    (done,) = re.findall(r"8 parts, (\d+) done before", again.stderr)
+    assert len(parts) <= int(done) < NUM_SHARDS
     assert {path.name: path.stat().st_mtime_ns for path in parts} == left  # not measured again
     results = [
         (tmp_path / name / "out/reconstruction/results.json").read_bytes() for name in ("whole", "killed")
     ]
     assert results[0] == results[1]
     content = json.loads(results[0])
-    assert content["figures"]["tokens"]["n"] == 15 and content["settings"]["sources"][0]["num_images"] == 3
+    assert (
+        content["figures"]["tokens"]["n"] == NUM_IMAGES
+        and content["settings"]["sources"][0]["num_images"] == 3
+    )
     assert content["command"].startswith("python -m tatok_pipe.evaluate suite=reconstruction tokenizer=")
-
-    # Another filter is another plan: nothing of the first is taken, and its results can be drawn over.
-    earlier = tmp_path / "whole/out/reconstruction/results.json"
-    other = run(tmp_path / "killed", arguments(world, "dtf.rule=top_k", "dtf.value=3", f"compare={earlier}"))
-    assert other.returncode == 0, other.stderr
-    assert "0 done before" in other.stderr and "5.0 tokens an image" in other.stdout
-    assert "Compared with" in (tmp_path / "killed/out/reconstruction/report.html").read_text()
 
 
 @pytest.mark.ray
@@ -100,9 +104,6 @@ def test_a_shard_that_cannot_be_read_fails_alone_and_is_named(world: Path, tmp_p
     assert found.returncode == 1
     assert "failed part reconstruction/000001:" in found.stderr and "1.tar" in found.stderr
     assert "Traceback" not in found.stderr and "0 of 1 suites" in found.stderr
-    (tmp_path / "1.tar").write_bytes(broken)
-    mended = run(tmp_path, given)
-    assert mended.returncode == 0 and "4 images" in mended.stdout, mended.stderr
 
 
 @pytest.mark.parametrize(
