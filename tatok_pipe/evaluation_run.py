@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tatok_pipe import __version__, storage
@@ -20,7 +20,7 @@ from tatok_pipe.evaluation.work import EvaluateJob, committed_parts, part_name, 
 from tatok_pipe.generation.plan import check_pair
 from tatok_pipe.images.demo import write_demo_corpus
 from tatok_pipe.progress import format_duration
-from tatok_pipe.ray_runtime import RunState, has_gpu, node_resources, run_shards, start_ray
+from tatok_pipe.ray_runtime import RunState, prefer_many, run_shards, start_ray
 from tatok_pipe.stop_signal import StopSignal
 from tatok_pipe.tokenize_config import DEMO, DEMO_FOLDER
 from tatok_pipe.tokenizer.checkpoint import PACKAGED, Tokenizer, load_tokenizer
@@ -177,11 +177,7 @@ def _measure(
 ) -> None:
     """What becomes of the parts goes to `outcome` as it comes."""
     start_ray()
-    actors = config.actors
-    if actors.cpus is None and not actors.gpus and not has_gpu():
-        # Small batches scale badly over threads: as many actors as there is work for come first.
-        num_cpus = sum(node.get("CPU", 0) for node in node_resources())
-        actors = replace(actors, cpus=float(max(1, min(4, num_cpus // (actors.max or len(todo))))))
+    actors = prefer_many(config.actors, num_shards=len(todo))
     began_s = time.monotonic()
 
     def show(state: RunState) -> None:

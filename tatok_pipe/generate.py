@@ -14,7 +14,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -40,7 +40,7 @@ from tatok_pipe.generation.plan import (
 )
 from tatok_pipe.generation.worker import GenerateJob
 from tatok_pipe.progress import format_duration, progress_line
-from tatok_pipe.ray_runtime import RunState, has_gpu, node_resources, run_shards, start_ray
+from tatok_pipe.ray_runtime import RunState, has_gpu, prefer_many, run_shards, start_ray
 from tatok_pipe.report.samples import render_samples
 from tatok_pipe.stop_signal import StopSignal
 from tatok_pipe.tokenizer.checkpoint import PACKAGED, load_tokenizer
@@ -155,11 +155,7 @@ def _generate(
 ) -> None:
     """Make the shards; what becomes of them goes to `outcome` as it comes."""
     start_ray()
-    actors = config.actors
-    if actors.cpus is None and not actors.gpus and not has_gpu():
-        # Threads of one actor wait for each other at every step: as many actors as there is work for come first.
-        num_cpus = sum(node.get("CPU", 0) for node in node_resources())
-        actors = replace(actors, cpus=float(max(1, min(4, num_cpus // (actors.max or len(todo))))))
+    actors = prefer_many(config.actors, num_shards=len(todo))
     began_s: list[float] = []
 
     def show(state: RunState) -> None:

@@ -20,6 +20,7 @@ from tatok_pipe.ray_runtime import (
     WorkersConfig,
     actor_plan,
     plan_actors,
+    prefer_many,
 )
 from tatok_pipe.ray_runtime.shard_actor import ShardActor
 from tatok_pipe.ray_runtime.training import STORAGE_MARKER, _check_writable
@@ -198,3 +199,27 @@ def test_actors_that_fit_nowhere_are_refused(
     monkeypatch.setattr(actor_plan, "has_gpu", lambda: False)
     with pytest.raises(UserError, match=message):
         plan_actors(ActorsConfig(**config), num_shards=10)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("config", "num_shards", "has_gpu", "expected"),
+    [
+        ({}, 100, False, 1.0),  # more shards than cores: an actor for each core
+        ({}, 3, False, 2.0),  # eight cores for three
+        ({}, 1, False, 4.0),
+        ({"max": 2}, 100, False, 4.0),
+        ({"cpus": 3.0}, 100, False, 3.0),  # what was asked for stands
+        ({}, 100, True, None),
+    ],
+)
+def test_many_small_actors_where_threads_would_wait(
+    config: dict[str, float],
+    num_shards: int,
+    has_gpu: bool,
+    expected: float | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(actor_plan, "node_resources", lambda: [HEAD, CPU_NODE])
+    monkeypatch.setattr(actor_plan, "has_gpu", lambda: has_gpu)
+    found = prefer_many(ActorsConfig(**config), num_shards=num_shards)  # type: ignore[arg-type]
+    assert found.cpus == expected

@@ -1,7 +1,7 @@
 """Everything that starts Ray, actors and workers. With the entries, the only code that imports ray."""
 
-from tatok_pipe.ray_runtime.actor_plan import ActorPlan, ActorsConfig, plan_actors
-from tatok_pipe.ray_runtime.cluster import has_gpu, node_resources, start_ray
+from tatok_pipe.ray_runtime.actor_plan import ActorPlan, ActorsConfig, plan_actors, prefer_many
+from tatok_pipe.ray_runtime.cluster import has_gpu, start_ray
 from tatok_pipe.ray_runtime.shard_run import RunState, run_shards
 from tatok_pipe.ray_runtime.training import Driver, ElasticWorkersConfig, WorkersConfig, run_training
 
@@ -13,8 +13,8 @@ __all__ = [
     "RunState",
     "WorkersConfig",
     "has_gpu",
-    "node_resources",
     "plan_actors",
+    "prefer_many",
     "run_shards",
     "run_training",
     "start_ray",

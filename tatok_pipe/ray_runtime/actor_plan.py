@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tatok_pipe.errors import UserError
 from tatok_pipe.options import option
@@ -99,6 +99,15 @@ def plan_actors(config: ActorsConfig, *, num_shards: int) -> ActorPlan:
         )
     most = max(1, min(config.max or room, num_shards))
     return ActorPlan(min=min(config.min, most), max=most, cpus=cpus, gpus=gpus, memory_bytes=memory)
+
+
+def prefer_many(config: ActorsConfig, *, num_shards: int) -> ActorsConfig:
+    """For work whose threads would mostly wait for each other: on CPUs, where nothing else was asked, as many actors as
+    there are shards come first, and only what is left makes an actor larger than one CPU. Ray must be running."""
+    if config.cpus is not None or config.gpus or has_gpu():
+        return config
+    num_cpus = sum(node.get("CPU", 0) for node in node_resources())
+    return replace(config, cpus=float(max(1, min(4, num_cpus // (config.max or num_shards)))))
 
 
 def _fitting(nodes: list[dict[str, float]], gpus: float) -> list[dict[str, float]]:

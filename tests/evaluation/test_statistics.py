@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tatok_pipe.evaluation.statistics import bootstrap_mean, bootstrap_ratio, paired_drop
+from tatok_pipe.evaluation.statistics import bootstrap_mean, bootstrap_ratio, holm, paired_drop
 
 
 def test_interval_of_a_mean_is_near_the_normal_one_and_seeded() -> None:
@@ -69,3 +69,9 @@ def test_ratio_of_means_is_near_the_interval_of_the_delta_method() -> None:
     assert np.isnan(bootstrap_ratio([1.0, 2.0], [0.0, 0.0]).value)
     rare = bootstrap_ratio([0.0, 0.0, 3.0], [0.0, 0.0, 4.0])  # most samples have nothing to divide by
     assert (rare.value, rare.low, rare.high) == (0.75, 0.75, 0.75)
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []

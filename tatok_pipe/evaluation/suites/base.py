@@ -25,7 +25,6 @@ class Suite(Protocol):
     """Rows go through a Parquet file, so a column has one type in all rows of a part; what is not there is None."""
 
     name: str
-    title: str
 
     def missing(self, plan: EvaluationPlan) -> str:
         """What this suite still has to be given, in one sentence for the user; empty where it can run."""

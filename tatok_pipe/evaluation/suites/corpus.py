@@ -34,7 +34,6 @@ from tatok_pipe.tokens.parquet_groups import parquet_errors
 
 class Corpus:
     name = "corpus"
-    title = "Two token datasets"
 
     def missing(self, plan: EvaluationPlan) -> str:
         given = {FIRST: plan.tokens, OTHER: plan.other_tokens}
@@ -78,7 +77,7 @@ class Corpus:
             verdicts.append(f"Left out: {told}.")
         return Findings(
             self.name,
-            f"{self.title}, {comparison.size}",
+            f"Two token datasets, {comparison.size}",
             verdicts=verdicts,
             figures=[figure for section in sections for figure in section.figures],
             tables=[table for section in sections for table in section.tables],

@@ -32,7 +32,6 @@ _NUM_PICTURES = 2  # of a part, those that lose most
 
 class FineDetail:
     name = "fine_detail"
-    title = "Fine detail"
 
     def missing(self, plan: EvaluationPlan) -> str:
         return ""

@@ -54,7 +54,6 @@ class Generation(PictureSuite):
     """Sets: `adaptive`, of the generator; `baseline`, of the baseline's; `real`, the images of the plan."""
 
     name = "generation"
-    title = "Generation"
 
     def missing(self, plan: EvaluationPlan) -> str:
         if plan.generator is None:

@@ -36,7 +36,6 @@ class Information(PictureSuite):
     """
 
     name = "information"
-    title = "Information in globals and entropies"
 
     def measure(self, part: str, bench: Bench) -> list[Row]:
         model, rows = bench.tokenizer.model, []

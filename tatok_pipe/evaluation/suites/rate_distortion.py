@@ -38,7 +38,6 @@ _PROBE = "probe-"  # before the kind, in the name of a part
 
 class RateDistortion(PictureSuite):
     name = "rate_distortion"
-    title = "Rate and distortion"
 
     def parts(self, plan: EvaluationPlan) -> list[str]:
         return super().parts(plan) + [f"{_PROBE}{kind}" for kind in PROBES]

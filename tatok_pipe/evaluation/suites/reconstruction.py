@@ -47,7 +47,6 @@ _MAX_QUALITY = 95
 
 class Reconstruction(PictureSuite):
     name = "reconstruction"
-    title = "Reconstruction"
 
     def measure(self, part: str, bench: Bench) -> list[Row]:
         rows: list[Row] = []

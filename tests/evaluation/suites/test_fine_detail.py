@@ -11,20 +11,16 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from tatok_pipe.errors import UserError
-from tatok_pipe.evaluation import probes
 from tatok_pipe.evaluation.bench import Bench
 from tatok_pipe.evaluation.findings import Findings, Provenance, to_json
 from tatok_pipe.evaluation.metrics import psnr
 from tatok_pipe.evaluation.pictures import plan_sources, to_images
 from tatok_pipe.evaluation.plan import EvaluationPlan
-from tatok_pipe.evaluation.probes import PROBES, probe_pictures
-from tatok_pipe.evaluation.statistics import holm
+from tatok_pipe.evaluation.probes import probe_pictures
 from tatok_pipe.evaluation.suites import fine_detail
 from tatok_pipe.evaluation.suites.base import Row
 from tatok_pipe.evaluation.suites.fine_detail import FineDetail
 from tatok_pipe.evaluation.suites.fine_detail_summary import MIN_PAIRS, compare
-from tatok_pipe.evaluation.text_reading import can_read, error_rate
 from tatok_pipe.tokenizer.checkpoint import PACKAGED, load_tokenizer, save_tokenizer
 from tatok_pipe.tokenizer.dtf import Filter
 from tatok_pipe.tokenizer.model import TaTok
@@ -177,12 +173,6 @@ def test_a_baseline_is_a_second_reference(tmp_path: Path) -> None:
     assert [pane.label for pane in findings.galleries[0].exhibits[0].panes][-1] == "patch tokens alone"
 
 
-def test_holm_by_hand() -> None:
-    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
-    assert holm([0.5, 0.9]) == [1.0, 1.0]
-    assert holm([]) == []
-
-
 def test_images_of_the_data_take_part_by_their_kind(plan: EvaluationPlan, tmp_path: Path) -> None:
     members = []
     for key, kind in (("a", "photo"), ("b", "texture"), ("c", "text"), ("d", "")):
@@ -196,54 +186,3 @@ def test_images_of_the_data_take_part_by_their_kind(plan: EvaluationPlan, tmp_pa
         ("b", "texture of the data"),
         ("c", "text of the data"),
     ]
-
-
-def test_what_probes_show() -> None:
-    for picture in probe_pictures("text", image_size=128, num_images=8, seed=0):
-        brightness = picture.pixels.mean(axis=2)
-        ground = np.median(brightness)
-        ink = np.abs(brightness - ground) > 60
-        assert 0.02 < ink.mean() < 0.4 and picture.text
-    detail = {
-        kind: [
-            np.abs(np.diff(each.pixels.astype(float), axis=0)).mean()
-            for each in probe_pictures(kind, image_size=64, num_images=5, seed=0)
-        ]
-        for kind in PROBES
-    }
-    assert min(detail["texture"]) > 3 and detail["synthetic"][1] == 0  # one that is uniform
-    with pytest.raises(UserError, match="'photo': expected one of texture, text, synthetic"):
-        probe_pictures("photo", image_size=64, num_images=1, seed=0)
-    with pytest.raises(UserError, match="image_size=8: probes are drawn from 16 pixels on"):
-        probe_pictures("text", image_size=8, num_images=1, seed=0)
-
-
-def test_textures_need_the_pictures_of_scikit_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probes.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install"):
-        probe_pictures("texture", image_size=64, num_images=1, seed=0)
-
-
-def test_probes_depend_on_their_place_alone() -> None:
-    for kind in PROBES:
-        many, few = (probe_pictures(kind, image_size=48, num_images=count, seed=3) for count in (10, 4))
-        for one, other in zip(many, few, strict=False):
-            assert one.key == other.key and one.kind == kind and np.array_equal(one.pixels, other.pixels)
-        assert all(each.pixels.shape == (48, 48, 3) and each.pixels.dtype == np.uint8 for each in many)
-        assert len({each.pixels.tobytes() for each in many}) == 10
-        other_seed = probe_pictures(kind, image_size=48, num_images=1, seed=4)
-        assert not np.array_equal(other_seed[0].pixels, many[0].pixels)
-    assert all(
-        each.text for each in probe_pictures("text", image_size=16, num_images=4, seed=0)
-    )  # tiny ones too
-
-
-@pytest.mark.skipif(not can_read(), reason="the program tesseract is not installed")
-def test_text_is_read_and_what_is_lost_is_counted() -> None:
-    pictures = probe_pictures("text", image_size=128, num_images=6, seed=0)
-    assert np.mean([error_rate(each.pixels, each.text) for each in pictures]) < 0.05
-    blank = np.full((128, 128, 3), 200, np.uint8)
-    assert error_rate(blank, "some words") == 1.0
-    blurred = torch.nn.functional.avg_pool2d(to_images(pictures), 9, stride=1, padding=4)
-    pixels = (blurred[0].permute(1, 2, 0) * 255).byte().numpy()
-    assert error_rate(pixels, pictures[0].text) > 0.1
