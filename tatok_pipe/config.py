@@ -1,4 +1,4 @@
-"""Dataclass defaults < CONFIG.yaml < key=value, merged strictly into one frozen config; how an entry starts.
+"""Dataclass defaults < CONFIG.yaml < key=value, merged strictly into one frozen config.
 
 What was written is read by the type of the option it is for, not by YAML's or OmegaConf's guesses: a str
 option takes its text literally (`s3://bucket/{000..007}.tar`, `0012`, `yes`), an int option takes `1e6`. What
@@ -9,35 +9,23 @@ at the top level may also be given as a flag: `--dry-run` is `dry_run=true`.
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import re
-import select
-import sys
-import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from omegaconf import OmegaConf
 
 from tatok_pipe.config_help import format_help
 from tatok_pipe.config_schema import REQUIRED, Option, Section, Text, describe, find_nearest, name_value, show
-from tatok_pipe.errors import (
-    EXIT_DONE,
-    EXIT_INTERNAL,
-    EXIT_INTERRUPTED,
-    EXIT_USAGE,
-    UserError,
-    has_outside_cause,
-)
+from tatok_pipe.errors import EXIT_DONE, UserError
 
 ConfigT = TypeVar("ConfigT")
 
 _FLAGS = ("--help", "-h", "--print-config")
 _YAML_NULLS = ("", "~", "null", "Null", "NULL")
-_EXIT_PIPE_CLOSED = 141  # what a shell reports for a program that SIGPIPE stopped
 
 
 def load_config(
@@ -84,39 +72,6 @@ def from_dict(config_class: type[ConfigT], mapping: Mapping[str, Any]) -> Config
 def to_yaml(config: Any) -> str:
     """The config as YAML that `load_config` reads back to an equal config."""
     return OmegaConf.to_yaml(to_dict(config))
-
-
-def run_entry(main: Callable[[list[str]], int | None]) -> NoReturn:
-    """Call `main` with the command line and leave the process with its exit code (None: 0).
-
-    A UserError ends as one line on stderr and its own exit code, an error of storage as one line and EXIT_USAGE,
-    Ctrl-C as one line and EXIT_INTERRUPTED. A
-    reader of our output that went away (`| head`) ends the program in silence. Any other exception is a bug:
-    it keeps its traceback and leaves with EXIT_INTERNAL.
-    """
-    _configure_logging()
-    try:
-        code = main(sys.argv[1:]) or EXIT_DONE
-        sys.stdout.flush()
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        code = error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        code = EXIT_INTERRUPTED
-    except Exception as error:
-        if isinstance(error, BrokenPipeError) and _silence_closed_stdout():
-            code = _EXIT_PIPE_CLOSED
-        elif has_outside_cause(error):
-            print(
-                f"error: {' '.join(str(error).split())}; mend that and run the same command again",
-                file=sys.stderr,
-            )
-            code = EXIT_USAGE
-        else:
-            traceback.print_exc()
-            code = EXIT_INTERNAL
-    raise SystemExit(code)
 
 
 def _split_arguments(argv: list[str], root: Section) -> tuple[str | None, list[tuple[str, str]]]:
@@ -318,28 +273,3 @@ def _instantiate(section: Section, values: Any) -> Any:
         starts_with_name = re.split(r"\W", message, maxsplit=1)[0] in arguments
         joint = "." if starts_with_name else ": "
         raise UserError(f"{section.path}{joint}{message}" if section.path else message) from error
-
-
-def _configure_logging() -> None:
-    """Our own loggers at INFO on stderr (an entry's is "__main__"), those of libraries from WARNING on."""
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stderr,
-    )
-    for name in ("tatok_pipe", "__main__"):
-        logging.getLogger(name).setLevel(logging.INFO)
-
-
-def _silence_closed_stdout() -> bool:
-    """Whether stdout has lost its reader; if so it is pointed at nothing, so that the exit stays quiet too.
-
-    A BrokenPipeError may also come from a socket, and that one must be seen.
-    """
-    poll = select.poll()
-    poll.register(sys.stdout.fileno(), select.POLLOUT)
-    if not any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0)):
-        return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return True

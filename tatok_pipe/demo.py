@@ -20,11 +20,12 @@ from pathlib import Path
 
 from tatok_pipe import storage
 from tatok_pipe.ar.checkpoint import FOLDER
-from tatok_pipe.config import load_config, run_entry
+from tatok_pipe.config import load_config
 from tatok_pipe.demo_server import S3Server, s3_server
 from tatok_pipe.errors import UserError
 from tatok_pipe.generation.layout import CONTACT_SHEET, GALLERY, PLAN_FILE
 from tatok_pipe.images.demo import SOURCES, write_demo_corpus
+from tatok_pipe.job import run_entry
 from tatok_pipe.options import option, section
 from tatok_pipe.progress import format_duration
 from tatok_pipe.tokens.dataset import DATASET_FILE

@@ -11,15 +11,22 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from tatok_pipe.config import load_config, run_entry
+from tatok_pipe.config import load_config
 from tatok_pipe.errors import UserError
 from tatok_pipe.evaluate_config import EvaluateConfig
+from tatok_pipe.job import JobSummary, job_summary, run_entry
 
 # What `pip install "tatok_pipe[evaluation]"` brings, and no other job needs.
 _NEEDED = ("efficientnet_lite_pytorch", "matplotlib", "scipy", "torchmetrics")
 
 
 def main(argv: list[str]) -> int:
+    with job_summary("evaluate") as summary:
+        summary.exit_code = _run(argv, summary)
+    return summary.exit_code
+
+
+def _run(argv: list[str], summary: JobSummary) -> int:
     config = load_config(
         EvaluateConfig, argv, prog="tatok_pipe.evaluate", description=(__doc__ or "").split("\n\n")[0]
     )
@@ -27,7 +34,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f'{", ".join(missing)}: not installed; pip install "tatok_pipe[evaluation]"')
     from tatok_pipe import evaluation_run  # which imports them
 
-    return evaluation_run.run(config, argv=argv)
+    return evaluation_run.run(config, argv=argv, summary=summary)
 
 
 if __name__ == "__main__":

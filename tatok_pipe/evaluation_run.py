@@ -19,6 +19,7 @@ from tatok_pipe.evaluation.suites import SUITES
 from tatok_pipe.evaluation.work import EvaluateJob, committed_parts, part_name, read_part
 from tatok_pipe.generation.plan import check_pair
 from tatok_pipe.images.demo import write_demo_corpus
+from tatok_pipe.job import JobSummary
 from tatok_pipe.progress import format_duration
 from tatok_pipe.ray_runtime import RunState, prefer_many, run_shards, start_ray
 from tatok_pipe.stop_signal import StopSignal
@@ -37,8 +38,11 @@ class Outcome:
     num_images: int = 0
 
 
-def run(config: EvaluateConfig, *, argv: list[str]) -> int:
-    """Exit code. `argv` is what the command was given. Raises UserError for what it cannot be given."""
+def run(config: EvaluateConfig, *, argv: list[str], summary: JobSummary) -> int:
+    """Exit code. `argv` is what the command was given; `summary` gets the run's figures.
+
+    Raises UserError for what it cannot be given.
+    """
     started_s = time.monotonic()
     url = storage.canonical_url(config.output.url)
     plan = make_plan(config)
@@ -62,6 +66,18 @@ def run(config: EvaluateConfig, *, argv: list[str]) -> int:
                 _measure(config, EvaluateJob(plan, url), todo, stop, outcome)
         except KeyboardInterrupt:
             stop.request()
+    summary.add(
+        {
+            "output": storage.redact(url),
+            "tokenizer": plan.tokenizer_fingerprint[:12],
+            "suites": suites,
+            "parts_planned": num_parts,
+            "parts_done_before": num_parts - len(todo),
+            "parts_done": outcome.num_done,
+            "parts_failed": len(outcome.failed),
+            "images": outcome.num_images,
+        }
+    )
     if stop.is_requested and outcome.num_done + len(outcome.failed) < len(todo):
         logger.warning(
             "interrupted: %d of %d parts are done; the same command does the rest",
@@ -178,14 +194,12 @@ def _measure(
     """What becomes of the parts goes to `outcome` as it comes."""
     start_ray()
     actors = prefer_many(config.actors, num_shards=len(todo))
-    began_s = time.monotonic()
 
     def show(state: RunState) -> None:
-        left = (len(todo) - state.num_done) * (time.monotonic() - began_s) / max(1, state.num_done)
-        told = format_duration(left) if state.num_done else "?"
         logger.info(
-            "%d of %d parts, %d images measured, %s left", state.num_done, len(todo), state.num_images, told
-        )
+            "%d of %d parts, %d images measured, %s left",
+            state.num_done, len(todo), state.num_images, format_duration(state.left_s),
+        )  # fmt: skip
 
     for result in run_shards(
         todo, job, actors, config.failures, stop=stop, on_progress=show, every_s=config.progress.every_s

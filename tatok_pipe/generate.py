@@ -23,7 +23,7 @@ import numpy as np
 from tatok_pipe import __version__, storage
 from tatok_pipe.ar.checkpoint import load_generator
 from tatok_pipe.ar.sampler import DEFAULT_SLOTS
-from tatok_pipe.config import load_config, run_entry
+from tatok_pipe.config import load_config
 from tatok_pipe.errors import EXIT_DONE, EXIT_FAILED_SHARDS, EXIT_INTERRUPTED
 from tatok_pipe.generate_config import GenerateConfig
 from tatok_pipe.generation import layout
@@ -39,6 +39,7 @@ from tatok_pipe.generation.plan import (
     to_json,
 )
 from tatok_pipe.generation.worker import GenerateJob
+from tatok_pipe.job import JobSummary, job_summary, run_entry
 from tatok_pipe.progress import format_duration, progress_line
 from tatok_pipe.ray_runtime import RunState, has_gpu, prefer_many, run_shards, start_ray
 from tatok_pipe.report.samples import render_samples
@@ -61,6 +62,12 @@ class Outcome:
 
 
 def main(argv: list[str]) -> int:
+    with job_summary("generate") as summary:
+        summary.exit_code = _run(argv, summary)
+    return summary.exit_code
+
+
+def _run(argv: list[str], summary: JobSummary) -> int:
     config = load_config(
         GenerateConfig, argv, prog="tatok_pipe.generate", description=(__doc__ or "").split("\n\n")[0]
     )
@@ -104,6 +111,19 @@ def main(argv: list[str]) -> int:
         except KeyboardInterrupt:
             stop.request()
     num_missing = len(todo) - outcome.num_done
+    seconds = outcome.ended_s - outcome.began_s
+    summary.add(
+        {
+            "output": storage.redact(url),
+            "generator": job.generator_fingerprint[:12],
+            "shards_planned": len(names),
+            "shards_done_before": len(names) - len(todo),
+            "shards_done": outcome.num_done,
+            "shards_failed": len(outcome.failed),
+            "images": outcome.num_images,
+            "images_per_s": round(outcome.num_images / seconds, 2) if seconds else 0.0,
+        }
+    )
     if stop.is_requested and num_missing > len(outcome.failed):
         logger.warning(
             "interrupted: %d of %d shards are done; the same command does the rest",
@@ -156,16 +176,12 @@ def _generate(
     """Make the shards; what becomes of them goes to `outcome` as it comes."""
     start_ray()
     actors = prefer_many(config.actors, num_shards=len(todo))
-    began_s: list[float] = []
 
     def show(state: RunState) -> None:
         if not state.num_images + state.num_done:
             logger.info("%d of %d actors are ready", state.num_actors, state.num_actors_wanted)
             return
-        if not began_s:
-            began_s.append(time.monotonic() - config.progress.every_s)
-        seconds = time.monotonic() - began_s[0]
-        logger.info("%s", progress_line(state, seconds=seconds, has_quarantine=False))
+        logger.info("%s", progress_line(state, has_quarantine=False))
 
     for result in run_shards(
         todo, job, actors, config.failures, stop=stop, on_progress=show, every_s=config.progress.every_s

@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tatok_pipe import storage
-from tatok_pipe.config import load_config, run_entry
+from tatok_pipe.config import load_config
 from tatok_pipe.errors import EXIT_DONE, UserError
+from tatok_pipe.job import run_entry
 from tatok_pipe.options import option, section
 from tatok_pipe.report.figures import count, figure_lines
 from tatok_pipe.report.gallery import make_exhibits

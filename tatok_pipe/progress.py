@@ -21,12 +21,9 @@ class Every:
         return True
 
 
-def progress_line(
-    state: RunState, *, seconds: float, has_quarantine: bool = True, row_name: str = "image"
-) -> str:
-    """One line: shards, images/s, tokens an image, quarantined, time left. `seconds` since the first images."""
-    behind = state.num_done + state.share
-    left = max(0.0, seconds * (state.num_shards - behind) / behind) if behind else float("inf")
+def progress_line(state: RunState, *, has_quarantine: bool = True, row_name: str = "image") -> str:
+    """One line: shards, images/s, tokens an image, quarantined, time left."""
+    rate = state.num_images / state.seconds if state.seconds else 0.0
     per_image = state.num_tokens / state.num_images if state.num_images else 0.0
     failed = f", {state.num_failed} failed" if state.num_failed else ""
     actors = (
@@ -36,8 +33,8 @@ def progress_line(
     quarantined = f"{(quarantined + actors).removeprefix(', ')}, " if quarantined + actors else ""
     return (
         f"{state.num_done}/{state.num_shards} shards{failed}, {state.num_images} {row_name}s, "
-        f"{state.num_images / seconds:.1f} {row_name}s/s, {per_image:.1f} tokens/{row_name}, "
-        f"{quarantined}{format_duration(left)} left"
+        f"{rate:.1f} {row_name}s/s, {per_image:.1f} tokens/{row_name}, "
+        f"{quarantined}{format_duration(state.left_s)} left"
     )
 
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -71,6 +71,7 @@ def token_spec(tokenizer: Tokenizer, filter: Filter, *, encoding: dict[str, Any]
 class TokenizeJob:
     """What every shard of a run has in common. Small, and the same on every actor."""
 
+    entry: ClassVar[str] = "tokenize_corpus"
     checkpoint: str
     output_url: str
     spec: TokenSpec

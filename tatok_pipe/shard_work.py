@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from tatok_pipe import storage
 from tatok_pipe.activity import Activity
@@ -42,6 +42,8 @@ class ShardWorker(Protocol):
 
 class ShardJob(Protocol):
     """What every shard of a run has in common. Small, and the same on every actor."""
+
+    entry: ClassVar[str]  # whose run it is; a label of its metrics
 
     def start_worker(self, *, device: str, num_threads: int) -> ShardWorker:
         """Load what it takes. Raises where that cannot be done on this machine."""

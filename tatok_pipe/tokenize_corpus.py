@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from tatok_pipe import __version__, storage
-from tatok_pipe.config import load_config, run_entry, to_dict
+from tatok_pipe.config import load_config, to_dict
 from tatok_pipe.corpus_estimate import estimate, format_plan
 from tatok_pipe.corpus_plan import CorpusPlan, OnSourceChange, discard_committed, make_plan
 from tatok_pipe.corpus_sample import measure_sample
 from tatok_pipe.errors import EXIT_DONE, EXIT_FAILED_SHARDS, EXIT_INTERRUPTED, UserError
 from tatok_pipe.images.decode import PreprocessConfig, decoder_version
 from tatok_pipe.images.demo import write_demo_corpus
+from tatok_pipe.job import JobSummary, job_summary, run_entry
 from tatok_pipe.progress import Every, format_duration, progress_line
 from tatok_pipe.ray_runtime import RunState, has_gpu, plan_actors, run_shards, start_ray
 from tatok_pipe.shard_tokenizer import TokenizeJob, token_spec
@@ -64,12 +65,30 @@ class Outcome:
         self.bytes_out += result.bytes_out
 
     @property
-    def images_per_s(self) -> float:
+    def figures(self) -> dict[str, Any]:
+        """Of this run alone."""
         seconds = self.ended_s - self.began_s
-        return self.num_images / seconds if seconds else 0.0
+        rate = self.num_images / seconds if seconds else 0.0
+        return {
+            "seconds": round(seconds, 1),
+            "shards_done": self.num_done,
+            "shards_failed": len(self.failed),
+            "images": self.num_images,
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
+            "actors": self.num_actors,
+            "images_per_s": round(rate, 2),
+            "images_per_s_per_actor": round(rate / max(1, self.num_actors), 2),
+        }
 
 
 def main(argv: list[str]) -> int:
+    with job_summary("tokenize_corpus") as summary:
+        summary.exit_code = _run(argv, summary)
+    return summary.exit_code
+
+
+def _run(argv: list[str], summary: JobSummary) -> int:
     config = load_config(
         TokenizeCorpusConfig,
         argv,
@@ -89,6 +108,14 @@ def main(argv: list[str]) -> int:
         plan.num_planned, plan.num_done, len(plan.todo), storage.redact(config.tokenizer.checkpoint),
         tokenizer.fingerprint[:12], _show_filter(spec.dtf),
     )  # fmt: skip
+    summary.add(
+        {
+            "output": storage.redact(config.output.url),
+            "tokenizer": tokenizer.fingerprint[:12],
+            "shards_planned": plan.num_planned,
+            "shards_done_before": plan.num_done,
+        }
+    )
     _settle_changes(config, plan)
     outcome = Outcome()
     stop = StopSignal()
@@ -98,13 +125,14 @@ def main(argv: list[str]) -> int:
                 _tokenize(config, make_job(config, spec, tokenizer), plan.todo, stop, outcome)
         except KeyboardInterrupt:
             stop.request()
+    summary.add(outcome.figures)
     if stop.is_requested and outcome.num_done + len(outcome.failed) < len(plan.todo):
         logger.warning(
             "interrupted: %d of %d shards are done; the same command does the rest",
             plan.num_done + outcome.num_done, plan.num_planned,
         )  # fmt: skip
         return EXIT_INTERRUPTED
-    return _finish(config, spec, plan, outcome)
+    return _finish(config, spec, plan, outcome, summary)
 
 
 def make_spec(config: TokenizeCorpusConfig, tokenizer: Tokenizer) -> TokenSpec:
@@ -238,17 +266,13 @@ def _tokenize(
 ) -> None:
     """Tokenize the shards; what becomes of them goes to `outcome` as it comes."""
     start_ray()
-    began_s: list[float] = []
 
     def show(state: RunState) -> None:
         outcome.num_actors = max(outcome.num_actors, state.num_actors)
         if not state.num_images + state.num_quarantined + state.num_done:
             logger.info("%d of %d actors are ready", state.num_actors, state.num_actors_wanted)
             return
-        if not began_s:
-            began_s.append(time.monotonic() - config.progress.every_s)
-        seconds = time.monotonic() - began_s[0]
-        logger.info("%s", progress_line(state, seconds=seconds, row_name=job.spec.row_name))
+        logger.info("%s", progress_line(state, row_name=job.spec.row_name))
 
     urls = [shard.url for shard in todo]
     with keep_index_fresh(job.output_url, job.spec):
@@ -260,24 +284,21 @@ def _tokenize(
                 logger.error("failed: %s: %s", storage.redact(result.url), result.error)
 
 
-def _finish(config: TokenizeCorpusConfig, spec: TokenSpec, plan: CorpusPlan, outcome: Outcome) -> int:
+def _finish(
+    config: TokenizeCorpusConfig,
+    spec: TokenSpec,
+    plan: CorpusPlan,
+    outcome: Outcome,
+    job: JobSummary,
+) -> int:
     url, failed = config.output.url, outcome.failed
     summary = None if plan.todo or plan.changed else dataset.TokenDataset(url).summary
     if summary is None:
-        seconds = outcome.ended_s - outcome.began_s
-        run = {
-            "seconds": round(seconds, 1),
-            "shards_done": outcome.num_done,
-            "images": outcome.num_images,
-            "bytes_in": outcome.bytes_in,
-            "bytes_out": outcome.bytes_out,
-            "actors": outcome.num_actors,
-            "images_per_s": round(outcome.images_per_s, 2),
-            "images_per_s_per_actor": round(outcome.images_per_s / max(1, outcome.num_actors), 2),
-        }
         shown = {storage.redact(shard): error for shard, error in failed.items()}
-        summary = dataset.write_summary(url, planned=plan.names, failed=shown, run=run)
+        summary = dataset.write_summary(url, planned=plan.names, failed=shown, run=outcome.figures)
     figures, counts = summary["figures"], summary["statistics"]
+    job.add({"dataset_images": counts["num_images"], "dataset_quarantined": counts["num_quarantined"]})
+    job.add({"tokens_per_image": figures["mean_tokens"]})
     num_missing = len(plan.todo) - outcome.num_done
     took = f", in {format_duration(summary['run']['seconds'])}" if outcome.num_done else ""
     lines = [

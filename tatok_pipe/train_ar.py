@@ -21,8 +21,9 @@ from tatok_pipe.ar.batch import Vocabulary
 from tatok_pipe.ar.memory import MemoryEstimate, estimate_memory
 from tatok_pipe.ar.model import Generator
 from tatok_pipe.ar.parallel import is_sharded
-from tatok_pipe.config import load_config, run_entry, to_dict
+from tatok_pipe.config import load_config, to_dict
 from tatok_pipe.errors import EXIT_DONE, EXIT_INTERRUPTED, RefusedError, UserError
+from tatok_pipe.job import JobSummary, job_summary, run_entry
 from tatok_pipe.progress import format_duration
 from tatok_pipe.ray_runtime import has_gpu, run_training, start_ray
 from tatok_pipe.ray_runtime.generator_training import GeneratorRun, train_generator
@@ -38,6 +39,12 @@ _FILL = 0.998
 
 
 def main(argv: list[str]) -> int:
+    with job_summary("train_ar") as summary:
+        summary.exit_code = _run(argv, summary)
+    return summary.exit_code
+
+
+def _run(argv: list[str], summary: JobSummary) -> int:
     config = load_config(
         TrainArConfig, argv, prog="tatok_pipe.train_ar", description=(__doc__ or "").split("\n\n")[0]
     )
@@ -57,6 +64,7 @@ def main(argv: list[str]) -> int:
     _show(config, dataset, num_steps=num_steps, num_workers=num_workers[1])
     if config.dry_run:
         return EXIT_DONE
+    summary.add({"output": storage.redact(config.output.url), "steps": num_steps})
     command = " ".join(["python -m tatok_pipe.train_ar", *map(storage.redact, argv)])
     run = GeneratorRun(
         config=to_dict(config)
@@ -71,7 +79,7 @@ def main(argv: list[str]) -> int:
     )
     start = time.monotonic()
     with StopSignal() as stop:
-        metrics = run_training(
+        told = run_training(
             train_generator,
             {"run": run},
             num_workers=num_workers if num_workers[0] < num_workers[1] else num_workers[1],
@@ -81,9 +89,10 @@ def main(argv: list[str]) -> int:
             max_failures=config.workers.max_failures,
             stop=stop,
         )
-    if not metrics.get("is_done"):
+    summary.add({"step": told.get("step", 0)} | told.get("figures", {}))
+    if not told.get("is_done"):
         logger.warning(
-            "interrupted at step %d of %d; the same command goes on", metrics.get("step", 0), num_steps
+            "interrupted at step %d of %d; the same command goes on", told.get("step", 0), num_steps
         )
         return EXIT_INTERRUPTED
     logger.info(

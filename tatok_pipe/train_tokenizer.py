@@ -15,8 +15,9 @@ import time
 import torch
 
 from tatok_pipe import storage
-from tatok_pipe.config import load_config, run_entry, to_dict
+from tatok_pipe.config import load_config, to_dict
 from tatok_pipe.errors import EXIT_DONE, EXIT_INTERRUPTED, UserError
+from tatok_pipe.job import JobSummary, job_summary, run_entry
 from tatok_pipe.progress import format_duration
 from tatok_pipe.ray_runtime import has_gpu, run_training, start_ray
 from tatok_pipe.ray_runtime.tokenizer_training import TokenizerRun, train_tokenizer
@@ -31,6 +32,12 @@ _OPTION = re.compile(r"[\w.]+=")
 
 
 def main(argv: list[str]) -> int:
+    with job_summary("train_tokenizer") as summary:
+        summary.exit_code = _run(argv, summary)
+    return summary.exit_code
+
+
+def _run(argv: list[str], summary: JobSummary) -> int:
     config = load_config(
         TrainTokenizerConfig,
         argv,
@@ -61,6 +68,7 @@ def main(argv: list[str]) -> int:
     _show(config, num_shards=len(train_shards))
     if config.dry_run:
         return EXIT_DONE
+    summary.add({"output": storage.redact(config.output.url), "steps": config.training.num_steps})
     start = time.monotonic()
     command = " ".join(["python -m tatok_pipe.train_tokenizer", *map(_redact_argument, argv)])
     run = TokenizerRun(to_dict(config), train_shards, held_out, output_url, command)
@@ -73,6 +81,7 @@ def main(argv: list[str]) -> int:
             output_url=output_url,
             stop=stop,
         )
+    summary.add({"step": told.get("step", 0)})
     if not told.get("is_done"):
         logger.warning(
             "interrupted at step %d of %d; the same command goes on",
@@ -80,12 +89,14 @@ def main(argv: list[str]) -> int:
         )  # fmt: skip
         return EXIT_INTERRUPTED
     tokenizer = load_tokenizer(storage.join(output_url, "tokenizer"))
+    psnr = tokenizer.training["held_out"]["psnr_none"]
+    summary.add({"tokenizer": tokenizer.fingerprint[:12], "held_out_psnr_db": round(psnr, 3)})
     logger.info(
         "done in %s: %s, fingerprint %s, held-out PSNR %.2f dB with all patches",
         format_duration(time.monotonic() - start),
         storage.redact(storage.join(output_url, "tokenizer")),
         tokenizer.fingerprint[:12],
-        tokenizer.training["held_out"]["psnr_none"],
+        psnr,
     )
     return EXIT_DONE
 

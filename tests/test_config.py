@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tatok_pipe.config import from_dict, load_config, run_entry, to_dict, to_yaml
+from tatok_pipe.config import from_dict, load_config, to_dict, to_yaml
 from tatok_pipe.config_help import format_help
 from tatok_pipe.config_schema import describe
-from tatok_pipe.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, UserError
+from tatok_pipe.errors import UserError
 from tatok_pipe.options import check_choices, option, section
 
 
@@ -579,106 +576,3 @@ def test_from_dict_is_strict(mapping: dict[str, Any], message: str):
 def test_from_dict_reads_json_numbers_by_type():
     config = from_dict(JobConfig, {"actors": {"min": 2.0}, "dtf": {"target_tokens": 3}})
     assert (type(config.actors.min), type(config.dtf.target_tokens)) == (int, float)
-
-
-ENTRY = """
-import logging
-import sys
-from dataclasses import dataclass
-
-from tatok_pipe.config import load_config, run_entry
-from tatok_pipe.errors import RefusedError, mark_outside_cause
-from tatok_pipe.options import option
-
-
-@dataclass(frozen=True)
-class Config:
-    do: str = option("nothing", help="What happens.")
-
-
-def main(argv):
-    config = load_config(Config, argv, prog="entry", description="An entry.")
-    logging.getLogger(__name__).info("doing %s", config.do)
-    logging.getLogger("somebody.else").info("chatter")
-    if config.do == "refuse":
-        raise RefusedError("first\\nsecond")
-    if config.do == "interrupt":
-        raise KeyboardInterrupt
-    if config.do == "bug":
-        raise RuntimeError("a bug")
-    if config.do == "socket":
-        raise BrokenPipeError("a socket")
-    if config.do == "storage":
-        try:
-            raise ConnectionError("long story")
-        except ConnectionError as cause:
-            raise mark_outside_cause(OSError("s3://b/x: does\\nnot answer")) from cause
-    if config.do == "write":
-        for _ in range(100_000):
-            print("a line")
-    return 1 if config.do == "fail" else None
-
-
-if __name__ == "__main__":
-    run_entry(main)
-"""
-
-
-@pytest.fixture
-def start(tmp_path: Path):
-    """Starts the entry above in a process of its own."""
-    path = tmp_path / "entry.py"
-    path.write_text(ENTRY)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-
-    def start_entry(*argv: str) -> subprocess.Popen[str]:
-        command = [sys.executable, str(path), *argv]
-        return subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-
-    return start_entry
-
-
-def test_an_entry_reports_a_mistake_in_one_line(start):
-    entry = start("doo=refuse")
-    assert entry.communicate(timeout=60) == ("", "error: unknown key doo; did you mean do?\n")
-    assert entry.returncode == 2
-
-
-@pytest.mark.parametrize(
-    ("do", "code", "last_line"),
-    [
-        ("nothing", 0, "INFO __main__: doing nothing"),
-        ("fail", 1, "INFO __main__: doing fail"),
-        ("refuse", 3, "error: first second"),
-        ("interrupt", EXIT_INTERRUPTED, "interrupted; run the same command again to go on"),
-        ("bug", EXIT_INTERNAL, "RuntimeError: a bug"),
-        ("socket", EXIT_INTERNAL, "BrokenPipeError: a socket"),
-        ("storage", 2, "error: s3://b/x: does not answer; mend that and run the same command again"),
-    ],
-)
-def test_exit_codes_of_an_entry(do: str, code: int, last_line: str, start):
-    entry = start(f"do={do}")
-    _, errors = entry.communicate(timeout=60)
-    assert entry.returncode == code
-    assert errors.splitlines()[-1].endswith(last_line)
-    assert ("Traceback" in errors) == (code == EXIT_INTERNAL)
-    assert "chatter" not in errors
-
-
-def test_a_reader_that_goes_away_ends_an_entry_quietly(start):
-    with start("do=write") as entry:
-        assert entry.stdout.readline() == "a line\n"
-        entry.stdout.close()
-        errors = entry.stderr.read().splitlines()
-    assert entry.returncode == 141
-    assert [line.partition("INFO ")[2] for line in errors] == ["__main__: doing write"]
-
-
-def test_run_entry_leaves_system_exits_alone(monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["entry", "--help"])
-    with pytest.raises(SystemExit) as caught:
-        run_entry(lambda argv: load(*argv) and None)
-    assert caught.value.code == 0
-    assert "usage:" in capsys.readouterr().out

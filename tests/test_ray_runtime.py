@@ -78,15 +78,15 @@ def test_a_tokenizer_without_globals_is_refused_for_datasets(tmp_path: Path) -> 
 def test_progress_tells_rate_and_time_left() -> None:
     state = RunState(
         num_shards=6, num_done=1, num_failed=0, num_images=300, num_tokens=12_000, num_quarantined=2, bytes_in=0,
-        num_actors=1, num_actors_wanted=1, share=0.5,
+        num_actors=1, num_actors_wanted=1, share=0.5, seconds=10,
     )  # fmt: skip
-    line = progress_line(state, seconds=10)
+    line = progress_line(state)
     assert line == "1/6 shards, 300 images, 30.0 images/s, 40.0 tokens/image, 2 quarantined, 30 s left"
-    line = progress_line(replace(state, num_failed=1, num_actors=3, num_actors_wanted=4), seconds=10)
+    line = progress_line(replace(state, num_failed=1, num_actors=3, num_actors_wanted=4))
     assert line.startswith("1/6 shards, 1 failed, 300 images") and "3 of 4 actors" in line
     nothing = replace(state, num_done=0, num_images=0, num_tokens=0, num_quarantined=0, share=0.0)
-    assert progress_line(nothing, seconds=10).endswith("0.0 tokens/image, 0 quarantined, ? left")
-    line = progress_line(state, seconds=10, row_name="crop")
+    assert progress_line(nothing).endswith("0.0 tokens/image, 0 quarantined, ? left")
+    line = progress_line(state, row_name="crop")
     assert line == "1/6 shards, 300 crops, 30.0 crops/s, 40.0 tokens/crop, 2 quarantined, 30 s left"
     assert [format_duration(s) for s in (0.4, 59.6, 61, 3725)] == [
         "0 s",

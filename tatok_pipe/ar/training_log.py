@@ -6,6 +6,8 @@ from typing import Any
 
 from tatok_pipe.training.tensorboard import TensorBoard
 
+_PARTS = ("global", "position", "patch")
+
 
 class TrainingLog:
     """Process 0's. `curve` holds what does not depend on the machine: a resumed training has the same one."""
@@ -24,6 +26,12 @@ class TrainingLog:
         self.curve.append({"step": step, "split": "held_out"} | losses)
         self._board.scalars("held_out", step, losses)
 
+    @property
+    def last_losses(self) -> dict[str, float]:
+        """Nats a code of the last logged line, `loss`, and of the last held-out images, `held_out_loss`."""
+        names = {"train": "loss", "held_out": "held_out_loss"}
+        return {names[point["split"]]: round(point["loss"], 4) for point in self.curve if "loss" in point}
+
     def publish(self) -> None:
         """Put the scalars beside the checkpoints."""
         self._board.publish()
@@ -32,14 +40,17 @@ class TrainingLog:
         self._board.close()
 
 
+def loss_terms(losses: dict[str, float]) -> dict[str, float]:
+    """Of a window's figures the loss, as `total`, and its three parts; nats. What was not seen is left out."""
+    parts = {name: losses[f"{name}_nats"] for name in _PARTS if f"{name}_nats" in losses}
+    return ({"total": losses["loss"]} if "loss" in losses else {}) | parts
+
+
 def loss_line(losses: dict[str, float]) -> str:
     """`loss 6.812 (global 6.105, position 1.204, patch 5.911)`, nats."""
-    parts = [
-        f"{name} {losses[f'{name}_nats']:.3f}"
-        for name in ("global", "position", "patch")
-        if f"{name}_nats" in losses
-    ]
-    return f"loss {losses.get('loss', float('nan')):.3f} ({', '.join(parts)})"
+    terms = loss_terms(losses)
+    total = terms.pop("total", float("nan"))
+    return f"loss {total:.3f} ({', '.join(f'{name} {value:.3f}' for name, value in terms.items())})"
 
 
 def speed_line(speed: dict[str, float]) -> str:

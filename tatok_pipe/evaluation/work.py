@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -63,6 +63,7 @@ def write_part(url: str, suite: str, part: str, plan: EvaluationPlan, rows: list
 class EvaluateJob:
     """What every part of a run has in common."""
 
+    entry: ClassVar[str] = "evaluate"
     plan: EvaluationPlan
     output_url: str
 

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
@@ -41,6 +42,7 @@ _LOOK_S = 1.0
 class GenerateJob:
     """What every shard of a run has in common. Small, and the same on every actor."""
 
+    entry: ClassVar[str] = "generate"
     generator: str  # folder of the checkpoint
     tokenizer: str
     generator_fingerprint: str

@@ -22,6 +22,7 @@ from tatok_pipe.ar import training_state
 from tatok_pipe.ar.trainer import GeneratorTrainer
 from tatok_pipe.ar.training_state import CheckpointName, DamagedCheckpoint
 from tatok_pipe.errors import UserError
+from tatok_pipe.ray_runtime.metrics import TrainingMetrics
 from tatok_pipe.ray_runtime.training import Driver, is_hopeless
 
 logger = logging.getLogger(__name__)
@@ -36,11 +37,19 @@ class GeneratorCheckpoints:
     """
 
     def __init__(
-        self, url: str, trainer: GeneratorTrainer, *, attempt: str, num_to_keep: int, driver: Driver
+        self,
+        url: str,
+        trainer: GeneratorTrainer,
+        metrics: TrainingMetrics | None,
+        *,
+        attempt: str,
+        num_to_keep: int,
+        driver: Driver,
     ) -> None:
         context = ray.train.get_context()
         self._url = url
         self._trainer = trainer
+        self._metrics = metrics
         self._attempt = attempt
         self._num_to_keep = num_to_keep
         self._driver = driver
@@ -125,6 +134,8 @@ class GeneratorCheckpoints:
                 Path(part.path).iterdir(), key=lambda path: (path.name == manifest, path.name)
             ):
                 storage.publish_file(path, storage.join(url, path.name), exclusive=False)
+            if self._metrics is not None and (saved := CheckpointName.parse(name)):
+                self._metrics.saved(saved.step)
         except OSError as error:
             if not is_hopeless(error):
                 raise

@@ -30,11 +30,12 @@ from tatok_pipe.ar.model import Generator
 from tatok_pipe.ar.parallel import parallelize
 from tatok_pipe.ar.throughput import Ceiling, Throughput
 from tatok_pipe.ar.trainer import GeneratorTrainer
-from tatok_pipe.ar.training_log import TrainingLog, loss_line, speed_line
+from tatok_pipe.ar.training_log import TrainingLog, loss_line, loss_terms, speed_line
 from tatok_pipe.config import from_dict
 from tatok_pipe.errors import UserError
 from tatok_pipe.progress import format_duration
 from tatok_pipe.ray_runtime.generator_checkpoints import GeneratorCheckpoints
+from tatok_pipe.ray_runtime.metrics import TrainingMetrics
 from tatok_pipe.ray_runtime.training import STORAGE_MARKER, Driver
 from tatok_pipe.tokens.conditions import ConditionConfig
 from tatok_pipe.tokens.loader import LoaderConfig, StepBatch, TokenLoader
@@ -144,9 +145,11 @@ class _Worker:
         logger.info("worker %d of %d: process %d", self.rank, self.num_ranks, os.getpid())
         self.loader = make_loader(run, config, rank=self.rank, num_ranks=self.num_ranks, split="train")
         self.window = LossParts.zeros(model.vocabulary, device=self.device)  # since the last logged line
+        self.metrics = TrainingMetrics("train_ar") if self.leads else None
         self.checkpoints = GeneratorCheckpoints(
             checkpoints_url,
             self.trainer,
+            self.metrics,
             attempt=ray.train.collective.broadcast_from_rank_zero(os.urandom(4).hex()),
             num_to_keep=config.checkpoints.keep,
             driver=self._driver,
@@ -164,13 +167,16 @@ class _Worker:
             if self.leads
             else None
         )
+        if self.metrics is not None:
+            self.metrics.begin(step=self.trainer.num_steps_done, num_steps=run.num_steps)
         is_done = self._train(model)
         if is_done:
             self._save(CheckpointUploadMode.SYNC)
             self._export(model)
         if self.log is not None:
             self.log.close()
-            self._driver.tell({"step": self.trainer.num_steps_done, "is_done": is_done})
+            figures = self.log.last_losses | {"workers": self.num_ranks}
+            self._driver.tell({"step": self.trainer.num_steps_done, "is_done": is_done, "figures": figures})
 
     def _train(self, model: Generator) -> bool:
         """Whether all steps are done; False where the driver stopped the training, which is saved then."""
@@ -195,15 +201,18 @@ class _Worker:
                 figures = self.window.figures()
                 figures |= {"grad_norm": float(last_norm), "learning_rate": result.learning_rate}
                 self.window.sums.zero_()
-                if self.log is not None:
+                if self.log is not None and self.metrics is not None:
                     rates = speed.take(
                         flops_per_element=flops, peak_flops_per_s=self.num_ranks * ceiling.flops_per_s()
                     )
                     self.log.train(step, figures, rates)
-                    left = format_duration((run.num_steps - step) * rates["step_s"])
+                    left_s = (run.num_steps - step) * rates["step_s"]
+                    self.metrics.logged(step, figures=figures | rates, eta_s=left_s)
+                    self.metrics.losses(loss_terms(figures), split="train")
                     logger.info(
                         "step %d/%d epoch %d %s | %s, %s left",
-                        step, run.num_steps, batch.epoch, loss_line(figures), speed_line(rates), left,
+                        step, run.num_steps, batch.epoch, loss_line(figures), speed_line(rates),
+                        format_duration(left_s),
                     )  # fmt: skip
             if config.validation.share and (step % config.validation.every_steps == 0 or is_last):
                 self._validate()
@@ -269,13 +278,14 @@ class _Worker:
                 yield self._tensors(batch)
 
         losses = self.trainer.validate(batches())
-        if self.log is None:
+        if self.log is None or self.metrics is None:
             return
         if not losses.num_sequences:
             logger.warning("validation.share=%g: no image is held out", config.validation.share)
             return
         figures, unigram = losses.figures(), self.run_facts.unigram_nats
         self.log.held_out(step, figures)
+        self.metrics.losses(loss_terms(figures), split="held_out")
         self.log.publish()
         logger.info(
             "step %d held out (%d images): %s; %.1f bits/image; single codes alone: global %.3f, patch %.3f",

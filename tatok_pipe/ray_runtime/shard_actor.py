@@ -42,7 +42,7 @@ class ShardActor:
         except Exception as error:
             self._error = " ".join(str(error).split()) or type(error).__name__
             return
-        threading.Thread(target=self._report, name="report", daemon=True).start()
+        threading.Thread(target=self._report, args=(job.entry,), name="report", daemon=True).start()
 
     def start(self) -> ActorStart:
         return ActorStart(ray.get_runtime_context().get_node_id(), os.getpid(), self._error)
@@ -54,8 +54,8 @@ class ShardActor:
         """Shards whose turn has not come come back not begun."""
         self._worker.stop_taking()
 
-    def _report(self) -> None:
-        metrics = WorkerMetrics()
+    def _report(self, entry: str) -> None:
+        metrics = WorkerMetrics(entry)
         number = 0
         while True:
             number += 1

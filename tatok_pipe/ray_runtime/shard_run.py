@@ -11,7 +11,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -46,6 +46,13 @@ class RunState:
     num_actors: int  # ready
     num_actors_wanted: int
     share: float  # in shards: the sum over those in work
+    seconds: float = field(compare=False)  # since the first shard was handed out; 0 before
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that the rest will take at the pace so far; infinite where nothing says so yet."""
+        behind = self.num_done + self.share
+        return max(0.0, self.seconds * (self.num_shards - behind) / behind) if behind else float("inf")
 
 
 def run_shards(
@@ -98,8 +105,9 @@ class _Run:
         self._num_done = self._num_failed = 0
         self._num_images = self._num_tokens = self._num_quarantined = self._bytes_in = 0  # of finished shards
         self._is_ending = False
+        self._began_s: float | None = None  # when the first shard was handed out
         self._looked_s = time.monotonic()
-        self._metrics = RunMetrics()
+        self._metrics = RunMetrics(job.entry)
         plan = self._pool.plan
         logger.info("%d actors, each with %g CPUs and %g GPUs", plan.max, plan.cpus, plan.gpus)
 
@@ -127,6 +135,7 @@ class _Run:
             num_actors=self._pool.num_ready,
             num_actors_wanted=self._pool.num_wanted(self._num_left),
             share=sum(shard.share for shard in running),
+            seconds=0.0 if self._began_s is None else time.monotonic() - self._began_s,
         )
 
     def step(self) -> Iterator[ShardResult]:
@@ -167,6 +176,7 @@ class _Run:
                 shard = self._queue.take(worker.name, num_workers=len(ready))
                 if shard is None:
                     continue
+                self._began_s = self._began_s or time.monotonic()
                 # What it may try in one process goes down with the tries that ended with another.
                 max_tries = self._failures.max_attempts - self._queue.attempts(shard)
                 self._calls[worker.begin(shard, max_tries=max(1, max_tries))] = (worker, shard)
@@ -246,13 +256,19 @@ class _Run:
 
     def _look(self) -> None:
         self._pool.look(self._queue.workers)
-        self._metrics.update(shards_left=self._num_left, actors=self._pool.num_ready)
         for worker in self._pool.workers.values():
             held = self._queue.held_by(worker.name)
             # A report may be older than the answer that was heard before it.
             worker.shards = {url: shard for url, shard in worker.shards.items() if url in held}
             if held and not worker.blame and (hung := worker.find_hung(held, self._failures)):
                 worker.kill(hung, held)
+        state = self.state
+        self._metrics.update(
+            shards_left=self._num_left,
+            actors=state.num_actors,
+            actors_wanted=state.num_actors_wanted,
+            eta_s=state.left_s,
+        )
 
 
 def _reason(death: BaseException) -> str:

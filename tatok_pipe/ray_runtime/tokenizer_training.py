@@ -28,6 +28,7 @@ from tatok_pipe.images.shards import ShardError
 from tatok_pipe.images.source import open_samples
 from tatok_pipe.images.stream import TrainingImages
 from tatok_pipe.progress import format_duration
+from tatok_pipe.ray_runtime.metrics import TrainingMetrics
 from tatok_pipe.ray_runtime.training import Driver
 from tatok_pipe.records import ImageSample
 from tatok_pipe.tokenizer.calibration import calibrate_ladders
@@ -95,8 +96,10 @@ class _Worker:
         )
         logger.info("worker %d of %d: process %d", self.rank, self.num_ranks, os.getpid())
         self.curves = self._restore()
-        self._board = self._panel = None
+        self._board = self._panel = self._metrics = None
         if self.leads:
+            self._metrics = TrainingMetrics("train_tokenizer")
+            self._metrics.begin(step=self.trainer.num_steps_done, num_steps=config.training.num_steps)
             self._board = TensorBoard(
                 storage.join(run.output_url, "tensorboard"), first_step=self.trainer.num_steps_done
             )
@@ -139,18 +142,22 @@ class _Worker:
             stage = trainer.stage
             terms = trainer.step(to_model_input(next(batches), self.device))
             step = trainer.num_steps_done
-            if self._board is not None and (step % every.every_steps == 0 or step == total):
+            is_logged = step % every.every_steps == 0 or step == total
+            if self._board is not None and self._metrics is not None and is_logged:
                 now = time.monotonic()
                 rate = (step - window_step) / (now - window_start)
+                images_per_s, left_s = rate * config.training.batch_size, (total - step) / rate
                 point = {name: round(value, 6) for name, value in terms.items()}
                 self.curves.losses.append({"step": step, "stage": stage} | point)
                 self._board.scalars("train", step, terms)
-                self._board.scalars("speed", step, {"images_per_s": rate * config.training.batch_size})
+                self._board.scalars("speed", step, {"images_per_s": images_per_s})
+                self._metrics.logged(step, figures=terms | {"images_per_s": images_per_s}, eta_s=left_s)
+                losses = {name: value for name, value in terms.items() if name != "learning_rate"}
+                self._metrics.losses(losses, split="train")
                 line = " ".join(f"{name} {value:.4g}" for name, value in terms.items())
                 logger.info(
                     "step %d/%d %s %s | %.1f images/s, %s left",
-                    step, total, stage, line, rate * config.training.batch_size,
-                    format_duration((total - step) / rate),
+                    step, total, stage, line, images_per_s, format_duration(left_s),
                 )  # fmt: skip
                 window_start, window_step = now, step
             if step % config.validation.every_steps == 0 or step == total:
@@ -160,7 +167,7 @@ class _Worker:
         return True
 
     def _look(self, step: int) -> None:
-        if self._board is None or self._panel is None:
+        if self._board is None or self._panel is None or self._metrics is None:
             return
         average = self.trainer.average
         with (
@@ -174,7 +181,9 @@ class _Worker:
         self._board.scalars("held_out", step, figures)
         self._board.picture("held_out/original, all patches, half, a quarter, globals", step, pixels)
         self._board.publish()
-        line = ", ".join(f"{name.removeprefix('psnr_')} {value:.2f}" for name, value in figures.items())
+        by_kept = {name.removeprefix("psnr_"): value for name, value in figures.items()}
+        self._metrics.psnr(by_kept)
+        line = ", ".join(f"{name} {value:.2f}" for name, value in by_kept.items())
         logger.info("step %d held out (%d images): PSNR of patches %s dB", step, len(self._panel), line)
 
     def _count_time(self) -> None:
@@ -211,6 +220,8 @@ class _Worker:
                 checkpoint=ray.train.Checkpoint.from_directory(folder),
                 checkpoint_dir_name=f"step-{self.trainer.num_steps_done:07d}",
             )
+        if self._metrics is not None:
+            self._metrics.saved(self.trainer.num_steps_done)
 
     def _restore(self) -> TrainingCurves:
         """Load the newest checkpoint, if there is one, and what was logged until then."""

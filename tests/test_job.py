@@ -1,0 +1,178 @@
+"""How an entry starts and ends: exit codes, what is told on stderr, the last line for machines."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tatok_pipe.config import load_config
+from tatok_pipe.errors import EXIT_INTERNAL, EXIT_INTERRUPTED
+from tatok_pipe.job import SUMMARY, job_summary, run_entry
+from tatok_pipe.options import option
+
+
+@dataclass(frozen=True)
+class Config:
+    do: str = option("nothing", help="What happens.")
+
+
+ENTRY = """
+import logging
+import sys
+from dataclasses import dataclass
+
+from tatok_pipe.config import load_config
+from tatok_pipe.errors import RefusedError, mark_outside_cause
+from tatok_pipe.job import job_summary, run_entry
+from tatok_pipe.options import option
+
+
+@dataclass(frozen=True)
+class Config:
+    do: str = option("nothing", help="What happens.")
+
+
+def main(argv):
+    config = load_config(Config, argv, prog="entry", description="An entry.")
+    logging.getLogger(__name__).info("doing %s", config.do)
+    logging.getLogger("somebody.else").info("chatter")
+    if config.do == "refuse":
+        raise RefusedError("first\\nsecond")
+    if config.do == "interrupt":
+        raise KeyboardInterrupt
+    if config.do == "bug":
+        raise RuntimeError("a bug")
+    if config.do == "socket":
+        raise BrokenPipeError("a socket")
+    if config.do == "storage":
+        try:
+            raise ConnectionError("long story")
+        except ConnectionError as cause:
+            raise mark_outside_cause(OSError("s3://b/x: does\\nnot answer")) from cause
+    if config.do == "write":
+        for _ in range(100_000):
+            print("a line")
+    return 1 if config.do == "fail" else None
+
+
+def summed_up(argv):
+    with job_summary("an_entry") as summary:
+        if argv == ["doo=refuse"]:
+            return main(argv)
+        summary.add({"images": 3, "rate": float("inf"), "url": "s3://b/ü"})
+        summary.exit_code = main(argv) or 0
+    return summary.exit_code
+
+
+if __name__ == "__main__":
+    run_entry(summed_up)
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path):
+    """Starts the entry above in a process of its own."""
+    path = tmp_path / "entry.py"
+    path.write_text(ENTRY)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+
+    def start_entry(*argv: str) -> subprocess.Popen[str]:
+        command = [sys.executable, str(path), *argv]
+        return subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    return start_entry
+
+
+def test_an_entry_reports_a_mistake_in_one_line(start):
+    entry = start("doo=refuse")
+    assert entry.communicate(timeout=60) == ("", "error: unknown key doo; did you mean do?\n")
+    assert entry.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("do", "code", "last_line"),
+    [
+        ("nothing", 0, ""),
+        ("fail", 1, ""),
+        ("refuse", 3, "error: first second"),
+        ("interrupt", EXIT_INTERRUPTED, "interrupted; run the same command again to go on"),
+        ("bug", EXIT_INTERNAL, "RuntimeError: a bug"),
+        ("socket", EXIT_INTERNAL, "BrokenPipeError: a socket"),
+        ("storage", 2, "error: s3://b/x: does not answer; mend that and run the same command again"),
+    ],
+)
+def test_exit_codes_of_an_entry(do: str, code: int, last_line: str, start):
+    entry = start(f"do={do}")
+    _, errors = entry.communicate(timeout=60)
+    assert entry.returncode == code
+    lines = errors.splitlines()
+    assert f"INFO __main__: doing {do}" in lines[0]
+    assert not last_line or lines[-1].endswith(last_line)
+    assert ("Traceback" in errors) == (code == EXIT_INTERNAL)
+    assert "chatter" not in errors
+
+
+def test_a_reader_that_goes_away_ends_an_entry_quietly(start):
+    with start("do=write") as entry:
+        assert entry.stdout.readline() == "a line\n"
+        entry.stdout.close()
+        errors = entry.stderr.read().splitlines()
+    assert entry.returncode == 141
+    assert [line.partition("INFO ")[2] for line in errors] == ["__main__: doing write"]
+
+
+@pytest.mark.parametrize(
+    ("do", "code", "status", "error"),
+    [
+        ("nothing", 0, "done", None),
+        ("fail", 1, "failed", None),
+        ("refuse", 3, "refused", "first second"),
+        ("interrupt", 4, "interrupted", "interrupted; run the same command again to go on"),
+        ("bug", 70, "bug", "RuntimeError: a bug"),
+        ("storage", 2, "usage", "s3://b/x: does not answer; mend that and run the same command again"),
+    ],
+)
+def test_a_job_ends_with_one_line_for_machines(do: str, code: int, status: str, error: str | None, start):
+    _, errors = start(f"do={do}").communicate(timeout=60)
+    (line,) = [line for line in errors.splitlines() if SUMMARY in line]
+    found = json.loads(line.partition(SUMMARY)[2])
+    assert found.pop("wall_s") >= 0
+    assert found.pop("version")
+    assert found.pop("error", None) == error
+    assert found == {
+        "entry": "an_entry", "status": status, "exit_code": code, "images": 3, "rate": None, "url": "s3://b/ü",
+    }  # fmt: skip
+
+
+def test_a_submitted_job_tells_its_id(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"metadata": {"job_submission_id": "nightly-1"}}')
+    with job_summary("an_entry"):
+        pass
+    (message,) = caplog.messages
+    assert json.loads(message.removeprefix(SUMMARY))["submission_id"] == "nightly-1"
+
+
+def test_help_is_no_job(monkeypatch: pytest.MonkeyPatch, capsys, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO)
+
+    def main(argv: list[str]) -> int:
+        with job_summary("an_entry"):
+            load_config(Config, argv, prog="entry", description="An entry.")
+        return 0
+
+    monkeypatch.setattr(sys, "argv", ["entry", "--help"])
+    with pytest.raises(SystemExit) as caught:
+        run_entry(main)
+    assert caught.value.code == 0
+    assert "usage:" in capsys.readouterr().out
+    assert not caplog.messages
