@@ -1,4 +1,4 @@
-"""What a worker is doing, for whoever watches it: how far each shard is, totals, queue depths, busy time.
+"""What a worker is doing, for whoever watches it: how far each shard is, queue depths, busy time.
 
 Written by the threads that do the work, read by another; plain data, so that it can cross processes.
 """
@@ -30,22 +30,8 @@ class ShardStatus:
 
 
 @dataclass(frozen=True)
-class Totals:
-    """Counts since the worker started. Shards count when they are through, the others as they come."""
-
-    num_shards: int = 0
-    num_failed_shards: int = 0
-    num_images: int = 0
-    num_tokens: int = 0
-    num_quarantined: int = 0
-    bytes_in: int = 0  # of image shards that are through
-    bytes_out: int = 0  # of token shards
-
-
-@dataclass(frozen=True)
 class WorkerStatus:
     shards: tuple[ShardStatus, ...] = ()
-    totals: Totals = Totals()
     queued_samples: int = 0  # read, and not decoded yet
     queued_batches: int = 0  # decoded, and not encoded yet
     lane_busy_s: float = 0.0  # time of encoding, a mean over the lanes, since the worker started
@@ -115,7 +101,6 @@ class Activity:
         self._num_lanes = num_lanes
         self._lock = threading.Lock()
         self._tracks: list[Track] = []
-        self._totals = Totals()
         self._busy_s = 0.0
         self._busy_since: dict[int, float] = {}  # thread -> when its batch began
 
@@ -129,12 +114,6 @@ class Activity:
         finally:
             with self._lock:
                 self._tracks.remove(track)
-
-    def count(self, **counts: int) -> None:
-        """Add to the totals, by field."""
-        with self._lock:
-            old = self._totals
-            self._totals = replace(old, **{name: getattr(old, name) + more for name, more in counts.items()})
 
     @contextmanager
     def encoding(self) -> Iterator[None]:
@@ -155,7 +134,6 @@ class Activity:
             busy_s = self._busy_s + sum(now - since for since in self._busy_since.values())
             return WorkerStatus(
                 shards=tuple(track.status for track in self._tracks),
-                totals=self._totals,
                 queued_samples=sum(track.depths.samples for track in self._tracks),
                 queued_batches=sum(track.depths.batches for track in self._tracks),
                 lane_busy_s=busy_s / self._num_lanes,

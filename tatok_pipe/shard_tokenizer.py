@@ -133,15 +133,7 @@ class ShardTokenizer:
         """Tokenize and commit one shard. An error of the shard is a result; nothing is raised for it."""
         start = time.monotonic()
         with self.activity.follow(url) as track:
-            result = replace(self._try(url, track, max_tries), seconds=time.monotonic() - start)
-        if result.was_begun:
-            self.activity.count(
-                num_shards=1,
-                num_failed_shards=int(bool(result.error)),
-                bytes_in=result.bytes_in,
-                bytes_out=result.bytes_out,
-            )
-        return result
+            return replace(self._try(url, track, max_tries), seconds=time.monotonic() - start)
 
     def sample(self, url: str, *, max_images: int, max_s: float) -> ShardResult:
         """Tokenize the beginning of a shard and commit nothing: what its images turn into, and how fast.
@@ -248,7 +240,6 @@ class ShardTokenizer:
                         quarantined=bad,
                         share=min(1.0, bytes_read / max(1, info.size_bytes)),
                     )
-                    self.activity.count(num_images=images, num_tokens=tokens, num_quarantined=bad)
             verify_written(writer)
             track.touch()
             quarantine_path = None

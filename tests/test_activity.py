@@ -65,21 +65,6 @@ def test_busy_time_is_a_mean_over_lanes_and_runs_while_a_batch_does() -> None:
     assert 0.09 <= activity.status.lane_busy_s - before < 0.3
 
 
-def test_totals_add_up_over_threads() -> None:
-    activity = Activity(num_lanes=1)
-
-    def work() -> None:
-        for _ in range(1000):
-            activity.count(num_images=1, bytes_in=10)
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (activity.status.totals.num_images, activity.status.totals.bytes_in) == (4000, 40_000)
-
-
 def test_the_board_keeps_the_last_word_of_each_worker() -> None:
     board = StatusBoard()
     board.report("a", 1, WorkerStatus(queued_samples=1))

@@ -77,8 +77,8 @@ def test_a_tokenizer_without_globals_is_refused_for_datasets(tmp_path: Path) -> 
 
 def test_progress_tells_rate_and_time_left() -> None:
     state = RunState(
-        num_shards=6, num_done=1, num_failed=0, num_images=300, num_tokens=12_000, num_quarantined=2, bytes_in=0,
-        num_actors=1, num_actors_wanted=1, share=0.5, seconds=10,
+        num_shards=6, num_done=1, num_failed=0, num_images=300, num_tokens=12_000, num_quarantined=2,
+        bytes_in=0, bytes_out=0, num_actors=1, num_actors_wanted=1, share=0.5, seconds=10,
     )  # fmt: skip
     line = progress_line(state)
     assert line == "1/6 shards, 300 images, 30.0 images/s, 40.0 tokens/image, 2 quarantined, 30 s left"

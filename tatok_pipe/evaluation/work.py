@@ -95,7 +95,6 @@ class PartWorker:
                 if not isinstance(error, (OSError, ShardError, UserError)):
                     logger.error("part %s", url, exc_info=error)
                 result = ShardResult(url, error=describe_error(error))
-        self.activity.count(num_shards=1, num_failed_shards=int(bool(result.error)))
         return replace(result, seconds=time.monotonic() - start)
 
     def stop_taking(self) -> None:
@@ -108,7 +107,6 @@ class PartWorker:
             nonlocal num_images
             num_images += more
             track.advance(images=more, tokens=0, quarantined=0, share=0.0)
-            self.activity.count(num_images=more)
 
         suite, _, part = name.partition("/")
         self._bench.touch = touch

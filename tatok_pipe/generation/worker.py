@@ -139,9 +139,6 @@ class ImageWorker:
                 if not isinstance(error, (OSError, UserError)):
                     logger.error("shard %s", url, exc_info=error)
                 result = ShardResult(url, error=describe_error(error))
-        self.activity.count(
-            num_shards=1, num_failed_shards=int(bool(result.error)), bytes_out=result.bytes_out
-        )
         return replace(result, seconds=time.monotonic() - start)
 
     def stop_taking(self) -> None:
@@ -187,7 +184,6 @@ class ImageWorker:
                     num_drawn += 1
                     share = num_drawn / len(requests)
                     track.advance(images=1, tokens=tokens.num_tokens, quarantined=0, share=share)
-                    self.activity.count(num_images=1, num_tokens=tokens.num_tokens)
             yield waiting.pop(number)
 
     def _encode(

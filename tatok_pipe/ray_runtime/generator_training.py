@@ -173,8 +173,9 @@ class _Worker:
         if is_done:
             self._save(CheckpointUploadMode.SYNC)
             self._export(model)
-        if self.log is not None:
+        if self.log is not None and self.metrics is not None:
             self.log.close()
+            self.metrics.close()
             figures = self.log.last_losses | {"workers": self.num_ranks}
             self._driver.tell({"step": self.trainer.num_steps_done, "is_done": is_done, "figures": figures})
 

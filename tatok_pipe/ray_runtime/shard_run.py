@@ -11,7 +11,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import ray
@@ -43,6 +43,7 @@ class RunState:
     num_tokens: int
     num_quarantined: int
     bytes_in: int  # of finished shards
+    bytes_out: int
     num_actors: int  # ready
     num_actors_wanted: int
     share: float  # in shards: the sum over those in work
@@ -103,7 +104,8 @@ class _Run:
         self._calls: dict[Any, tuple[Worker, str]] = {}  # by the reference of the ShardResult
         self._num_shards = len(urls)
         self._num_done = self._num_failed = 0
-        self._num_images = self._num_tokens = self._num_quarantined = self._bytes_in = 0  # of finished shards
+        self._num_images = self._num_tokens = self._num_quarantined = 0  # of finished shards
+        self._bytes_in = self._bytes_out = 0
         self._is_ending = False
         self._began_s: float | None = None  # when the first shard was handed out
         self._looked_s = time.monotonic()
@@ -132,6 +134,7 @@ class _Run:
             num_tokens=self._num_tokens + sum(shard.num_tokens for shard in running),
             num_quarantined=self._num_quarantined + sum(shard.num_quarantined for shard in running),
             bytes_in=self._bytes_in,
+            bytes_out=self._bytes_out,
             num_actors=self._pool.num_ready,
             num_actors_wanted=self._pool.num_wanted(self._num_left),
             share=sum(shard.share for shard in running),
@@ -161,6 +164,7 @@ class _Run:
             self._look()
 
     def close(self) -> None:
+        self._export()
         self._pool.close()
 
     def _hand_out(self) -> None:
@@ -235,6 +239,7 @@ class _Run:
         self._num_tokens += result.num_tokens
         self._num_quarantined += result.num_quarantined
         self._bytes_in += result.bytes_in
+        self._bytes_out += result.bytes_out
         return result
 
     @property
@@ -262,8 +267,12 @@ class _Run:
             worker.shards = {url: shard for url, shard in worker.shards.items() if url in held}
             if held and not worker.blame and (hung := worker.find_hung(held, self._failures)):
                 worker.kill(hung, held)
+        self._export()
+
+    def _export(self) -> None:
         state = self.state
         self._metrics.update(
+            asdict(state),
             shards_left=self._num_left,
             actors=state.num_actors,
             actors_wanted=state.num_actors_wanted,

@@ -110,8 +110,9 @@ class _Worker:
         if self.leads:
             if is_done:
                 self._finish()
-            if self._board is not None:
+            if self._board is not None and self._metrics is not None:
                 self._board.close()
+                self._metrics.close()
             self._driver.tell({"step": self.trainer.num_steps_done, "is_done": is_done})
 
     def _wrap(self, module: torch.nn.Module) -> torch.nn.Module:

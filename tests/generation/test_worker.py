@@ -178,10 +178,8 @@ def test_results_count_what_was_made(
         assert len(rows) == num_images and 0 < result.seconds < took
     status = worker.activity.status
     assert status.shards == () and status.lane_busy_s > 0
-    totals = status.totals
-    assert (totals.num_shards, totals.num_failed_shards, totals.num_images) == (2, 0, 20)
-    assert totals.num_tokens == sum(result.num_tokens for result in results)
-    assert totals.bytes_out == sum(result.bytes_out for result in results)
+    assert sum(result.num_images for result in results) == 20
+    assert all(result.bytes_out > 0 for result in results)
     # The same images, however they are stored.
     stored = images_of(job, [NAMES[0]])
     for image, other in zip(stored, images_of(make_job(models, alone), [NAMES[0]]), strict=True):
@@ -261,17 +259,16 @@ def test_a_worker_that_is_told_to_stop_begins_nothing(models: Models, tmp_path: 
     result = make(worker, NAMES[0])
     assert (result.was_begun, result.error, result.num_images) == (False, "", 0)
     assert committed_shards(str(tmp_path)) == {NAMES[2]}
-    assert worker.activity.status.totals.num_shards == 1
 
 
 def test_what_is_under_way_goes_on_to_its_end(models: Models, alone: Path, tmp_path: Path) -> None:
     worker = start(make_job(models, tmp_path, num_slots=1))
     with ThreadPoolExecutor(1) as pool:
         result = pool.submit(make, worker, NAMES[0])
-        while not (status := worker.activity.status).totals.num_images:
+        while not (shards := worker.activity.status.shards) or not shards[0].num_images:
             time.sleep(0.001)
         worker.stop_taking()
-        assert status.shards[0].is_working and 0 < status.shards[0].share < 1
+        assert shards[0].is_working and 0 < shards[0].share < 1
         assert result.result().num_images == 17
     name = f"shards/{NAMES[0]}.json"
     assert digest(tmp_path)[name] == digest(alone)[name]
@@ -288,8 +285,6 @@ def test_an_error_of_storage_is_a_result_of_its_shard_alone(
     assert "000000007.png" in failed.error and "\n" not in failed.error and failed.was_begun
     assert (failed.num_images, failed.bytes_out) == (0, 0)
     assert done.error == "" and committed_shards(str(tmp_path)) == {NAMES[2]}
-    totals = worker.activity.status.totals
-    assert (totals.num_shards, totals.num_failed_shards) == (2, 1)
     # The worker is as good as before.
     in_the_way.rmdir()
     assert [make(worker, name).error for name in (NAMES[0], NAMES[1])] == ["", ""]

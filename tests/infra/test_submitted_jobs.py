@@ -19,7 +19,7 @@ from tatok_pipe.demo_server import S3Server
 from tatok_pipe.job import SUMMARY
 from tatok_pipe.tokens.dataset import TokenDataset
 from tatok_pipe.tokens.verify import verify_dataset
-from tests.infra.ray_head import BIN, RayHead, ray_head
+from tests.infra.ray_head import BIN, RayHead
 from tests.pictures import crop_members, hostile_members, small_tokenizer, write_shard
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
@@ -27,13 +27,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.s3]
 REPOSITORY = Path(__file__).resolve().parents[2]
 NUM_SMALL, NUM_LARGE = 3, 12  # shards of the two corpora
 COPIES = 120  # of each crop in a large shard: they take longer than `ray job stop` does
-
-
-@pytest.fixture(scope="module")
-def head(s3_server: S3Server) -> Iterator[RayHead]:
-    # The node's own credentials: a submission brings none.
-    with ray_head(s3_server.environment()) as head:
-        yield head
 
 
 @dataclass(frozen=True)
