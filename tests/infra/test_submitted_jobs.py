@@ -56,8 +56,10 @@ def corpus(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Ite
             storage.publish_file(large, f"{url}/large/{i}.tar", exclusive=True)
         tokenizer = Path(small_tokenizer(folder / "tokenizer"))
         for path in tokenizer.iterdir():
-            storage.publish_file(path, f"{url}/tokenizer/{path.name}", exclusive=True)
-        yield Corpus(url, f"{url}/small/*.tar", f"{url}/large/*.tar", f"{url}/tokenizer")
+            storage.publish_file(path, f"{url}/tokenizer-base/tokenizer/{path.name}", exclusive=True)
+        yield Corpus(
+            url, f"{url}/small/*.tar", f"{url}/large/*.tar", tokenizer=f"{url}/tokenizer-base/tokenizer"
+        )
 
 
 def ray_job(head: RayHead, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -133,3 +135,34 @@ def test_a_stopped_job_is_completed_by_the_same_command(head: RayHead, corpus: C
     assert digests(output).items() >= before.items()
     assert not verify_dataset(output)
     assert TokenDataset(output).num_rows == NUM_LARGE * 4 * COPIES
+
+
+def test_a_night_with_nothing_new_is_short_and_changes_nothing(head: RayHead, corpus: Corpus) -> None:
+    for path in ("0.tar", "1.tar"):
+        data = storage.read_bytes(f"{corpus.url}/small/{path}")
+        storage.publish_bytes(data, f"{corpus.url}/incoming/{path}", exclusive=True)
+
+    def night(number: int) -> tuple[str, float]:
+        start = time.monotonic()
+        done = subprocess.run(
+            [REPOSITORY / "jobs/nightly_tokenize.sh"],
+            env={**head.env, "TATOK_IMAGES": corpus.url, "TATOK_BUCKET": corpus.url, "TATOK_RUN": str(number)},
+            capture_output=True, text=True, timeout=240, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout, time.monotonic() - start
+
+    def objects() -> dict[str, tuple[str, object]]:
+        filesystem, path = storage.open_filesystem(f"{corpus.url}/tokens/incoming")
+        filesystem.invalidate_cache()
+        found = filesystem.find(path, detail=True)
+        return {name: (info["ETag"], info["LastModified"]) for name, info in found.items()}
+
+    told, _ = night(1)
+    assert "2 image shards, 0 done before, 2 to do" in told
+    before = objects()
+    assert len([name for name in before if "/data/" in name]) == 2
+    told, seconds = night(2)
+    assert "2 image shards, 2 done before, 0 to do" in told
+    assert seconds < 30
+    assert objects() == before
