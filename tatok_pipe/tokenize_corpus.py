@@ -298,7 +298,6 @@ def _finish(
         summary = dataset.write_summary(url, planned=plan.names, failed=shown, run=outcome.figures)
     figures, counts = summary["figures"], summary["statistics"]
     job.add({"dataset_images": counts["num_images"], "dataset_quarantined": counts["num_quarantined"]})
-    job.add({"tokens_per_image": figures["mean_tokens"]})
     num_missing = len(plan.todo) - outcome.num_done
     took = f", in {format_duration(summary['run']['seconds'])}" if outcome.num_done else ""
     lines = [
@@ -306,6 +305,7 @@ def _finish(
         f"{_show_rows(spec, counts['num_images'])}, {counts['num_quarantined']} quarantined{took}"
     ]
     if counts["num_images"]:
+        job.add({"tokens_per_image": round(figures["mean_tokens"], 2)})
         name = spec.row_name
         lines.append(
             f"tokens/{name} {figures['mean_tokens']:.1f} ± {figures['std_tokens']:.1f}, entropy "

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import re
 import shutil
 import warnings
@@ -21,14 +22,12 @@ from typing import Any
 
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
-from torch.distributed.checkpoint.storage import WriteResult
-from torch.futures import Future
 
 from tatok_pipe import storage
+from tatok_pipe.ar.checkpoint_files import LoadPlanner, Reader, Writer
 from tatok_pipe.ar.trainer import GeneratorTrainer
+from tatok_pipe.errors import UserError
 
 dcp: Any = checkpoint  # it exports save and load in a way that type checkers do not see
 
@@ -68,7 +67,7 @@ def save_part(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # without a process group it says that it saves alone
-            dcp.save(_tensors(trainer), storage_writer=_Writer(folder))
+            dcp.save(_tensors(trainer), storage_writer=Writer(folder))
     except CheckpointException as error:  # no Exception, and a traceback is its message
         raise _as_os_error(error) from None
     manifest = {
@@ -95,11 +94,23 @@ def manifest_name(rank: int) -> str:
 
 
 def load(folder: Path, trainer: GeneratorTrainer) -> None:
-    """Bring weights, optimizer, average and counters to what a checked local folder holds, at any world size."""
+    """Bring weights, optimizer, average and counters to what a checked local folder holds, at any world size.
+
+    Raises UserError where the folder holds what no training of ours has written.
+    """
     state = _tensors(trainer)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dcp.load(state, checkpoint_id=folder)
+    try:
+        Reader(folder).read_metadata()  # here: torch's own loading tells an error in it as another one
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dcp.load(state, storage_reader=Reader(folder), planner=LoadPlanner())
+    except pickle.UnpicklingError as error:
+        raise _as_foreign(folder, error) from None
+    except CheckpointException as error:  # of all processes
+        for failure, _ in error.failures.values():
+            if isinstance(failure, pickle.UnpicklingError):
+                raise _as_foreign(folder, failure) from None
+        raise
     trainer.model.load_state_dict(state["model"])
     set_optimizer_state_dict(trainer.model, trainer.optimizer, optim_state_dict=state["optimizer"])
     if trainer.average is not None:
@@ -230,17 +241,11 @@ def _digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
 
 
-class _Writer(FileSystemWriter):
-    """Tells what the system said where a file cannot be written; torch hides a full disk behind "unexpected pos"."""
-
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        try:
-            return super().write_data(plan, planner)
-        except RuntimeError as error:
-            # Here, not where it arrives: other processes are told of an exception without its context.
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
+def _as_foreign(folder: Path, error: pickle.UnpicklingError) -> UserError:
+    return UserError(
+        f"{folder.name}: is no checkpoint of a training: {error}; nothing of it was run. Remove it, and find out who "
+        "wrote it"
+    )
 
 
 def _as_os_error(error: CheckpointException) -> OSError:
