@@ -90,10 +90,11 @@ class ShardQueue:
         return self._attempts.get(shard, 0)
 
     def take(self, worker: str, *, num_workers: int) -> str | None:
-        """The next shard for `worker`, one of `num_workers` ready ones; None where it should have no more now.
+        """The next shard for `worker`, one of `num_workers` that are there or coming; None where it should have no
+        more now.
 
-        A second shard is given ahead only while every worker will have one more to do: near the end it would wait
-        behind a straggler while others are idle.
+        A second shard is given ahead only while every worker will have one more to do: near the end, and in a run of
+        few shards at the start, it would wait behind a straggler while others are idle.
         """
         held = self._held.setdefault(worker, [])
         if worker in self._alone or len(held) >= SHARDS_PER_WORKER:

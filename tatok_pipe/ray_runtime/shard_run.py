@@ -177,7 +177,7 @@ class _Run:
             for worker in ready:
                 if held[worker.name] > fewest:
                     continue
-                shard = self._queue.take(worker.name, num_workers=len(ready))
+                shard = self._queue.take(worker.name, num_workers=self._pool.num_staying)
                 if shard is None:
                     continue
                 self._began_s = self._began_s or time.monotonic()

@@ -128,6 +128,11 @@ class WorkerPool:
     def num_ready(self) -> int:
         return sum(worker.is_ready for worker in self.workers.values())
 
+    @property
+    def num_staying(self) -> int:
+        """Actors that are there or were asked for, but for those whose node is leaving."""
+        return sum(not worker.is_leaving for worker in self.workers.values())
+
     def num_wanted(self, num_left: int) -> int:
         """Actors that there should be for so many shards that are not through."""
         return min(self.plan.max, max(num_left, self.plan.min))

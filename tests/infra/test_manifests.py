@@ -159,6 +159,7 @@ def test_a_job_is_one_submission_whose_head_is_kept(name: str) -> None:
     (budget,) = [document for document in documents if document["kind"] == "PodDisruptionBudget"]
     assert job["metadata"]["name"] == name.replace("_", "-")
     spec = job["spec"]
+    assert spec.get("jobId") == (None if name == "nightly_tokenize" else job["metadata"]["name"])
     assert spec["shutdownAfterJobFinishes"] and spec["ttlSecondsAfterFinished"] and spec["backoffLimit"]
     head = spec["rayClusterSpec"]["headGroupSpec"]["template"]["metadata"]["labels"]
     wanted = dict(budget["spec"]["selector"]["matchLabels"])

@@ -22,7 +22,7 @@ from tests.token_datasets import make_rows, write_token_dataset
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
 
 NUM_SHARDS = 12  # and one that cannot be read
-COPIES = 60  # so many that the run outlasts the 10 s between two exports
+COPIES = 20
 
 TOKENIZER = """
 model:
