@@ -53,6 +53,7 @@ def run(folder: Path, given: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_killed_half_way_it_goes_on_and_finds_the_same(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,6 +95,7 @@ def test_killed_half_way_it_goes_on_and_finds_the_same(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_shard_that_cannot_be_read_fails_alone_and_is_named(world: Path, tmp_path: Path) -> None:
     for number in range(2):
         write_shard(tmp_path / f"{number}.tar", crop_members(2, first=2 * number))

@@ -176,7 +176,10 @@ def test_without_a_template_nothing_is_made(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "cannot be created: 404" in done.stderr and "Traceback" not in done.stderr
     assert not api.jobs
-    assert start("nightly", env=dict(os.environ)).returncode == 2
+    # And without an API that answers.
+    done = start("nightly", "tonight", env=env)
+    assert done.returncode == 2
+    assert "cannot be created" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_told_to_stop_it_leaves_the_job(tmp_path: Path) -> None:

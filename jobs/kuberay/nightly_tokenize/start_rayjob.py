@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
+from urllib3.exceptions import HTTPError
 
 KIND: dict[str, Any] = {"group": "ray.io", "version": "v1", "plural": "rayjobs"}
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -45,10 +46,9 @@ def main(argv: list[str]) -> int:
     api = client.CustomObjectsApi()
     try:
         create(api, namespace, template, name)
-    except ApiException as error:
-        print(
-            f"RayJob {name} cannot be created: {error.status} {error.reason}: {error.body}", file=sys.stderr
-        )
+    except (ApiException, HTTPError) as error:
+        told = f"{error.status} {error.reason}: {error.body}" if isinstance(error, ApiException) else error
+        print(f"RayJob {name} cannot be created: {told}", file=sys.stderr)
         return 2
     return wait(api, namespace, name)
 
@@ -85,8 +85,8 @@ def wait(api: client.CustomObjectsApi, namespace: str, name: str) -> int:
     while True:
         try:
             job: Any = api.get_namespaced_custom_object(**KIND, namespace=namespace, name=name)
-        except ApiException as error:
-            if error.status == 404:
+        except (ApiException, HTTPError) as error:
+            if isinstance(error, ApiException) and error.status == 404:
                 print(f"RayJob {name} was deleted", file=sys.stderr)
                 return 1
             if time.monotonic() - heard_s > PATIENCE_S:
