@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all check format bench bench-tokenizer clean
+.PHONY: help venv demo test test-all check format bench bench-check bench-tokenizer clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -33,13 +33,11 @@ format: $(INSTALLED) ## format the code and sort its imports
 	$(PY) -m ruff check --select I --fix .
 	$(PY) -m ruff format .
 
-bench: $(INSTALLED) ## speed of the stages on this machine, each beside what bounds it
-	$(PY) tests/benchmarks/run.py
-	$(PY) tests/benchmarks/overhead.py
-	$(PY) tests/benchmarks/packing.py
-	$(PY) tests/benchmarks/loader.py
-	$(PY) tests/benchmarks/training.py
-	$(PY) -m tests.benchmarks.generation
+bench: $(INSTALLED) ## speed on this machine's CPUs, each part beside what bounds it or what a user would run
+	$(PY) -m tests.benchmarks
+
+bench-check: $(INSTALLED) ## the same, and an error where a ratio fell by more than 15 % below the baseline
+	$(PY) -m tests.benchmarks --check
 
 # SHARDS: image shards that the tokenizer was not trained on; without it the photographs that the demo leaves out.
 # BASELINE: a tokenizer made with configs/tokenizer/tiny-patches-only.yaml, to compare with.

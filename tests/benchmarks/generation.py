@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -36,12 +34,13 @@ from tatok_pipe.ar.requests import ImageRequest, Place
 from tatok_pipe.ar.sampler import Sampler, SamplingConfig
 from tatok_pipe.nn.prepacked import prepack
 from tatok_pipe.tokens.dataset import TokenDataset
+from tests.benchmarks.measure import Results, from_pairs
 from tests.benchmarks.training import write_tokens
 
-REPEATS = 3
-SECONDS = 4.0
+PAIRS = 3
+SECONDS = 3.0
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SLOTS = {"cpu": (1, 16, 32), "cuda": (1, 64, 256)}[DEVICE]
+SLOTS = {"cpu": (1, 16), "cuda": (1, 64, 256)}[DEVICE]
 DTYPE = {"cpu": torch.float32, "cuda": torch.bfloat16}[DEVICE]
 TINY = GeneratorConfig(width=256, depth=4, heads=4, num_classes=20)
 BASE = GeneratorConfig(num_classes=20)  # 85 M weights in its blocks: more than any cache holds
@@ -139,37 +138,30 @@ def bandwidth_bytes_per_s() -> float:
     return best
 
 
-def compare(model: Generator, real: list[np.ndarray], *, num_slots: int) -> dict[str, float]:
+def compare(results: Results, model: Generator, real: list[np.ndarray], *, num_slots: int) -> None:
     vocabulary = model.vocabulary
     everywhere = np.full(vocabulary.num_patches, int(Place.DRAWN))
     ours = Steady(model, real, num_slots=num_slots)
     sides = {
-        "ours": ours,
-        "all places": Steady(model, [everywhere], num_slots=num_slots),
+        "all_places": Steady(model, [everywhere], num_slots=num_slots),
         "fixed": FixedLoop(model, batch=num_slots),
     }
-    rates: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(REPEATS):
-        for name, side in sides.items():
-            rates[name].append(side.images_per_s())
-    tokens = statistics.mean(vocabulary.num_globals + int((p != Place.ABSENT).sum()) for p in real)
-    ideal = (vocabulary.num_patches + vocabulary.num_globals) / tokens
-    median = {name: statistics.median(each) for name, each in rates.items()}
-    ratio = {
-        name: statistics.median(a / b for a, b in zip(rates["ours"], rates[name], strict=True))
-        for name in ("all places", "fixed")
-    }
-    print(
-        f"{num_slots:6d} {median['ours']:10.2f} {median['ours'] * tokens:10,.0f} {median['all places']:11.2f} "
-        f"{ratio['all places']:7.2f} {ratio['all places'] / ideal:7.2f} {median['fixed']:9.2f} {ratio['fixed']:7.2f} "
-        f"{statistics.median(ours.occupancies):9.3f}"
-    )
-    return {
-        "slots": num_slots,
-        "ideal": ideal,
-        **{f"{name} images/s": rate for name, rate in median.items()},
-        **ratio,
-    }
+    names = {"all_places": "a patch everywhere", "fixed": "a loop of fixed length"}
+    rates: dict[str, list[tuple[float, float]]] = {key: [] for key in sides}
+    for _ in range(PAIRS):
+        rate = ours.images_per_s()
+        for key, side in sides.items():
+            rates[key].append((rate, side.images_per_s()))
+    for key, pairs in rates.items():
+        results.add(
+            from_pairs(
+                f"sample/{key}/{num_slots}",
+                f"images drawn, {num_slots} slots / {names[key]}",
+                pairs,
+                unit="images/s",
+            )
+        )
+    results.note(f"slots at work {statistics.median(ours.occupancies):.3f}")
 
 
 def occupancy(model: Generator, real: list[np.ndarray], *, num_slots: int) -> float:
@@ -200,8 +192,7 @@ def memory_share(config: GeneratorConfig, vocabulary: Vocabulary) -> tuple[float
     return weights * DTYPE.itemsize / step_s / bandwidth_bytes_per_s(), step_s
 
 
-def main() -> int:
-    rows: list[dict[str, float]] = []
+def run(results: Results) -> None:
     with tempfile.TemporaryDirectory(prefix="tatok-generation-") as folder:
         dataset = TokenDataset(write_tokens(Path(folder)))
         vocabulary = Vocabulary.from_spec(dataset.spec)
@@ -216,31 +207,24 @@ def main() -> int:
     model = Generator(TINY, vocabulary).eval().to(DEVICE)
     tokens = statistics.mean(vocabulary.num_globals + int((p != Place.ABSENT).sum()) for p in real)
     fixed = vocabulary.num_globals + vocabulary.num_patches
-    print(
-        f"{model.num_parameters / 1e6:.1f} M weights, {DEVICE}, {torch.get_num_threads()} threads; {tokens:.1f} tokens "
-        f"an image of {fixed}: {fixed / tokens:.2f} times less"
-    )
-    print(
-        f"{'slots':>6} {'images/s':>10} {'tokens/s':>10} {'all places':>11} {'ratio':>7} {'/ ideal':>7} {'fixed':>9} "
-        f"{'ratio':>7} {'occupancy':>9}"
+    results.note(
+        f"{model.num_parameters / 1e6:.1f} M weights, one thread; {tokens:.1f} tokens an image of {fixed}: "
+        f"{fixed / tokens:.2f} times less"
     )
     for num_slots in SLOTS:
-        rows.append(compare(model, real, num_slots=num_slots))
+        compare(results, model, real, num_slots=num_slots)
     share = occupancy(model, real, num_slots=SLOTS[-1])
-    print(
-        f"occupancy of a run of {20 * SLOTS[-1]} images in {SLOTS[-1]} slots from its first to its last: {share:.3f}"
-    )
-    rows.append({"occupancy": share})
+    results.add(
+        from_pairs(
+            "sample/occupancy", f"slots at work, {20 * SLOTS[-1]} images in {SLOTS[-1]} slots, start to end / all",
+            [(share, 1.0)], unit="share",
+        )
+    )  # fmt: skip
     for name, config in (("tiny", TINY), ("b", BASE)):
         share, step_s = memory_share(config, vocabulary)
-        print(
-            f"one image at a time, {name}: {1e3 * step_s:.1f} ms a token, {share:.2f} of what memory allows"
-        )
-        rows.append({f"memory share, {name}": share})
-    if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(json.dumps(rows, indent=1) + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+        results.add(
+            from_pairs(
+                f"sample/memory/{name}", f"one image at a time, {name}: tokens / what reading the weights allows",
+                [(1 / step_s, 1 / step_s / share)], unit="tokens/s",
+            )
+        )  # fmt: skip

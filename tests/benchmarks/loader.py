@@ -1,34 +1,28 @@
-"""How fast the token loader reads, packs and lays out: tokens per second of one process, and what bounds it.
+"""How fast the token loader reads, packs and lays out: tokens per second of one process, and what it holds.
 
-Made-up rows of 32 globals and 0 to 224 of 256 patches, as many as the number in the command line says (131,072 by
-default), in shards of 8,192; from the local disk, and from an S3 server on this machine. Run it on an idle machine.
+Made-up rows of 32 globals and 0 to 224 of 256 patches, in shards of 8,192; from the local disk, and from an S3 server
+on this machine.
 """
 
 from __future__ import annotations
 
-import itertools
-import os
-import resource
-import statistics
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from tatok_pipe import storage
 from tatok_pipe.demo_server import s3_server
-from tatok_pipe.errors import UserError
 from tatok_pipe.records import TokenRecord
-from tatok_pipe.tokens.batches import Sequences, lay_out
+from tatok_pipe.tokens.batches import Sequences
 from tatok_pipe.tokens.conditions import ConditionConfig
 from tatok_pipe.tokens.dataset import create_or_check
 from tatok_pipe.tokens.format import ShardSource, ShardWriter
-from tatok_pipe.tokens.layout import DATASET_FILE, data_url
+from tatok_pipe.tokens.layout import DATASET_FILE
 from tatok_pipe.tokens.loader import TokenLoader
 from tatok_pipe.tokens.packing import pack
 from tatok_pipe.tokens.sequences import SequenceReader, concatenate
@@ -36,8 +30,11 @@ from tatok_pipe.tokens.spec import TokenSpec
 from tatok_pipe.tokens.training_set import read_training_set
 from tatok_pipe.tokens.window_stream import LoaderConfig
 from tatok_pipe.tokens.windows import EpochPlanner
+from tests.benchmarks.measure import Results, environment, timed
 
-REPEATS = 3
+PAIRS = 3
+EPOCHS = 3  # timed at once
+NUM_ROWS = 65_536
 SHARD_ROWS = 8192
 CONDITION = ConditionConfig(kind="class", num_classes=1000)
 SPEC = TokenSpec(
@@ -79,42 +76,37 @@ def write_dataset(url: str, num_rows: int) -> None:
             writer.append(make_records(SHARD_ROWS, random))
 
 
-def measure(handle: Callable[[], int]) -> tuple[float, float]:
-    """(median tokens per second, core seconds per second) of a function that returns the tokens it handled."""
-    speeds, loads = [], []
-    for _ in range(REPEATS):
-        start, cpu = time.perf_counter(), time.process_time()
-        num_tokens = handle()
-        seconds = time.perf_counter() - start
-        speeds.append(num_tokens / seconds)
-        loads.append((time.process_time() - cpu) / seconds)
-    return statistics.median(speeds), statistics.median(loads)
-
-
-def report(name: str, handle: Callable[[], int]) -> None:
-    speed, cores = measure(handle)
-    print(f"{name:>58} {speed / 1e6:8.2f} M tokens/s {cores:6.2f} cores", flush=True)
-
-
-def report_loader(name: str, url: str, config: LoaderConfig) -> None:
+class Epochs:
     """Whole epochs from the middle of a run, so that what is read ahead counts as much before as after."""
-    dataset = read_training_set(url)
-    spec, shards = dataset.spec, dataset.shards
-    steps = iter(TokenLoader(url, spec, shards, config, condition=CONDITION, seed=0))
 
-    def read_epoch() -> int:
+    def __init__(self, url: str, config: LoaderConfig) -> None:
+        dataset = read_training_set(url)
+        self._steps = iter(
+            TokenLoader(url, dataset.spec, dataset.shards, config, condition=CONDITION, seed=0)
+        )
+        self._read()
+
+    def tokens_per_s(self) -> float:
+        self._read()  # what was read ahead while the other side was measured
+        start = time.perf_counter()
+        return sum(self._read() for _ in range(EPOCHS)) / (time.perf_counter() - start)
+
+    def _read(self) -> int:
         num_tokens = 0
-        for step in steps:
+        for step in self._steps:
             num_tokens += step.num_elements
             if step.is_epoch_end:
                 break
         return num_tokens
 
-    read_epoch()
-    report(name, read_epoch)
-    steps.close()
+    def close(self) -> None:
+        self._steps.close()
+
+
+def wait_for_readers() -> None:
+    """What is still read ahead would be measured together with the next one."""
     while any(thread.name.startswith("token-") for thread in threading.enumerate()):
-        time.sleep(0.01)  # or the next one is measured together with what is still read ahead for this one
+        time.sleep(0.01)
 
 
 def read_window(url: str, config: LoaderConfig) -> Sequences:
@@ -124,27 +116,6 @@ def read_window(url: str, config: LoaderConfig) -> Sequences:
     planner = EpochPlanner(shards, window_rows=config.window_sequences, seed=0)
     reader = SequenceReader(url, spec, CONDITION, held_out_share=config.held_out_share, is_held_out=False)
     return concatenate([reader.read(group) for group in planner.groups(planner.windows(0)[0])])
-
-
-def measure_parts(url: str, config: LoaderConfig) -> None:
-    sequences = read_window(url, config)
-    num_tokens = int(sequences.lengths.sum())
-    packing = pack(sequences.lengths, row_tokens=config.row_tokens, random=np.random.default_rng(0))
-    rows = np.arange(packing.num_rows)
-
-    def pack_window() -> int:
-        return pack(
-            sequences.lengths, row_tokens=config.row_tokens, random=np.random.default_rng(0)
-        ).num_tokens
-
-    def lay_out_window() -> int:
-        lay_out(sequences, packing, rows)
-        return num_tokens
-
-    print(f"a window: {len(sequences)} sequences, {packing.num_rows} rows, fill {packing.fill:.2%}")
-    report("Parquet to columns, one thread", lambda: int(read_window(url, config).lengths.sum()))
-    report("packing", pack_window)
-    report("layout", lay_out_window)
 
 
 def copy_to_s3(source: Path, target: str) -> None:
@@ -157,38 +128,39 @@ def copy_to_s3(source: Path, target: str) -> None:
         list(pool.map(copy, names))
 
 
-def main(argv: Sequence[str]) -> int:
-    num_rows = int(argv[0]) if argv else 131_072
+def run(results: Results) -> None:
     config = LoaderConfig()
     with tempfile.TemporaryDirectory() as folder:
         url = str(Path(folder, "tokens"))
-        write_dataset(url, num_rows)
-        size = Path(data_url(url, "00000")).stat().st_size
-        print(f"{num_rows} sequences, {size / 1e6:.1f} MB a shard of {SHARD_ROWS}; {os.cpu_count()} cores")
-        measure_parts(url, config)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        for threads, share in itertools.product((1, 4), (0.0, 0.01)):
-            loader = LoaderConfig(read_threads=threads, held_out_share=share)
-            report_loader(f"loader, local disk, {threads} read threads, {share:.0%} held out", url, loader)
-        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(
-            f"{'peak memory of the process':>58} {after >> 10:8d} MiB, {before >> 10} MiB before the loader"
-        )
-        try:
-            with s3_server(Path(folder, "server"), bucket="tatok") as server:
-                os.environ.update(server.environment())
-                copy_to_s3(Path(url), "s3://tatok/tokens")
-                for threads in (4, 8):
-                    loader = LoaderConfig(read_threads=threads)
-                    report_loader(
-                        f"loader, S3 server on this machine, {threads} read threads",
-                        "s3://tatok/tokens",
-                        loader,
-                    )
-        except UserError as error:
-            print(f"not from S3: {error}")
-    return 0
+        write_dataset(url, NUM_ROWS)
+        sequences = read_window(url, config)
+        num_tokens = int(sequences.lengths.sum())
+        before = psutil.Process().memory_info().rss
+        epochs = Epochs(url, config)
+        results.compare(
+            "loader/columns", "token loader, local disk / one thread from Parquet to columns",
+            epochs.tokens_per_s, timed(num_tokens, lambda: read_window(url, config)), unit="tokens/s", pairs=PAIRS,
+        )  # fmt: skip
+        more = (psutil.Process().memory_info().rss - before) / 1e9
+        results.limit("loader/memory", "memory of the token loader", max(more, 0.001), 1.0, unit="GB")
+        epochs.close()
+        wait_for_readers()
 
+        def pack_window() -> None:
+            pack(sequences.lengths, row_tokens=config.row_tokens, random=np.random.default_rng(0))
 
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+        results.compare(
+            "loader/packing", "packing a window / the loader",
+            timed(num_tokens, pack_window), timed(num_tokens, lambda: read_window(url, config)), unit="tokens/s",
+            pairs=PAIRS,
+        )  # fmt: skip
+        with s3_server(Path(folder, "server"), bucket="tatok") as server, environment(server.environment()):
+            copy_to_s3(Path(url), "s3://tatok/tokens")
+            local, remote = Epochs(url, config), Epochs("s3://tatok/tokens", config)
+            results.compare(
+                "loader/s3", "token loader, S3 server on this machine / local disk",
+                remote.tokens_per_s, local.tokens_per_s, unit="tokens/s", pairs=PAIRS,
+            )  # fmt: skip
+            local.close()
+            remote.close()
+            wait_for_readers()

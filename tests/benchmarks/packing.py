@@ -7,16 +7,14 @@ needs, so its speed is shown bare and with the shuffling before and after that w
 from __future__ import annotations
 
 import importlib
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from tatok_pipe.tokens.packing import pack, permutation
+from tests.benchmarks.measure import Results, from_pairs, timed
 
-REPEATS = 9
 ROW_TOKENS = 4096
 # Every twentieth part of the numbers of kept patches of CIFAR-10 images, with 16 globals.
 CIFAR = (3, 29, 40, 51, 58, 64, 72, 78, 83, 90, 96, 102, 108, 114, 120, 128, 135, 144, 154, 173, 229)
@@ -58,41 +56,44 @@ def check(lengths: np.ndarray, sequences: np.ndarray, starts: np.ndarray) -> Non
     assert np.add.reduceat(lengths[sequences], starts[:-1]).max() <= ROW_TOKENS
 
 
-def main() -> int:
-    sides: dict[str, Pack] = {"ours": ours}
-    try:
-        packer = importlib.import_module("seqpacker").Packer(ROW_TOKENS, "obfd")
-        sides |= {"seqpacker": bare(packer), "seqpacker + shuffling": shuffled(packer)}
-    except ImportError as error:
-        print(f"without seqpacker: {error}")
+def run(results: Results) -> None:
     random = np.random.default_rng(0)
     kept = np.interp(random.random(65_536), np.linspace(0, 1, len(CIFAR)), CIFAR).round().astype(np.int64)
     corpora = {
-        "uniform 32 to 256, 32,768": random.integers(32, 257, 32_768),
-        "uniform 32 to 256, 262,144": random.integers(32, 257, 262_144),
-        "CIFAR-10, 32,768": 17 + kept[:32_768],
-        "CIFAR-10, 1,500": 17 + kept[:1500],
-        "uniform 1 to 4096, 32,768": random.integers(1, ROW_TOKENS + 1, 32_768),
+        "uniform": ("32 to 256, uniform", random.integers(32, 257, 32_768)),
+        "cifar": ("of CIFAR-10", 17 + kept[:32_768]),
+        "wide": ("1 to 4,096, uniform", random.integers(1, ROW_TOKENS + 1, 32_768)),
     }
-    print(f"{'lengths':>28} {'':>22} {'M sequences/s':>14} {'rows':>7} {'bound':>7} {'fill':>8} same again")
-    for name, lengths in corpora.items():
-        seconds: dict[str, list[float]] = {side: [] for side in sides}
-        results = {side: function(lengths) for side, function in sides.items()}
-        is_same = dict.fromkeys(sides, True)
-        for _ in range(REPEATS):
-            for side, function in sides.items():
-                start = time.perf_counter()
-                result = function(lengths)
-                seconds[side].append(time.perf_counter() - start)
-                is_same[side] &= all(map(np.array_equal, result, results[side]))
-        for side, (sequences, starts) in results.items():
-            check(lengths, sequences, starts)
-            speed = len(lengths) / statistics.median(seconds[side]) / 1e6
-            num_rows, bound = len(starts) - 1, -(-int(lengths.sum()) // ROW_TOKENS)
-            fill = lengths.sum() / (num_rows * ROW_TOKENS)
-            print(f"{name:>28} {side:>22} {speed:14.2f} {num_rows:7d} {bound:7d} {fill:8.2%} {is_same[side]}")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    others: dict[str, Pack] = {}
+    try:
+        packer = importlib.import_module("seqpacker").Packer(ROW_TOKENS, "obfd")
+        others = {"seqpacker": bare(packer), "seqpacker + shuffling": shuffled(packer)}
+    except ImportError:
+        results.note("seqpacker: not installed (its source distribution wants a Rust toolchain)")
+    for key, (name, lengths) in corpora.items():
+        sequences, starts = ours(lengths)
+        check(lengths, sequences, starts)
+        again = ours(lengths)
+        if not (np.array_equal(sequences, again[0]) and np.array_equal(starts, again[1])):
+            raise SystemExit("packing the same lengths again gave other rows")
+        num_tokens = int(lengths.sum())
+        bound = num_tokens / (-(-num_tokens // ROW_TOKENS) * ROW_TOKENS)
+        fill = num_tokens / ((len(starts) - 1) * ROW_TOKENS)
+        results.add(
+            from_pairs(
+                f"packing/fill/{key}",
+                f"fill of rows of {ROW_TOKENS}, lengths {name} / what whole rows allow",
+                [(fill, bound)],
+                unit="share",
+            )
+        )
+        padded = float(lengths.mean() / lengths.max())
+        results.note(f"padded to the longest: fill {padded:.3f}")
+        for other_name, other in others.items():
+            check(lengths, *other(lengths))
+            results.compare(
+                f"packing/{other_name}/{key}", f"packing 32,768 lengths {name} / {other_name}",
+                timed(len(lengths), lambda lengths=lengths: ours(lengths)),
+                timed(len(lengths), lambda lengths=lengths, other=other: other(lengths)),
+                unit="sequences/s",
+            )  # fmt: skip

@@ -8,12 +8,9 @@ nats per image, which is checked first.
 
 from __future__ import annotations
 
-import json
-import statistics
-import sys
+import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tatok_pipe.ar.batch import BatchTensors, Vocabulary, to_tensors
+from tatok_pipe.ar.batch import Vocabulary, to_tensors
 from tatok_pipe.ar.model import Generator, GeneratorConfig
 from tatok_pipe.ar.parallel import parallelize
 from tatok_pipe.ar.throughput import Ceiling
@@ -37,8 +34,9 @@ from tatok_pipe.tokens.conditions import ConditionConfig
 from tatok_pipe.tokens.dataset import TokenDataset, create_or_check
 from tatok_pipe.tokens.loader import LoaderConfig, TokenLoader
 from tatok_pipe.tokens.training_set import read_training_set
+from tests.benchmarks.measure import Results, from_pairs, timed
 
-REPEATS = 2
+PAIRS = 2
 ROW_TOKENS = 1024
 ROWS = 8
 MODEL = GeneratorConfig(width=256, depth=4, heads=4, num_classes=20)
@@ -47,7 +45,7 @@ TRAINING = TrainingConfig(steps=1000)
 
 def write_tokens(folder: Path) -> str:
     """The demo corpus, tokenized."""
-    corpus = write_demo_corpus(folder / "corpus", num_shards=4, crops_per_source=16)
+    corpus = write_demo_corpus(folder / "corpus", num_shards=4, crops_per_source=8)
     tokenizer = load_tokenizer()
     filter = tokenizer.filter(DTFConfig())
     spec = token_spec(tokenizer, filter, encoding={})
@@ -139,14 +137,8 @@ def make_trainer(vocabulary: Vocabulary) -> GeneratorTrainer:
     return GeneratorTrainer(model, parallel.network, TRAINING, num_steps=1000, device=device, seed=0)
 
 
-def timed(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
-def main() -> int:
-    rows: list[dict[str, float | str]] = []
+def run(results: Results) -> None:
+    torch.set_num_threads(os.cpu_count() or 1)
     with tempfile.TemporaryDirectory() as folder:
         url = write_tokens(Path(folder))
         dataset = read_training_set(url)
@@ -166,53 +158,45 @@ def main() -> int:
             PaddedBatch(records[at : at + per_batch], vocabulary, length=int(lengths.max()))
             for at in range(0, len(records), per_batch)
         ]
-        trainer = make_trainer(vocabulary)
-        with torch.no_grad():
-            ours = sum(
-                float(trainer.model(to_tensors(each, "cpu", vocabulary=vocabulary)).total.sum())
-                for each in packed
-            )
-            theirs = sum(float(padded_nats(trainer.model, each)) for each in padded)
-        if abs(ours - theirs) > 1e-4 * ours:
-            print(f"packed rows cost {ours:.1f} nats, padded batches {theirs:.1f}", file=sys.stderr)
-            return 1
-
-        def packed_epoch() -> None:
-            for each in packed:
-                trainer.step([to_tensors(each, "cpu", vocabulary=vocabulary)], num_codes=1000)
-
-        def padded_epoch() -> None:
-            for each in padded:
-                padded_nats(trainer.model, each).div(1000).backward()
-                torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
-                trainer.optimizer.step()
-                trainer.optimizer.zero_grad(set_to_none=True)
-
-        trainer.step([to_tensors(packed[0], "cpu", vocabulary=vocabulary)], num_codes=1000)
-        pairs = [(timed(padded_epoch), timed(packed_epoch)) for _ in range(REPEATS)]
-        ratios = [padded_s / packed_s for padded_s, packed_s in pairs]
-        ideal = float(lengths.max() / lengths.mean())
-        packed_s = statistics.median(s for _, s in pairs)
-        padded_s = statistics.median(s for s, _ in pairs)
-        num_images = len(records)
-        print(f"{num_images} images, {lengths.mean():.1f} elements on average, {lengths.max()} at most")
-        print(f"{'images/s':>40} {'packed':>9} {'padded':>9} {'ratio':>7} {'max/mean':>9} {'share':>7}")
-        speed_up = statistics.median(ratios)
-        print(
-            f"{'training, the same sequences':>40} {num_images / packed_s:9.1f} {num_images / padded_s:9.1f} "
-            f"{speed_up:7.2f} {ideal:9.2f} {speed_up / ideal:7.2f}  ({min(ratios):.2f} … {max(ratios):.2f})"
+    trainer = make_trainer(vocabulary)
+    with torch.no_grad():
+        ours = sum(
+            float(trainer.model(to_tensors(each, "cpu", vocabulary=vocabulary)).total.sum())
+            for each in packed
         )
-        rows.append({"name": "packed / padded training", "ratio": speed_up, "ideal": ideal})
-        rows += step_split(trainer, packed, vocabulary, mean_length=float(lengths.mean()))
-        fill = epoch.num_elements / (len(packed) * ROWS * ROW_TOKENS)
-        best = lengths.sum() / (-(-lengths.sum() // ROW_TOKENS) * ROW_TOKENS)
-        print(
-            f"fill of rows of {ROW_TOKENS}: {_row_fill(packed):.4f}, the most that whole rows allow: {best:.4f}"
-        )
-        rows.append({"name": "fill", "ratio": fill, "ideal": float(best)})
-    if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(json.dumps(rows, indent=1) + "\n")
-    return 0
+        theirs = sum(float(padded_nats(trainer.model, each)) for each in padded)
+    if abs(ours - theirs) > 1e-4 * ours:
+        raise SystemExit(f"packed rows cost {ours:.1f} nats, padded batches {theirs:.1f}")
+
+    def packed_epoch() -> None:
+        for each in packed:
+            trainer.step([to_tensors(each, "cpu", vocabulary=vocabulary)], num_codes=1000)
+
+    def padded_epoch() -> None:
+        for each in padded:
+            padded_nats(trainer.model, each).div(1000).backward()
+            torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
+            trainer.optimizer.step()
+            trainer.optimizer.zero_grad(set_to_none=True)
+
+    trainer.step([to_tensors(packed[0], "cpu", vocabulary=vocabulary)], num_codes=1000)
+    ideal = float(lengths.max() / lengths.mean())
+    packed_speed, padded_speed = timed(len(records), packed_epoch), timed(len(records), padded_epoch)
+    pairs = [(packed_speed(), padded_speed()) for _ in range(PAIRS)]
+    name = "training on packed rows / on padded batches, the same nats"
+    figure = results.add(from_pairs("train/padded", name, pairs, unit="images/s"))
+    results.note(f"the longest sequence is {ideal:.2f} × the mean: the most that padding can cost")
+    elements = int(sum((each.kinds != 0).sum() for each in packed))
+    flops = elements / len(records) * trainer.model.flops_per_token(float(lengths.mean())) / 1e9
+    ceiling = Ceiling(torch.device("cpu"), precision="fp32").flops_per_s() / 1e9
+    name = "arithmetic of a training step / a matrix product"
+    results.add(from_pairs("train/matmul", name, [(figure.ours * flops, ceiling)], unit="GFLOP/s"))
+    best = lengths.sum() / (-(-lengths.sum() // ROW_TOKENS) * ROW_TOKENS)
+    fill = [(_row_fill(packed), float(best))]
+    results.add(
+        from_pairs("train/fill", f"fill of rows of {ROW_TOKENS} / what whole rows allow", fill, unit="share")
+    )
+    results.note(step_split(trainer, packed, vocabulary))
 
 
 def _row_fill(batches: list) -> float:
@@ -222,41 +206,26 @@ def _row_fill(batches: list) -> float:
     return float((used != 0).mean())
 
 
-def step_split(
-    trainer: GeneratorTrainer, batches: list, vocabulary: Vocabulary, *, mean_length: float
-) -> Iterator[dict[str, float | str]]:
-    """Where the time of a step goes, and what share of the matrix product's speed it reaches."""
-    parts: dict[str, list[float]] = {name: [] for name in ("to tensors", "forward", "backward", "optimizer")}
-    ceiling = Ceiling(torch.device("cpu"), precision="fp32")
-    elements = 0
+def step_split(trainer: GeneratorTrainer, batches: list, vocabulary: Vocabulary) -> str:
+    """Where the time of a step goes."""
+    parts: dict[str, float] = dict.fromkeys(("to tensors", "forward", "backward", "optimizer"), 0.0)
+
+    def took(part: str, start: float) -> float:
+        now = time.perf_counter()
+        parts[part] += now - start
+        return now
+
     for each in batches:
-        holder: list[BatchTensors] = []
-        parts["to tensors"].append(
-            timed(
-                lambda each=each, holder=holder: holder.append(to_tensors(each, "cpu", vocabulary=vocabulary))
-            )
-        )
         start = time.perf_counter()
-        loss = trainer.model(holder[0]).total.sum() / 1000
-        parts["forward"].append(time.perf_counter() - start)
-        parts["backward"].append(timed(loss.backward))
-        start = time.perf_counter()
+        tensors = to_tensors(each, "cpu", vocabulary=vocabulary)
+        start = took("to tensors", start)
+        loss = trainer.model(tensors).total.sum() / 1000
+        start = took("forward", start)
+        loss.backward()
+        start = took("backward", start)
         torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
         trainer.optimizer.step()
         trainer.optimizer.zero_grad(set_to_none=True)
-        parts["optimizer"].append(time.perf_counter() - start)
-        elements += int((each.kinds != 0).sum())
-    total = sum(map(sum, parts.values()))
-    flops = elements * trainer.model.flops_per_token(mean_length)
-    share = flops / total / ceiling.flops_per_s()
-    split = ", ".join(f"{name} {100 * sum(times) / total:.1f} %" for name, times in parts.items())
-    print(
-        f"a step: {split}; {elements / total:,.0f} tokens/s, {100 * share:.0f} % of a matrix product's speed"
-    )
-    yield {"name": "utilisation", "ratio": share}
-    for name, times in parts.items():
-        yield {"name": f"step: {name}", "ratio": sum(times) / total}
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+        took("optimizer", start)
+    total = sum(parts.values())
+    return "a step: " + ", ".join(f"{name} {100 * seconds / total:.1f} %" for name, seconds in parts.items())

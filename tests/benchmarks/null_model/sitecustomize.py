@@ -38,10 +38,12 @@ def _replace(module: Any) -> None:
 
     def tokenize(self: Any, images: Any, filter: Any, *, with_mutual_information: bool = False) -> Any:
         batch, config = len(images), self.config
-        zeros = torch.zeros(batch, config.num_patches, dtype=torch.long)
+        codes = torch.zeros(batch, config.num_patches, dtype=torch.long)
+        nothing = torch.zeros(batch, config.num_patches)
         return module.Tokens(
-            zeros[:, : config.num_globals], zeros, zeros == 0, torch.zeros(batch, config.num_patches), None
-        )
+            global_codes=codes[:, : config.num_globals], patch_codes=codes, cost=nothing, keep=codes == 0,
+            patch_entropy=nothing, mutual_information=None,
+        )  # fmt: skip
 
     module.TaTok.tokenize = tokenize
 
