@@ -23,6 +23,7 @@ import torch
 
 from tatok_pipe import storage
 from tatok_pipe.activity import Activity, Track
+from tatok_pipe.allocator import keep_freed_memory
 from tatok_pipe.batch_encoder import BatchEncoder
 from tatok_pipe.errors import UserError
 from tatok_pipe.images.crops import CropConfig
@@ -101,6 +102,7 @@ class ShardTokenizer:
         num_threads, is_cpu = max(1, num_threads), self.device.type == "cpu"
         if is_cpu:
             torch.set_num_threads(1)
+            keep_freed_memory()
         num_lanes = num_threads if is_cpu else _GPU_LANES
         self.tokenizer: Tokenizer = load_tokenizer(job.checkpoint, device=self.device)
         if self.tokenizer.fingerprint != job.spec.tokenizer_fingerprint:

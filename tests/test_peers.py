@@ -26,5 +26,5 @@ def test_every_peer_has_our_tokens(tmp_path: Path) -> None:
 
     ours = tokens("ours")
     assert len(ours) == corpus.num_images
-    for name in peers_bench.PEERS:
+    for name in peers_bench.PEERS["model"]:
         peers_bench.check_equal(name, tokens(name), ours)

@@ -7,7 +7,7 @@ which crops are cut. Both are pixels of the scaled picture; everything else is i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tatok_pipe.options import option
@@ -34,6 +34,9 @@ class Square:
     """A square of the upright picture, to be resized to S x S."""
 
     box: Box
+    place: tuple[int, int] | None = (
+        None  # left and top in the scaled field, where all crops are cut at one scale
+    )
     is_mirrored: bool = False
 
 
@@ -182,11 +185,14 @@ class CropPlan:
             corners = [(0, 0), (space, 0), (0, space), (space, space)]
             places = [*corners, (half, half)] if self.config.kind == "ten_crop" else [(half, half)]
             squares = [
-                Square(self._to_source(x, y, side=right - left, scaled=self.largest_side, left=left, top=top))
+                Square(
+                    self._to_source(x, y, side=right - left, scaled=self.largest_side, left=left, top=top),
+                    (x, y),
+                )
                 for x, y in places
             ]
         if self.config.settings["flip"] == "both":
-            squares += [Square(square.box, is_mirrored=True) for square in squares]
+            squares += [replace(square, is_mirrored=True) for square in squares]
         return squares
 
     def _draw(self, number: int, width: int, height: int) -> Square:
@@ -199,7 +205,7 @@ class CropPlan:
         x = at_x * (width * scaled // side - size + 1) >> 64
         y = at_y * (height * scaled // side - size + 1) >> 64
         is_mirrored = settings["flip"] == "random" and bool(coin & 1)
-        return Square(self._to_source(x, y, side=side, scaled=scaled), is_mirrored)
+        return Square(self._to_source(x, y, side=side, scaled=scaled), is_mirrored=is_mirrored)
 
     def _to_source(self, x: int, y: int, *, side: int, scaled: int, left: int = 0, top: int = 0) -> Box:
         """The crop at (x, y) of a picture whose short side was scaled from `side` to `scaled`.

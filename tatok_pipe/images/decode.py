@@ -1,4 +1,4 @@
-"""Image bytes to square sRGB crops, or a stable reason why not. Pillow and numpy only.
+"""Image bytes to square sRGB crops, or a stable reason why not.
 
 The source may be anything people upload, so: no format that runs another program, no pixel decoded before the
 declared size is checked, no truncated image passed off as a whole one, and no exception type but DecodeError.
@@ -14,10 +14,12 @@ from functools import lru_cache
 
 import numpy as np
 import PIL
+import torch
 from PIL import ExifTags, Image, ImageCms, ImageFile, JpegImagePlugin, TiffImagePlugin
 
 from tatok_pipe.images.crops import Box, CropConfig, CropPlan
 from tatok_pipe.images.decode_budget import PixelBudget
+from tatok_pipe.images.resize import resize_rgb
 from tatok_pipe.options import option
 
 # The formats that may be opened, so that Pillow tries no other: some of its readers run programs.
@@ -49,6 +51,8 @@ _REVERSES_X = (2, 3, 7, 8)
 _REVERSES_Y = (3, 4, 6, 7)
 
 _CENTER = CropConfig()
+# A centre square is scaled once for all its crops, unless that is so much larger than they are.
+_MAX_SCALED = 2
 
 
 @dataclass(frozen=True)
@@ -95,9 +99,9 @@ class DecodeError(Exception):
 
 
 def decoder_version() -> str:
-    """What, beside PreprocessConfig and CropConfig, decides the pixels: Pillow with the libraries in it, and the
-    procedure of this module and of `crops` (raise its number when a change there changes pixels)."""
-    return f"pillow-{PIL.__version__}/box-bicubic-1"
+    """What, beside PreprocessConfig and CropConfig, decides the pixels: Pillow with the libraries in it, torch's
+    resizing, and the procedure of this module and of `crops` (raise its number when a change there changes pixels)."""
+    return f"pillow-{PIL.__version__}/torch-{torch.__version__.partition('+')[0]}/box-bicubic-2"
 
 
 def decode_image(data: bytes, config: PreprocessConfig) -> tuple[np.ndarray, int, int]:
@@ -112,9 +116,10 @@ def decode_crops(data: bytes, config: PreprocessConfig, crops: CropConfig, *, ke
     """All crops of an image, after EXIF orientation, from one decoding. The first frame of an animation;
     transparency composited over white.
 
-    One bicubic, antialiased resize takes each crop from the source, as if the whole picture were scaled and then
-    cut; where the centre square's origin is not whole it rounds down. `key` is the sample's, for random crops.
-    Thread-safe, and the same bytes give the same pixels. Raises DecodeError.
+    Bicubic and antialiased, as if the whole picture were scaled and then cut; where the centre square's origin is not
+    whole it rounds down. Up to twice the size of a crop the centre square is scaled once for all its crops, and then
+    its edges have no neighbours. `key` is the sample's, for random crops. Thread-safe, and the same bytes give the same
+    pixels. Raises DecodeError.
     """
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise RuntimeError(
@@ -165,23 +170,44 @@ def _resample(
         left, top, right, bottom = _turn_back(box, orientation, width, height)
         return left / scale, top / scale, right / scale, bottom / scale
 
-    source, (x, y) = _interpolable(image, to_stored(plan.field(*upright)))
-    profile = image.info.get("icc_profile")
-    size = plan.image_size, plan.image_size
+    field = to_stored(plan.field(*upright))
+    source, (x, y) = _interpolable(image, field)
+
+    def from_source(box: Box) -> Box:
+        left, top, right, bottom = box
+        return left - x, top - y, right - x, bottom - y
+
+    def finish(small: Image.Image) -> np.ndarray:
+        """(side, side, 3) uint8, upright."""
+        small = _to_srgb(small, image.info.get("icc_profile"))
+        return np.array(small.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else small)
+
+    size, scaled = plan.image_size, None
+    if plan.config.kind != "random" and plan.largest_side <= _MAX_SCALED * size:
+        scaled = finish(_scale_field(source, from_source(field), plan.largest_side))
     seen: dict[Box, np.ndarray] = {}
     pixels = []
     for square in plan.squares(*upright):
         if square.box not in seen:
-            left, top, right, bottom = to_stored(square.box)
-            box = (left - x, top - y, right - x, bottom - y)
-            small = source.resize(size, Image.Resampling.BICUBIC, box=box)
-            small = _to_srgb(small, profile)
-            if orientation in _TRANSPOSE:
-                small = small.transpose(_TRANSPOSE[orientation])
-            seen[square.box] = np.array(small)  # (S, S, 3) uint8
+            if scaled is not None and square.place is not None:
+                left, top = square.place
+                seen[square.box] = scaled[top : top + size, left : left + size].copy()
+            else:
+                box = from_source(to_stored(square.box))
+                seen[square.box] = finish(source.resize((size, size), Image.Resampling.BICUBIC, box=box))
         crop = seen[square.box]
         pixels.append(np.ascontiguousarray(crop[:, ::-1]) if square.is_mirrored else crop)
     return DecodedCrops(pixels, *upright)
+
+
+def _scale_field(source: Image.Image, field: Box, side: int) -> Image.Image:
+    """The field at (side, side). Where it lies on whole pixels it is cut out first, so its edges have no neighbours."""
+    if any(edge != int(edge) for edge in field):  # of a draft whose size was rounded
+        return source.resize((side, side), Image.Resampling.BICUBIC, box=field)
+    cut = source.crop(field)  # type: ignore[arg-type]
+    if cut.mode == "RGB":
+        return Image.fromarray(resize_rgb(np.array(cut), side))
+    return cut.resize((side, side), Image.Resampling.BICUBIC)
 
 
 def _turn_back(box: Box, orientation: int, width: int, height: int) -> Box:

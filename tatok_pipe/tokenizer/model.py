@@ -19,7 +19,7 @@ from tatok_pipe.nn.blocks import Transformer
 from tatok_pipe.nn.rotary import grid_coordinates, rotary_table
 from tatok_pipe.options import option, section
 from tatok_pipe.tokenizer.dtf import Filter, keep_mask
-from tatok_pipe.tokenizer.prior import Prior, PriorOutput, entropy_nats
+from tatok_pipe.tokenizer.prior import Prior, PriorOutput
 from tatok_pipe.tokenizer.quantizer import Quantized, QuantizerConfig, build_quantizer
 
 # Shares of the patches that are kept after each round of synthesis but the last, which takes the rest.
@@ -206,6 +206,18 @@ class TaTok(nn.Module):
             without_globals=without_globals,
         )
 
+    @torch.no_grad()
+    def patch_entropy(
+        self, global_codes: Tensor, patch_codes: Tensor, *, without_globals: Tensor | None = None
+    ) -> Tensor:
+        """h_i of codes (B, K) and (B, N), (B, N) float32 in nats: the entropies of the distributions that `predict`
+        has logits of."""
+        return self.prior.patch_entropy(
+            self.global_quantizer.codes_to_vectors(global_codes),
+            self.patch_quantizer.codes_to_vectors(patch_codes),
+            without_globals=without_globals,
+        )
+
     def reconstruct(self, global_vectors: Tensor, patch_vectors: Tensor, keep: Tensor) -> Tensor:
         """Code vectors (B, K, C), (B, N, C) and keep mask (B, N) to images (B, 3, H, W), not clamped."""
         patches = self.from_patch(patch_vectors)
@@ -239,12 +251,12 @@ class TaTok(nn.Module):
         """
         encoded = self.encode(images)
         global_codes, patch_codes = encoded.globals.codes, encoded.patches.codes
-        entropy = entropy_nats(self.predict(global_codes, patch_codes).patch_logits)  # (B, N)
+        entropy = self.patch_entropy(global_codes, patch_codes)  # (B, N)
         cost = self.cost(filter.score, images, encoded, entropy=entropy)
         mutual_information = None
         if with_mutual_information:
             hidden = torch.ones(len(images), dtype=torch.bool, device=images.device)
-            alone = entropy_nats(self.predict(global_codes, patch_codes, without_globals=hidden).patch_logits)
+            alone = self.patch_entropy(global_codes, patch_codes, without_globals=hidden)
             mutual_information = (alone - entropy).sum(dim=1)
         return Tokens(global_codes, patch_codes, cost, keep_mask(cost, filter), entropy, mutual_information)
 

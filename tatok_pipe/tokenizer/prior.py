@@ -18,6 +18,12 @@ from tatok_pipe.nn.blocks import Transformer
 from tatok_pipe.nn.rotary import grid_coordinates, rotary_table
 from tatok_pipe.tokenizer.quantizer import FSQ, CosineVQ
 
+# Logits in float32 that entropies are taken of at once. On a CPU they stay in its cache: 36 instead of 100 ms for 16
+# images of 256 patches and 2,048 codes, the product that makes them included, one core. On a GPU all of them at once
+# would be the most that a batch has in memory: 2 GiB for 128 images and 16,384 codes.
+_CHUNK_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}
+_MIN_CHUNK_ROWS = 256  # so that reading the weights does not cost more than the product
+
 
 @dataclass(frozen=True)
 class PriorOutput:
@@ -49,10 +55,23 @@ class CodeHead(nn.Module):
             nn.init.normal_(self.rows, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.rows
-        if hasattr(self, "level_rows"):
-            weight = weight + self.level_rows[self.level_index].sum(dim=1)  # (V, W)
-        return F.linear(x, weight.to(x.dtype), self.bias.to(x.dtype))
+        return F.linear(x, self._weight().to(x.dtype), self.bias.to(x.dtype))
+
+    @torch.no_grad()
+    def entropy_nats(self, x: Tensor) -> Tensor:
+        """Entropy of the distribution of the next code, from states (..., W) to (...) float32 in nats; as
+        `entropy_nats` of the logits, which are never all in memory."""
+        weight, bias = self._weight().to(x.dtype), self.bias.to(x.dtype)
+        chunk_bytes = _CHUNK_BYTES.get(x.device.type, _CHUNK_BYTES["cuda"])
+        num_rows = max(_MIN_CHUNK_ROWS, chunk_bytes // (4 * len(bias)))
+        chunks = x.flatten(0, -2).split(num_rows)
+        return torch.cat([entropy_nats(F.linear(chunk, weight, bias)) for chunk in chunks]).view(x.shape[:-1])
+
+    def _weight(self) -> Tensor:
+        """(V, W)."""
+        if not hasattr(self, "level_rows"):
+            return self.rows
+        return self.rows + self.level_rows[self.level_index].sum(dim=1)
 
 
 class Prior(nn.Module):
@@ -92,6 +111,23 @@ class Prior(nn.Module):
         `global_vectors` (B, K, C_g) and `patch_vectors` (B, N, C_p) are the code vectors. `without_globals`
         (B,) bool hides all globals of the marked images; their `global_logits` mean nothing then.
         """
+        x = self._states(global_vectors, patch_vectors, without_globals)
+        return PriorOutput(
+            self.global_head(x[:, : self.num_globals]), self.patch_head(x[:, self.num_globals :]), x
+        )
+
+    def patch_entropy(
+        self, global_vectors: Tensor, patch_vectors: Tensor, *, without_globals: Tensor | None = None
+    ) -> Tensor:
+        """Entropies (B, N) float32 of the patch codes in nats, each from those before it; for the same as `forward`,
+        in less time and memory."""
+        x = self._states(global_vectors, patch_vectors, without_globals)
+        return self.patch_head.entropy_nats(x[:, self.num_globals :])
+
+    def _states(
+        self, global_vectors: Tensor, patch_vectors: Tensor, without_globals: Tensor | None
+    ) -> Tensor:
+        """(B, S, W), from each of which a code is predicted."""
         globals_in = self.global_in(global_vectors)  # (B, K, W)
         if without_globals is not None:
             globals_in = torch.where(without_globals[:, None, None], self.no_global, globals_in)
@@ -99,15 +135,12 @@ class Prior(nn.Module):
         start = self.start.expand(len(globals_in), 1, -1)
         # Shifted right by one: step t reads code t - 1, and carries the position of the code that it predicts.
         x = torch.cat([start, globals_in, patches_in[:, :-1]], dim=1) + self.positions  # (B, S, W)
-        x = self.transformer(x, self.rotary)
-        return PriorOutput(
-            self.global_head(x[:, : self.num_globals]), self.patch_head(x[:, self.num_globals :]), x
-        )
+        return self.transformer(x, self.rotary)
 
 
 def entropy_nats(logits: Tensor) -> Tensor:
     """Entropy of softmax(logits) over the last axis, in nats, float32; (..., V) to (...)."""
-    log_probs = logits.float().log_softmax(dim=-1)
+    log_probs = logits.log_softmax(dim=-1, dtype=torch.float32)
     return -(log_probs.exp() * log_probs).sum(dim=-1)
 
 

@@ -129,7 +129,7 @@ class TrainingGraph(nn.Module):
                 return synthesis[0]
             if prior is not None:
                 return entropy_nats(prior.patch_logits[rows])
-            return entropy_nats(model.predict(some.globals.codes, some.patches.codes).patch_logits)
+            return model.patch_entropy(some.globals.codes, some.patches.codes)
 
         keep = keep_masks(mix, cost_of)  # (B, N)
         output = model.reconstruct(encoded.globals.vectors, encoded.patches.vectors, keep).float()

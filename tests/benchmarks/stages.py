@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from tatok_pipe.ar.throughput import Ceiling
 from tatok_pipe.images.decode import PreprocessConfig, decode_image
@@ -19,6 +18,7 @@ from tatok_pipe.tokenizer.dtf import DTFConfig, keep_mask
 from tatok_pipe.tokenizer.trainer import to_model_input
 from tatok_pipe.tokens.dataset import TokenDataset
 from tatok_pipe.tokens.format import ShardSource, ShardWriter
+from tests.benchmarks.gpu.encode import count_flops
 from tests.benchmarks.measure import Results, timed
 from tests.benchmarks.pictures import (
     decode_with_pillow,
@@ -100,10 +100,6 @@ def measure_model(results: Results, folder: Path) -> None:
         encoded = model.encode(batches[0])
         if not torch.equal(keep_mask(model.log_drop_cost(encoded).exp(), filter), first.keep):
             raise SystemExit("tokenize and its parts disagree")
-        counter = FlopCounterMode(display=False)
-        with counter:
-            model.encode(batches[0])
-            model.predict(first.global_codes, first.patch_codes)
     encode()
     tokenize()
     count = len(pictures)
@@ -112,7 +108,7 @@ def measure_model(results: Results, folder: Path) -> None:
         timed(count, tokenize), timed(count, encode), unit="images/s", pairs=PAIRS,
     )  # fmt: skip
     ceiling = Ceiling(torch.device("cpu"), precision="fp32")
-    flops = counter.get_total_flops() / BATCH / 1e9
+    flops = sum(count_flops(model.config)) / 1e9
     results.compare(
         "model/matmul", "arithmetic of the model, one core / a matrix product",
         timed(count * flops, tokenize), lambda: ceiling.flops_per_s() / 1e9, unit="GFLOP/s", pairs=PAIRS,

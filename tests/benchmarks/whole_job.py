@@ -2,8 +2,8 @@
 
 The job is the real command with real Ray actors, timed by itself from the first shard begun to the last one committed:
 
-- with a model that does nothing, beside as many processes as there are CPUs that only read the tar and decode with
-  Pillow;
+- with a model that does nothing, beside as many processes as there are CPUs that only read the tar and decode: as the
+  job does, which says what the rest of the job costs, and with Pillow alone, as scripts do;
 - with the packaged tokenizer on the demo corpus, beside the model alone on decoded tensors, a thread a CPU. Where the
   model runs on the CPUs that decode, the job can at best reach t_model / (t_model + t_decode) of it: a note says how
   much that is.
@@ -21,6 +21,7 @@ import tarfile
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,8 @@ from tatok_pipe.tokenizer.checkpoint import load_tokenizer
 from tatok_pipe.tokenizer.dtf import DTFConfig
 from tatok_pipe.tokenizer.trainer import to_model_input
 from tests.benchmarks.measure import Results, from_pairs
-from tests.benchmarks.pictures import decode_with_pillow, make_pictures, read_images, write_shards
+from tests.benchmarks.peers.common import decode_as_ours, decode_scaled
+from tests.benchmarks.pictures import make_pictures, read_images, write_shards
 
 PAIRS = 3
 BATCH = 16
@@ -45,6 +47,7 @@ NULL_MODEL = {"PYTHONPATH": str(Path(__file__).with_name("null_model"))}
 # Decoding is all there is to do with it, so every CPU gets a process of its own, as other programs have it.
 ONE_ACTOR_A_CPU = ("actors.cpus=1", f"actors.max={NUM_CPUS}", f"actors.min={NUM_CPUS}")
 _MAX_ACTOR_BYTES = 3e9
+Decode = Callable[[bytes, int], np.ndarray]  # bytes of an image and the side it is to have
 _MAX_START_S = 15.0
 
 
@@ -109,8 +112,9 @@ class _MemoryWatcher:
                 continue
 
 
-def pillow_loop(shards: list[str], size: int, ready: Any, go: Any) -> None:
-    """The bare loop: the same bytes, the same scaled decoding, the same resize, and nothing kept."""
+def bare_loop(shards: list[str], size: int, decode: Decode, ready: Any, go: Any) -> None:
+    """The same bytes to pixels of the same size, and nothing kept."""
+    torch.set_num_threads(1)
     ready.release()
     go.wait()
     for shard in shards:
@@ -118,15 +122,15 @@ def pillow_loop(shards: list[str], size: int, ready: Any, go: Any) -> None:
             for member in tar:
                 file = tar.extractfile(member)
                 assert file is not None
-                decode_with_pillow(file.read(), size, draft=True)
+                decode(file.read(), size)
 
 
-def run_pillow(shards: list[str], size: int, num_images: int) -> float:
+def run_bare(shards: list[str], size: int, num_images: int, *, decode: Decode) -> float:
     """Images a second of a process a CPU, from when all of them are up."""
     context = multiprocessing.get_context("spawn")
     ready, go = context.Semaphore(0), context.Event()
     parts = [shards[index::NUM_CPUS] for index in range(NUM_CPUS)]
-    processes = [context.Process(target=pillow_loop, args=(part, size, ready, go)) for part in parts]
+    processes = [context.Process(target=bare_loop, args=(part, size, decode, ready, go)) for part in parts]
     for process in processes:
         process.start()
     for _ in processes:
@@ -137,7 +141,7 @@ def run_pillow(shards: list[str], size: int, num_images: int) -> float:
         process.join()
     seconds = time.perf_counter() - start
     if any(process.exitcode for process in processes):
-        raise SystemExit("the Pillow loop failed")
+        raise SystemExit("the bare loop failed")
     return num_images / seconds
 
 
@@ -157,13 +161,16 @@ def measure_without_model(results: Results, folder: Path) -> None:
     shards = write_shards(folder / "many", pictures, num_shards=4 * NUM_CPUS, copies=32)
     num_images = len(shards) * 32 * len(pictures)
     size = load_tokenizer().model.config.image_size
-    pairs = []
+    sides: dict[str, Decode] = {"the same decoding": decode_as_ours, "Pillow": decode_scaled}
+    rounds = []
     for _ in range(PAIRS):
         ours = run_job(shards, *ONE_ACTOR_A_CPU, env=NULL_MODEL)
         _check_rows(ours, num_images)
-        pairs.append((ours.images_per_s, run_pillow(shards, size, num_images)))
-    name = f"whole job without a model / {NUM_CPUS} processes of bare Pillow"
-    results.add(from_pairs("job/null", name, pairs, unit="images/s", target=0.85))
+        speeds = [run_bare(shards, size, num_images, decode=decode) for decode in sides.values()]
+        rounds.append([(ours.images_per_s, speed) for speed in speeds])
+    for key, side, pairs in zip(("null", "pillow"), sides, zip(*rounds, strict=True), strict=True):
+        name = f"whole job without a model / {NUM_CPUS} processes of bare loops, {side}"
+        results.add(from_pairs(f"job/{key}", name, list(pairs), unit="images/s", target=0.85))
 
 
 def measure_with_model(results: Results, folder: Path) -> list[JobRun]:

@@ -76,6 +76,7 @@ def test_places_of_a_ten_crop() -> None:
     squares = CropPlan(CropConfig("ten_crop", scale=1.2), 10, "").squares(30, 24)
     boxes = [(3, 0, 23, 20), (7, 0, 27, 20), (3, 4, 23, 24), (7, 4, 27, 24), (5, 2, 25, 22)]
     assert [square.box for square in squares] == boxes * 2
+    assert [square.place for square in squares] == [(0, 0), (2, 0), (0, 2), (2, 2), (1, 1)] * 2
     assert [square.is_mirrored for square in squares] == [False] * 5 + [True] * 5
     # 256 pixels of 282; the centre is 13 off the corner.
     first, *_, centre = CropPlan(TEN, 256, "").squares(282, 400)[:5]
@@ -83,13 +84,14 @@ def test_places_of_a_ten_crop() -> None:
 
 
 def test_place_of_a_centre_crop() -> None:
-    assert CropPlan(CropConfig(), 10, "").squares(31, 24) == [Square((3, 0, 27, 24))]
+    assert CropPlan(CropConfig(), 10, "").squares(31, 24) == [Square((3, 0, 27, 24), (0, 0))]
     scaled = CropConfig(
         scale=1.25, flip="both"
     )  # 8 of 10 pixels of the square, 1 off its corner, at 2.4 a pixel
     (square, mirrored) = CropPlan(scaled, 8, "").squares(24, 31)
     assert square.box == pytest.approx((2.4, 5.4, 21.6, 24.6))
-    assert mirrored == Square(square.box, is_mirrored=True)
+    assert square.place == (1, 1)
+    assert mirrored == Square(square.box, (1, 1), is_mirrored=True)
 
 
 def test_crops_of_a_gradient_are_its_pixels() -> None:
@@ -103,10 +105,23 @@ def test_crops_of_a_gradient_are_its_pixels() -> None:
 
 @pytest.mark.parametrize("size", [(320, 240), (240, 320), (240, 240)])
 @pytest.mark.parametrize("config", [CropConfig("ten_crop", scale=1.2), CropConfig(scale=1.2, flip="both")])
-def test_crops_are_those_of_the_whole_picture_scaled(config: CropConfig, size: tuple[int, int]) -> None:
-    picture = photograph(*size)
-    expected = cut_whole(picture, CropPlan(config, 50, "").squares(*size), 50)
-    assert_equal(cut(encode(picture), config, 50), expected)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_crops_are_those_of_the_centre_square_scaled(
+    mode: str, config: CropConfig, size: tuple[int, int]
+) -> None:
+    picture = photograph(*size).convert(mode)
+    left, top = (size[0] - 240) // 2, (size[1] - 240) // 2
+    square = picture.crop((left, top, left + 240, top + 240))
+    expected = cut_whole(square.convert("RGB"), CropPlan(config, 50, "").squares(240, 240), 50)
+    assert_equal(cut(encode(picture), config, 50), expected, within=1 if mode == "RGB" else 0)
+
+
+@pytest.mark.parametrize("config", [CropConfig("ten_crop", scale=2.4), CropConfig(scale=2.4, flip="both")])
+def test_small_crops_are_those_of_the_whole_picture_scaled(config: CropConfig) -> None:
+    picture = photograph(320, 240)
+    assert_equal(
+        cut(encode(picture), config, 50), cut_whole(picture, CropPlan(config, 50, "").squares(320, 240), 50)
+    )
 
 
 @pytest.mark.parametrize("scale", [1.0, 1.2])

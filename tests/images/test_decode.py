@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import PIL
 import pytest
+import torch
 from PIL import Image, ImageCms, ImageOps
 
 from tatok_pipe.images.decode import PreprocessConfig, decode_image, decoder_version
@@ -326,8 +327,9 @@ def test_result_is_writable_and_contiguous():
     assert pixels.flags.writeable and pixels.flags.c_contiguous
 
 
-def test_decoder_version_names_pillow():
-    assert decoder_version() == f"pillow-{PIL.__version__}/box-bicubic-1"
+def test_decoder_version_names_the_libraries():
+    torch_version = torch.__version__.split("+")[0]
+    assert decoder_version() == f"pillow-{PIL.__version__}/torch-{torch_version}/box-bicubic-2"
 
 
 @pytest.mark.parametrize("fields", [{"image_size": 0}, {"max_pixels": 0}, {"max_pixels": 10**9}])

@@ -9,6 +9,7 @@ from torch import Tensor
 from tatok_pipe.tokenizer.dtf import Filter
 from tatok_pipe.tokenizer.model import StackConfig, TaTok, TaTokConfig
 from tatok_pipe.tokenizer.prior import entropy_nats, surprisal_nats
+from tatok_pipe.tokenizer.quantizer import QuantizerConfig
 
 ALL = Filter("none", 0)
 
@@ -82,6 +83,31 @@ def test_hidden_globals_do_not_matter_and_shown_ones_do(model: TaTok, images: Te
             first = model.predict(tokens.global_codes, tokens.patch_codes, without_globals=mask).patch_logits
             second = model.predict(others, tokens.patch_codes, without_globals=mask).patch_logits
         assert torch.allclose(first, second, atol=1e-6) == hidden
+
+
+@pytest.mark.parametrize("num_rows", [1, 7, 1000])
+@pytest.mark.parametrize("kind", ["fsq", "vq"])
+def test_patch_entropy_is_that_of_the_logits_however_many_at_once(
+    kind: str, num_rows: int, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    stack = StackConfig(width=32, depth=2, heads=2)
+    quantizer = QuantizerConfig(kind=kind, levels=[4, 4, 4], codebook_size=50, code_dim=4)
+    config = TaTokConfig(
+        image_size=32, patch_size=8, num_globals=3, encoder=stack, decoder=stack, prior=stack,
+        global_codebook=quantizer, patch_codebook=quantizer,
+    )  # fmt: skip
+    model = TaTok(config).eval()
+    torch.nn.init.normal_(model.prior.patch_head.rows, std=0.5)
+    monkeypatch.setattr("tatok_pipe.tokenizer.prior._CHUNK_BYTES", {"cpu": 1, "cuda": 1})
+    monkeypatch.setattr("tatok_pipe.tokenizer.prior._MIN_CHUNK_ROWS", num_rows)
+    tokens = model.tokenize(images, ALL)
+    for hidden in (None, torch.tensor([True, False, True, False])):
+        with torch.no_grad():
+            output = model.predict(tokens.global_codes, tokens.patch_codes, without_globals=hidden)
+        found = model.patch_entropy(tokens.global_codes, tokens.patch_codes, without_globals=hidden)
+        assert found.dtype == torch.float32 and found.std() > 0.01
+        torch.testing.assert_close(found, entropy_nats(output.patch_logits))
 
 
 def test_entropy_and_surprisal_are_in_nats() -> None:
