@@ -41,6 +41,8 @@ from tests.benchmarks.peers.common import decode_as_ours, decode_scaled
 from tests.benchmarks.pictures import make_pictures, read_images, write_shards
 
 PAIRS = 3
+_MODEL_PAIRS = 2  # of half a minute a side
+_CROPS = 96  # of each picture of the demo corpus: what the job takes once, 0.4 s, does not count then
 BATCH = 16
 NUM_CPUS = os.cpu_count() or 1
 NULL_MODEL = {"PYTHONPATH": str(Path(__file__).with_name("null_model"))}
@@ -175,7 +177,7 @@ def measure_without_model(results: Results, folder: Path) -> None:
 
 def measure_with_model(results: Results, folder: Path) -> list[JobRun]:
     tokenizer = load_tokenizer()
-    corpus = write_demo_corpus(folder / "demo", num_shards=NUM_CPUS, crops_per_source=64)
+    corpus = write_demo_corpus(folder / "demo", num_shards=NUM_CPUS, crops_per_source=_CROPS)
     encoded = read_images(corpus.shards)
     preprocess = PreprocessConfig(image_size=tokenizer.model.config.image_size)
     start = time.perf_counter()
@@ -191,7 +193,7 @@ def measure_with_model(results: Results, folder: Path) -> list[JobRun]:
     pairs, runs = [], []
     with ThreadPoolExecutor(NUM_CPUS) as lanes:
         list(lanes.map(one, batches[: 2 * NUM_CPUS]))
-        for _ in range(PAIRS):
+        for _ in range(_MODEL_PAIRS):
             runs.append(run_job(corpus.shards))
             _check_rows(runs[-1], len(encoded))
             start = time.perf_counter()

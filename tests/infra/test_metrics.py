@@ -19,7 +19,7 @@ from tests.infra.ray_head import RayHead
 from tests.pictures import crop_members, small_tokenizer, write_shard
 from tests.token_datasets import make_rows, write_token_dataset
 
-pytestmark = [pytest.mark.ray, pytest.mark.s3]
+pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow]
 
 NUM_SHARDS = 12  # and one that cannot be read
 COPIES = 20

@@ -137,6 +137,7 @@ def test_a_stopped_job_is_completed_by_the_same_command(head: RayHead, corpus: C
     assert TokenDataset(output).num_rows == NUM_LARGE * 4 * COPIES
 
 
+@pytest.mark.slow
 def test_a_night_with_nothing_new_is_short_and_changes_nothing(head: RayHead, corpus: Corpus) -> None:
     for path in ("0.tar", "1.tar"):
         data = storage.read_bytes(f"{corpus.url}/small/{path}")
