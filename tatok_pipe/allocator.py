@@ -8,7 +8,7 @@ two threads, and 4 % of its time in the kernel. Kept, there are three.
 from __future__ import annotations
 
 import ctypes
-import os
+import platform
 
 # Parameters of mallopt(3), and what they are set to. Larger blocks, such as huge images, still go back at once.
 _MMAP_THRESHOLD = -3, 32 << 20
@@ -18,7 +18,7 @@ _TOP_PAD = -2, 128 << 20  # more than one heap of a thread, so that none is give
 
 def keep_freed_memory() -> bool:
     """Let this process keep up to half a gigabyte that it has freed. False where the C library is another one."""
-    if not hasattr(os, "confstr") or "CS_GNU_LIBC_VERSION" not in os.confstr_names:
+    if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return all([mallopt(*parameter) == 1 for parameter in (_MMAP_THRESHOLD, _TRIM_THRESHOLD, _TOP_PAD)])

@@ -34,9 +34,7 @@ class Square:
     """A square of the upright picture, to be resized to S x S."""
 
     box: Box
-    place: tuple[int, int] | None = (
-        None  # left and top in the scaled field, where all crops are cut at one scale
-    )
+    place: tuple[int, int] | None = None  # left, top in the field scaled to T; random crops have none
     is_mirrored: bool = False
 
 

@@ -173,7 +173,7 @@ def _resample(
     field = to_stored(plan.field(*upright))
     source, (x, y) = _interpolable(image, field)
 
-    def from_source(box: Box) -> Box:
+    def in_source(box: Box) -> Box:
         left, top, right, bottom = box
         return left - x, top - y, right - x, bottom - y
 
@@ -184,7 +184,7 @@ def _resample(
 
     size, scaled = plan.image_size, None
     if plan.config.kind != "random" and plan.largest_side <= _MAX_SCALED * size:
-        scaled = finish(_scale_field(source, from_source(field), plan.largest_side))
+        scaled = finish(_scale_field(source, in_source(field), plan.largest_side))
     seen: dict[Box, np.ndarray] = {}
     pixels = []
     for square in plan.squares(*upright):
@@ -193,7 +193,7 @@ def _resample(
                 left, top = square.place
                 seen[square.box] = scaled[top : top + size, left : left + size].copy()
             else:
-                box = from_source(to_stored(square.box))
+                box = in_source(to_stored(square.box))
                 seen[square.box] = finish(source.resize((size, size), Image.Resampling.BICUBIC, box=box))
         crop = seen[square.box]
         pixels.append(np.ascontiguousarray(crop[:, ::-1]) if square.is_mirrored else crop)

@@ -87,7 +87,7 @@ def parse_task(
     workers: int,
     add: Callable[[argparse.ArgumentParser], Any] | None = None,
 ) -> tuple[Task, argparse.Namespace]:
-    """The task of the command line, and all its options; `ranks` and `workers` are the defaults, the best found."""
+    """The task of the command line, and all its options; `ranks` and `workers` are the defaults."""
     parser = argparse.ArgumentParser(description=(description or "").split("\n\n")[0])
     parser.add_argument("source", type=Path, metavar="SHARDS_FOLDER")
     parser.add_argument("output", type=Path, metavar="OUTPUT")

@@ -1,6 +1,9 @@
 """Ray Data as its documentation has it: read_webdataset, map_batches of a function and of a class, write_parquet.
 
-python -m tests.benchmarks.peers.ray_data SHARDS_FOLDER OUTPUT --images N [--null]
+    python -m tests.benchmarks.peers.ray_data SHARDS_FOLDER OUTPUT --images N [--null] [--fused]
+
+`--fused` decodes in the actor that encodes, so that no pixels travel. An actor asks for half a core: with a whole one
+each, two of them leave none to the tasks that read, and nothing moves.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from tests.benchmarks.peers import common
 from tests.benchmarks.peers.common import BATCH, Clock, Decoder, Encoder, Task
 
 ACTORS = 2
+_ACTOR_CPUS = 0.5
+_IN_FLIGHT = 2
 _IMAGES = ("jpg", "jpeg", "png")
 
 
@@ -78,12 +83,6 @@ def warm_up(task: Task) -> None:
 def main() -> None:
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--actors", type=int, default=ACTORS)
-        parser.add_argument("--actor-cpus", type=float, default=0.5)
-        parser.add_argument("--in-flight", type=int, default=2)
-        parser.add_argument("--decode-batch", type=int)
-        parser.add_argument("--cpus", type=int)
-        parser.add_argument("--blocks", type=int)
-        parser.add_argument("--stats", action="store_true")
         parser.add_argument("--fused", action="store_true")
 
     task, given = common.parse_task(__doc__, ranks=1, workers=0, add=add)
@@ -96,7 +95,6 @@ def run(task: Task, given: argparse.Namespace) -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.init(
         address="local",
-        num_cpus=given.cpus,
         include_dashboard=False,
         logging_level=logging.ERROR,
         log_to_driver=False,
@@ -105,22 +103,18 @@ def run(task: Task, given: argparse.Namespace) -> None:
     context.enable_progress_bars = False
     context.wait_for_min_actors_s = 120  # actors that come later would count what they take to start
     ray.get([ray.remote(warm_up).remote(task) for _ in range(4)])
-    images = ray.data.read_webdataset(
-        task.shards, decoder=None, fileselect=Select(task.clock), override_num_blocks=given.blocks
-    )
-    pool = ray.data.ActorPoolStrategy(size=given.actors, max_tasks_in_flight_per_actor=given.in_flight)
+    images = ray.data.read_webdataset(task.shards, decoder=None, fileselect=Select(task.clock))
+    pool = ray.data.ActorPoolStrategy(size=given.actors, max_tasks_in_flight_per_actor=_IN_FLIGHT)
     actors: dict[str, Any] = dict(
-        fn_constructor_args=(task,), compute=pool, batch_size=BATCH, num_cpus=given.actor_cpus
+        fn_constructor_args=(task,), compute=pool, batch_size=BATCH, num_cpus=_ACTOR_CPUS
     )
     if given.fused:
         tokens = images.map_batches(DecodeAndEncode, batch_format="pandas", **actors)
     else:
         decode: Any = Decode(task).__call__
-        pixels = images.map_batches(decode, batch_size=given.decode_batch, batch_format="pandas")
+        pixels = images.map_batches(decode, batch_size=None, batch_format="pandas")
         tokens = pixels.map_batches(Encode, **actors)
     tokens.write_parquet(str(task.output), compression="zstd")
-    if given.stats:
-        print(tokens.stats())
     ray.shutdown()
 
 

@@ -26,7 +26,6 @@ from torch.utils.data import DataLoader, Dataset
 from tests.benchmarks.peers import common
 from tests.benchmarks.peers.common import BATCH, Decoder, Encoder, Row, Task
 
-# Tried, on two cores: see `peers_bench`.
 RANKS = 2
 WORKERS = 0
 _IMAGES = (".jpg", ".jpeg", ".png")
