@@ -49,6 +49,7 @@ class Option:
     help: str
     unit: str
     choices: tuple[str, ...]
+    is_url: bool = False
 
     @property
     def name(self) -> str:
@@ -93,7 +94,21 @@ class Option:
         converted = _CONVERTERS[self.kind](value)
         if self.choices and converted not in self.choices:
             raise ValueError
+        # It would mean the working directory, and comes of a variable of a shell that was not set.
+        if self.is_url and not converted.strip() and converted != self.default:
+            raise ValueError(f"empty; expected a URL or path{self._way_out}")
         return converted
+
+    @property
+    def _way_out(self) -> str:
+        """How to write that no text is meant."""
+        if self.is_optional:
+            return " or null"
+        return (
+            f", or leave it out for its default, {show(self.default)}"
+            if self.default not in ("", REQUIRED)
+            else ""
+        )
 
 
 @dataclass(frozen=True)
@@ -218,10 +233,11 @@ def _describe_option(path: str, hint: Any, default: Any, metadata: Any) -> Optio
         )
     if default is None and not is_optional:
         raise TypeError(f"{path}: its default is None, so its type must be `{kind.__name__} | None`")
-    help, unit, choices = (
-        metadata.get(name, empty) for name, empty in (("help", ""), ("unit", ""), ("choices", ()))
+    help, unit, choices, is_url = (
+        metadata.get(name, empty)
+        for name, empty in (("help", ""), ("unit", ""), ("choices", ()), ("is_url", False))
     )
-    return Option(path, kind, is_list, is_optional, default, help, unit, choices)
+    return Option(path, kind, is_list, is_optional, default, help, unit, choices, is_url)
 
 
 def _to_int(value: Any) -> int:

@@ -44,12 +44,14 @@ _TINY = (
 
 @dataclass(frozen=True)
 class OutputConfig:
-    url: str = option("tatok_out", help="local folder for the token dataset and report.html; replaced")
+    url: str = option(
+        "tatok_out", help="local folder for the token dataset and report.html; replaced", is_url=True
+    )
 
 
 @dataclass(frozen=True)
 class GeneratorOutputConfig:
-    url: str = option("tatok_generator", help="local folder for the trained generator; replaced")
+    url: str = option("tatok_generator", help="local folder for the trained generator; replaced", is_url=True)
     steps: int = option(30, help="length of its training, about two seconds each on two cores", unit="steps")
 
     def __post_init__(self) -> None:
@@ -59,7 +61,7 @@ class GeneratorOutputConfig:
 
 @dataclass(frozen=True)
 class SamplesOutputConfig:
-    url: str = option("tatok_samples", help="local folder for the images it draws; replaced")
+    url: str = option("tatok_samples", help="local folder for the images it draws; replaced", is_url=True)
     num_images: int = option(40, help="how many; all classes in turn", unit="images")
 
     def __post_init__(self) -> None:

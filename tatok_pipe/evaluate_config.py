@@ -18,7 +18,7 @@ ALL = "all"
 @dataclass(frozen=True)
 class OutputConfig:
     url: str = option(
-        "tatok_evaluation", help="folder for results and reports, one for each suite, on any URL"
+        "tatok_evaluation", help="folder for results and reports, one for each suite, on any URL", is_url=True
     )
 
 
@@ -43,27 +43,36 @@ class EvaluateConfig:
         help="what to evaluate: reconstruction, rate_distortion, fine_detail, information, generation, corpus, several "
         f"of them with commas between, or {ALL!r}: every one that has what it needs",
     )
-    tokenizer: str = option(PACKAGED, help=f"folder that train_tokenizer wrote, on any URL, or {PACKAGED!r}")
-    baseline: str | None = option(
-        None, help="tokenizer to compare with, without globals, as unfiltered patch tokens; null: none"
+    tokenizer: str = option(
+        PACKAGED, help=f"folder that train_tokenizer wrote, on any URL, or {PACKAGED!r}", is_url=True
     )
-    data: str = option(
+    baseline: str | None = option(
+        None,
+        help="tokenizer to compare with, without globals, as unfiltered patch tokens; null: none",
+        is_url=True,
+    )
+    data: str | None = option(
         DEMO,
         help="image shards that the tokenizer was not trained on, on any URL: glob, {000..999} braces, @list.txt or a "
-        f"folder; {DEMO!r} makes a small corpus in ./{DEMO_FOLDER}",
+        f"folder; {DEMO!r} makes a small corpus in ./{DEMO_FOLDER}; null: none, for the suite corpus",
+        is_url=True,
     )
     max_images: int = option(
         200, help="images to evaluate on, as many of each shard as equal shares allow", unit="images"
     )
     dtf: DTFConfig = section(DTFConfig, help="the filter that is evaluated")
     features: FeaturesConfig = section(FeaturesConfig, help="network of distances between sets of images")
-    generator: str | None = option(None, help="folder of a generator of this tokenizer's tokens; null: none")
+    generator: str | None = option(
+        None, help="folder of a generator of this tokenizer's tokens; null: none", is_url=True
+    )
     baseline_generator: str | None = option(
-        None, help="generator of the baseline's tokens, of equal size and steps; null: none"
+        None, help="generator of the baseline's tokens, of equal size and steps; null: none", is_url=True
     )
     generation: GenerationConfig = section(GenerationConfig, help="what is drawn of the generators")
-    tokens: str | None = option(None, help="token dataset, for the suite corpus; null: none")
-    other_tokens: str | None = option(None, help="token dataset that it is compared with; null: none")
+    tokens: str | None = option(None, help="token dataset, for the suite corpus; null: none", is_url=True)
+    other_tokens: str | None = option(
+        None, help="token dataset that it is compared with; null: none", is_url=True
+    )
     output: OutputConfig = section(OutputConfig, help="where the results go")
     compare: str = option(
         "", help="results.json of earlier runs, with commas between, to draw over the plots of the same suite"

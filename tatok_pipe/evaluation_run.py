@@ -126,7 +126,7 @@ def make_plan(config: EvaluateConfig) -> EvaluationPlan:
         image_size=model.image_size,
         filter=tokenizer.filter(config.dtf),
         sources=tuple(plan_sources(data, max_images=config.max_images)) if data else (),
-        data=config.data,
+        data=config.data or "",
         features=config.features,
         seed=config.seed,
         confidence=config.confidence,

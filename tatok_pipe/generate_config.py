@@ -19,6 +19,7 @@ class StartConfig:
         "",
         help="token dataset to start from: image i keeps a part of row i (after the last row the first again), the "
         "rest is drawn; empty: all is drawn",
+        is_url=True,
     )
     keep_globals: bool = option(True, help="keep the global tokens")
     rows: str = option(
@@ -50,7 +51,7 @@ class DeviceConfig:
 
 @dataclass(frozen=True)
 class OutputConfig:
-    url: str = option("tatok_samples", help="folder for the images, on any URL")
+    url: str = option("tatok_samples", help="folder for the images, on any URL", is_url=True)
     layout: str = option(
         "files", choices=LAYOUTS, help="a file for each image, or WebDataset shards with classes and tokens"
     )
@@ -78,10 +79,14 @@ class OutputConfig:
 @dataclass(frozen=True)
 class GenerateConfig:
     checkpoint: str = option(
-        "tatok_generator", help="the generator: output.url of train_ar, or its generator/, on any URL"
+        "tatok_generator",
+        help="the generator: output.url of train_ar, or its generator/, on any URL",
+        is_url=True,
     )
     tokenizer: str = option(
-        PACKAGED, help=f"the tokenizer that its tokens were made with: a folder on any URL, or {PACKAGED!r}"
+        PACKAGED,
+        help=f"the tokenizer that its tokens were made with: a folder on any URL, or {PACKAGED!r}",
+        is_url=True,
     )
     classes: str = option(
         "all",
@@ -92,6 +97,7 @@ class GenerateConfig:
         None,
         help="where the condition is an embedding: Parquet file with a column `embedding`, whose rows are taken in "
         "turn; null: without condition",
+        is_url=True,
     )
     num_images: int = option(16, help="how many", unit="images")
     target_tokens: int | None = option(

@@ -40,7 +40,7 @@ REPORT_FILE = "report.html"
 
 @dataclass(frozen=True)
 class InputConfig:
-    url: str = option("tatok_out", help="folder of the token dataset, on any URL")
+    url: str = option("tatok_out", help="folder of the token dataset, on any URL", is_url=True)
     image_shards: int = option(
         24, help="image shards opened for originals and source sizes, at most; 0: none", unit="shards"
     )
@@ -56,6 +56,7 @@ class CheckpointConfig:
         None,
         help=f"folder of the tokenizer, on any URL, or {PACKAGED!r}; null: the packaged one or the one that the "
         "dataset names, whichever made the tokens",
+        is_url=True,
     )
 
 
@@ -64,6 +65,7 @@ class OutputConfig:
     report: str | None = option(
         None,
         help=f"where the page goes, on any URL; null: <input.url>/{REPORT_FILE}; {NO_REPORT!r}: only the table",
+        is_url=True,
     )
 
 

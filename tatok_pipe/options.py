@@ -11,13 +11,16 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def option(default: Any, *, help: str, unit: str = "", choices: Sequence[str] = ()) -> Any:
+def option(
+    default: Any, *, help: str, unit: str = "", choices: Sequence[str] = (), is_url: bool = False
+) -> Any:
     """A dataclass field with its documentation.
 
     `default` may be a list or a dataclass instance (copied per config object); `unit` also names the scope
-    ("images per GPU", "bytes, per shard"); `choices` lists the only strings allowed.
+    ("images per GPU", "bytes, per shard"); `choices` lists the only strings allowed; `is_url`: a URL or path, which is
+    not empty unless that is the default.
     """
-    metadata = {"help": help, "unit": unit, "choices": tuple(choices)}
+    metadata = {"help": help, "unit": unit, "choices": tuple(choices), "is_url": is_url}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

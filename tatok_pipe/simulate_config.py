@@ -193,6 +193,7 @@ class OutputConfig:
     url: str | None = option(
         None,
         help="folder for results.json, tables.md, scale.svg and scale.png, on any URL; null: only the table",
+        is_url=True,
     )
 
 

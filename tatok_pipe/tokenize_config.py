@@ -24,6 +24,7 @@ class InputConfig:
         DEMO,
         help="image shards (WebDataset .tar, or Parquet with an image column) on any URL: glob, {000..999} braces, "
         f"@list.txt or a folder; {DEMO!r} makes a small corpus in ./{DEMO_FOLDER}",
+        is_url=True,
     )
     on_source_change: str = option(
         "error",
@@ -45,12 +46,14 @@ class InputConfig:
 
 @dataclass(frozen=True)
 class OutputConfig:
-    url: str = option("tatok_out", help="folder of the token dataset, on any URL")
+    url: str = option("tatok_out", help="folder of the token dataset, on any URL", is_url=True)
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    checkpoint: str = option(PACKAGED, help=f"folder that train_tokenizer wrote, on any URL, or {PACKAGED!r}")
+    checkpoint: str = option(
+        PACKAGED, help=f"folder that train_tokenizer wrote, on any URL, or {PACKAGED!r}", is_url=True
+    )
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from tatok_pipe.corpus_estimate import estimate, format_plan
 from tatok_pipe.corpus_plan import CorpusPlan, OnSourceChange, discard_committed, make_plan
 from tatok_pipe.corpus_sample import measure_sample
 from tatok_pipe.errors import EXIT_DONE, EXIT_FAILED_SHARDS, EXIT_INTERRUPTED, UserError
+from tatok_pipe.image_input import find_image_shards
 from tatok_pipe.images.decode import PreprocessConfig, decoder_version
 from tatok_pipe.images.demo import write_demo_corpus
 from tatok_pipe.job import JobSummary, job_summary, run_entry
@@ -327,9 +328,7 @@ def _finish(
 def _expand_input(spec: str) -> list[ShardFile]:
     if spec == DEMO:
         spec = str(Path(write_demo_corpus(DEMO_FOLDER).shards[0]).parent)
-    if not spec:
-        raise UserError(f"input.shards: empty; expected a URL, glob, @list or folder, or {DEMO!r}")
-    return storage.expand_shards(spec)
+    return find_image_shards(spec, option="input.shards")
 
 
 def _describe(config: TokenizeCorpusConfig, tokenizer: Tokenizer) -> dict[str, Any]:

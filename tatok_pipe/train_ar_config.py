@@ -12,11 +12,12 @@ from tatok_pipe.ray_runtime import ElasticWorkersConfig
 
 @dataclass(frozen=True)
 class InputConfig:
-    url: str = option("tatok_out", help="the token dataset, on any URL")
+    url: str = option("tatok_out", help="the token dataset, on any URL", is_url=True)
     condition_url: str | None = option(
         None,
         help="where model.condition is embedding: folder with a Parquet file for each token shard, named like it, with "
         "columns `key` and `embedding`",
+        is_url=True,
     )
     on_dataset_change: str = option(
         "error",
@@ -34,6 +35,7 @@ class OutputConfig:
     url: str = option(
         "tatok_generator",
         help="folder for checkpoints/, tensorboard/ and the finished generator/, on any URL",
+        is_url=True,
     )
 
 

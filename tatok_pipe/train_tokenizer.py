@@ -17,6 +17,7 @@ import torch
 from tatok_pipe import storage
 from tatok_pipe.config import load_config, to_dict
 from tatok_pipe.errors import EXIT_DONE, EXIT_INTERRUPTED, UserError
+from tatok_pipe.image_input import find_image_shards
 from tatok_pipe.job import JobSummary, job_summary, run_entry
 from tatok_pipe.progress import format_duration
 from tatok_pipe.ray_runtime import has_gpu, run_training, start_ray
@@ -52,8 +53,8 @@ def _run(argv: list[str], summary: JobSummary) -> int:
         if not value:
             raise UserError(f"{key}: not given; expected a URL or path")
     # Absolute from here on: Ray Train's workers run in a folder of their own.
-    train_shards = [storage.canonical_url(shard.url) for shard in storage.expand_shards(config.input.shards)]
-    held_out = [storage.canonical_url(shard.url) for shard in storage.expand_shards(config.validation.shards)]
+    train_shards = _find(config.input.shards, option="input.shards")
+    held_out = _find(config.validation.shards, option="validation.shards")
     output_url = storage.canonical_url(config.output.url)
     if both := set(train_shards) & set(held_out):
         raise UserError(
@@ -99,6 +100,10 @@ def _run(argv: list[str], summary: JobSummary) -> int:
         psnr,
     )
     return EXIT_DONE
+
+
+def _find(spec: str, *, option: str) -> list[str]:
+    return [storage.canonical_url(shard.url) for shard in find_image_shards(spec, option=option)]
 
 
 def _show(config: TrainTokenizerConfig, *, num_shards: int) -> None:

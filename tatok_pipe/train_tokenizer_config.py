@@ -13,7 +13,7 @@ from tatok_pipe.tokenizer.training_config import TrainingConfig
 @dataclass(frozen=True)
 class InputConfig:
     shards: str = option(
-        "", help="image shards to train on: glob, braces, @list.txt or directory, on any URL"
+        "", help="image shards to train on: glob, braces, @list.txt or directory, on any URL", is_url=True
     )
     max_scale: float = option(
         1.6,
@@ -36,7 +36,7 @@ class InputConfig:
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    shards: str = option("", help="image shards to measure on; nothing of them is trained on")
+    shards: str = option("", help="image shards to measure on; nothing of them is trained on", is_url=True)
     max_images: int = option(
         256,
         help="images to measure on, and of the training shards to calibrate on, as many of each shard",
@@ -56,7 +56,7 @@ class ValidationConfig:
 @dataclass(frozen=True)
 class OutputConfig:
     url: str = option(
-        "", help="folder for checkpoints/, tensorboard/ and the finished tokenizer/, on any URL"
+        "", help="folder for checkpoints/, tensorboard/ and the finished tokenizer/, on any URL", is_url=True
     )
     half: bool = option(False, help="store the finished weights as bfloat16, half the size")
 

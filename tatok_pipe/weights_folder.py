@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
+from tatok_pipe.outputs import recognise
 
 
 def fingerprint(weights: dict[str, Tensor], config: dict[str, Any]) -> str:
@@ -52,9 +53,13 @@ class WeightsFolder:
         try:
             description = json.loads(storage.read_bytes(storage.join(url, self.description)))
             weights = storage.read_bytes(storage.join(url, self.weights))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
+            found = recognise(url)
+            what = f"{found}, " if found and self.description not in found else ""
+            inner = storage.join(url, self.description.removesuffix(".json"))  # of what a training leaves
+            advice = f"give {storage.redact(inner)}" if recognise(inner) else self.origin
             raise self.error(
-                url, f"expected a folder with {self.description} and {self.weights}; {self.origin}"
+                url, f"{what}expected a folder with {self.description} and {self.weights}; {advice}"
             ) from None
         except (ValueError, OSError) as error:
             raise self.error(url, f"cannot be read: {error}") from None

@@ -24,6 +24,43 @@ def one_torch_thread() -> None:
 
 
 @pytest.fixture(scope="session")
+def stranger_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with what a user may have in it: results of every job by their default names, and other things,
+    none of them whole."""
+    folder = tmp_path_factory.mktemp("working-folder")
+    for name in (
+        "tatok_out/_dataset.json",
+        "tatok_out/data/000000-0123abcd.parquet",
+        "tatok_demo/corpus.json",
+        "tatok_demo/photo.tar",
+        "tatok_generator/generator.json",
+        "tatok_samples/_generation.json",
+        "tatok_evaluation/reconstruction/results.json",
+        "images.tar",
+        "images.parquet",
+        "photo.jpg",
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"not for a test")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def other_working_folder(
+    request: pytest.FixtureRequest, stranger_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Every test runs in a folder with odd things in it, and leaves nothing there: none may depend on where it is
+    run. But for those that start Ray, whose workers import tests from the folder that they are run in."""
+    if request.node.get_closest_marker("ray"):
+        yield
+        return
+    before = sorted(stranger_folder.rglob("*"))
+    monkeypatch.chdir(stranger_folder)
+    yield
+    assert sorted(stranger_folder.rglob("*")) == before, "a test left something in the working folder"
+
+
+@pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[demo_server.S3Server]:
     """A running S3 server with the bucket "tatok". Mark tests that use it with `s3`."""
     with demo_server.s3_server(tmp_path_factory.mktemp("s3-server"), bucket="tatok") as server:

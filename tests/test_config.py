@@ -104,6 +104,13 @@ class TupleConfig:
 
 
 @dataclass(frozen=True)
+class UrlConfig:
+    url: str = option("out", help="Where to.", is_url=True)
+    start: str = option("", help="Where from; empty: nowhere.", is_url=True)
+    old: str | None = option(None, help="What to compare with; null: nothing.", is_url=True)
+
+
+@dataclass(frozen=True)
 class FlagConfig:
     """Options of every kind at the top level, beside a section."""
 
@@ -497,6 +504,22 @@ def test_printed_config_loads_to_the_same_config(capsys, write):
         load("--print-config", *argv)
     assert caught.value.code == 0
     assert load(write(capsys.readouterr().out)) == config
+
+
+@pytest.mark.parametrize("nothing", ["", " ", "\t "])
+@pytest.mark.parametrize(
+    ("key", "advice"),
+    [("url", ", or leave it out for its default, out"), ("start", ""), ("old", " or null")],
+)
+def test_no_url_is_empty_unless_that_is_its_default(nothing: str, key: str, advice: str, write):
+    if (key, nothing) == ("start", ""):
+        assert load("start=", config_class=UrlConfig) == UrlConfig()
+        return
+    message = refuse(f"{key}={nothing}", config_class=UrlConfig)
+    assert message.startswith(f"{key}=") and message.endswith(f": empty; expected a URL or path{advice}")
+    refuse(write(f"{key}: {json.dumps(nothing)}\n"), config_class=UrlConfig)
+    with pytest.raises(UserError, match="empty"):
+        from_dict(UrlConfig, {key: nothing})
 
 
 def test_null_text_and_the_word_null_stay_apart(write):

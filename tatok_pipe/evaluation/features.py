@@ -37,6 +37,7 @@ class FeaturesConfig:
         None,
         help="file weights-inception-2015-12-05-6726825d.pth on the disk of every node; null: torch-fidelity "
         "downloads it",
+        is_url=True,
     )
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tatok_pipe import storage
+from tatok_pipe.image_input import find_image_shards
 from tatok_pipe.images.decode import DecodeError, PreprocessConfig, decode_image
 from tatok_pipe.images.shards import InterleavedShard
 from tatok_pipe.images.source import open_samples
@@ -48,7 +49,7 @@ class PictureSource:
 def plan_sources(spec: str, *, max_images: int) -> list[PictureSource]:
     """Image shards (glob, braces, @list, folder) with the images to take of each: as many of every shard as equal
     shares of `max_images` allow, so that shards which hold one class each are all heard."""
-    shards = storage.expand_shards(spec)[:max_images]
+    shards = find_image_shards(spec, option="data")[:max_images]
     share, rest = divmod(max_images, len(shards))
     return [
         PictureSource(shard.url, share + (place < rest), shard.size_bytes, shard.etag)

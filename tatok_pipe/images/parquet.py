@@ -22,7 +22,7 @@ from tatok_pipe.images.fields import (
     parse_text,
     shorten_key,
 )
-from tatok_pipe.images.parquet_columns import Columns, Row, find_columns
+from tatok_pipe.images.parquet_columns import Columns, Row, are_tokens, find_columns
 from tatok_pipe.images.parquet_footer import Footer, parse_footer
 from tatok_pipe.images.parquet_pages import BadPage, Chunk, PageGuard
 from tatok_pipe.images.shards import DEFAULT_LIMITS, ShardError, ShardLimits
@@ -80,6 +80,18 @@ def read_parquet(
     file.check_unchanged()
 
 
+def has_token_columns(file: RandomAccess) -> bool:
+    """Whether a Parquet file is one of our own token shards. False for what is no Parquet file, or damaged. Errors of
+    the file itself pass through."""
+    guard = PageGuard(file, DEFAULT_LIMITS.max_page_bytes)
+    try:
+        return are_tokens(_open_footer(guard, "")[1].schema_arrow)
+    except Exception:  # as in read_parquet
+        if guard.error is not None and not isinstance(guard.error, BadPage):
+            raise guard.error from None
+        return False
+
+
 @dataclass(frozen=True)
 class _Opened:
     """A file whose footer was found in order."""
@@ -97,13 +109,7 @@ class _Opened:
 
 def _open(guard: PageGuard, file: RandomAccess, shard: str, limits: ShardLimits) -> _Opened:
     """Check the footer against the limits, and have the guard and the file know what will be read."""
-    data = _read_footer(guard, shard)
-    footer = parse_footer(data, data_stop=guard.seek(0, 2) - 8 - len(data))
-    guard.seek(0)
-    # Without pre_buffer and with a buffer pages are read one by one.
-    parquet = pq.ParquetFile(
-        guard, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True
-    )
+    footer, parquet = _open_footer(guard, shard)
     columns = find_columns(parquet.schema_arrow, shard)
     wanted, schema = set(columns.paths), parquet.schema
     chunks = footer.chunks([i for i in range(len(schema.names)) if schema.column(i).path in wanted])
@@ -114,6 +120,18 @@ def _open(guard: PageGuard, file: RandomAccess, shard: str, limits: ShardLimits)
     largest = max((chunk.num_bytes for chunk in chunks), default=0)
     batch_rows = min(_MAX_BATCH_ROWS, max(1, _MAX_BATCH_BYTES // max(1, largest)))
     return _Opened(parquet, columns, footer.num_rows, batch_rows)
+
+
+def _open_footer(guard: PageGuard, shard: str) -> tuple[Footer, pq.ParquetFile]:
+    """The footer as we read it, and, where that found it in order, as pyarrow does."""
+    data = _read_footer(guard, shard)
+    footer = parse_footer(data, data_stop=guard.seek(0, 2) - 8 - len(data))
+    guard.seek(0)
+    # Without pre_buffer and with a buffer pages are read one by one.
+    parquet = pq.ParquetFile(
+        guard, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True
+    )
+    return footer, parquet
 
 
 def _read_footer(guard: PageGuard, shard: str) -> bytes:

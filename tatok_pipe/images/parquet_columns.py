@@ -72,9 +72,14 @@ class Columns:
             yield Row(_to_text(key), image, _to_text(path), label, caption, meta)
 
 
+def are_tokens(schema: pa.Schema) -> bool:
+    """Whether these are the columns of a token shard of ours."""
+    return _TOKEN_COLUMNS.issubset(schema.names)
+
+
 def find_columns(schema: pa.Schema, shard: str) -> Columns:
     """The columns to read. Raises ShardError where none holds images, naming what is there."""
-    if _TOKEN_COLUMNS.issubset(schema.names):
+    if are_tokens(schema):
         raise ShardError(
             shard, 0, "a token shard, expected images", "give the image shards that it was made from"
         )

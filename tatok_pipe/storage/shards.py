@@ -18,6 +18,10 @@ from tatok_pipe.storage.urls import canonical_url, is_local, open_filesystem, op
 SHARD_SUFFIXES = (".tar", ".parquet")  # where both are, the first: img2dataset puts a Parquet beside each tar
 _NUM_CHECKS = 32  # concurrent requests where files can only be asked for one by one
 _NUM_SHOWN = 3
+_EXPECTED = (
+    "give .tar files, a glob such as 's3://bucket/train/*.tar', a brace range such as 'train/{000000..000127}.tar', a "
+    "directory, or @list.txt"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +44,12 @@ def expand_shards(spec: str | Sequence[str]) -> list[ShardFile]:
     of a pattern that matches neither, all that it matches. Names that begin with `.` or `_` do not count,
     unless they are given or the pattern begins so. Sizes and ETags come from the listings; a remote directory
     is listed once, however many shards are named in it. Where nothing can be listed, every shard is asked for
-    by itself, some at a time. Raises UserError for a name that does not exist, and where nothing is left.
+    by itself, some at a time. Raises UserError for an empty name, before anything is opened, for one that does not
+    exist, and where nothing is left.
     """
     items = [spec] if isinstance(spec, str) else list(spec)
+    if not items or not all(item.strip().lstrip("@").strip() for item in items):
+        raise UserError(f"{_shown(items)}: names no image shard; {_EXPECTED}")
     shards: dict[str, ShardFile] = {}
     unseen: dict[str, None] = {}  # named, in no listing so far
     for item in items:
@@ -66,10 +73,7 @@ def expand_shards(spec: str | Sequence[str]) -> list[ShardFile]:
             "correct the name or the brace range"
         )
     if not shards:
-        raise UserError(
-            f"{_shown(items)}: no image shard; give .tar files, a glob such as 's3://bucket/train/*.tar', a "
-            "brace range such as 'train/{000000..000127}.tar', a directory, or @list.txt"
-        )
+        raise UserError(f"{_shown(items)}: no image shard; {_EXPECTED}")
     return list(shards.values())
 
 
@@ -81,6 +85,10 @@ def _expand(item: str) -> Iterator[tuple[ShardFile, bool]]:
             yield from _expand(line)
         return
     for url in _expand_braces(item):
+        if not url.strip():  # it would mean the working directory
+            raise UserError(
+                f"{redact(item)}: one of the words in its braces is empty; write each as a whole name"
+            )
         if _is_pattern(url):
             yield from ((file, True) for file in _match(url))
         elif _is_http(url) or url.endswith(SHARD_SUFFIXES):
@@ -229,5 +237,5 @@ def _read(action: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def _shown(items: list[str]) -> str:
-    text = ", ".join(redact(item) for item in items[:_NUM_SHOWN])
+    text = ", ".join(redact(item) if item.strip() else repr(item) for item in items[:_NUM_SHOWN])
     return text + (", ..." if len(items) > _NUM_SHOWN else "") if items else "(empty list)"

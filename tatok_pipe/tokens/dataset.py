@@ -13,6 +13,7 @@ import numpy as np
 
 from tatok_pipe import storage
 from tatok_pipe.errors import RefusedError, UserError
+from tatok_pipe.outputs import recognise
 from tatok_pipe.parallel import map_ahead
 from tatok_pipe.records import Quarantined, TokenRecord
 from tatok_pipe.tokens.format import (
@@ -26,6 +27,7 @@ from tatok_pipe.tokens.format import (
 )
 from tatok_pipe.tokens.index import NUM_READERS, list_data, read_footer, refresh_index
 from tatok_pipe.tokens.layout import (
+    DATA_DIRECTORY,
     DATASET_FILE,
     QUARANTINE_DIRECTORY,
     SUFFIX,
@@ -285,10 +287,9 @@ def read_dataset_file(url: str) -> tuple[TokenSpec, dict[str, Any]]:
     file_url = storage.join(url, DATASET_FILE)
     try:
         content = json.loads(storage.read_bytes(file_url))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
-            f"{storage.redact(url)}: no {DATASET_FILE} there, so it is no token dataset; give the output.url "
-            "of a tokenize_corpus run"
+            f"{storage.redact(url)}: {_tell_what_is_there(url)}; give the output.url of a tokenize_corpus run"
         ) from error
     except ValueError as error:
         raise UserError(
@@ -301,6 +302,18 @@ def read_dataset_file(url: str) -> tuple[TokenSpec, dict[str, Any]]:
             f"{FORMAT_VERSION}; use the program that wrote the dataset"
         )
     return TokenSpec.from_json(content["spec"]), content["description"]
+
+
+def _tell_what_is_there(url: str) -> str:
+    """Of a place without DATASET_FILE, for a user who expects a token dataset."""
+    if what := recognise(url):
+        return f"{what}, expected a token dataset"
+    folder, _, name = url.rstrip("/").rpartition("/")
+    if name in (DATA_DIRECTORY, QUARANTINE_DIRECTORY) and storage.exists(
+        storage.join(folder or ".", DATASET_FILE)
+    ):
+        return f"a part of the token dataset {storage.redact(folder or '.')}, expected all of it"
+    return f"no {DATASET_FILE} there, so it is no token dataset"
 
 
 def _to_json(content: Mapping[str, Any]) -> bytes:

@@ -12,14 +12,15 @@ Letters: M images, N patches.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 
 import numpy as np
 import torch
 
 from tatok_pipe import storage
+from tatok_pipe.image_input import find_image_shards
 from tatok_pipe.images.stream import TrainingImages
+from tatok_pipe.job import run_entry
 from tatok_pipe.ray_runtime.tokenizer_training import load_images
 from tatok_pipe.tokenizer.analysis import Analysis, analyse, decode, psnr
 from tatok_pipe.tokenizer.dtf import Filter, keep_mask
@@ -44,8 +45,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--held-out", required=True, help="image shards")
     parser.add_argument("--joint-steps", type=int, default=1500)
     options = parser.parse_args(argv)
-    shards = [storage.canonical_url(shard.url) for shard in storage.expand_shards(options.train)]
-    held_out = [storage.canonical_url(shard.url) for shard in storage.expand_shards(options.held_out)]
+    shards = [
+        storage.canonical_url(shard.url) for shard in find_image_shards(options.train, option="--train")
+    ]
+    held_out = [
+        storage.canonical_url(shard.url) for shard in find_image_shards(options.held_out, option="--held-out")
+    ]
     images = load_images(held_out, 64, 10_000)
     curves = {}
     for weight in WEIGHTS:
@@ -140,4 +145,4 @@ def psnr_at(found: dict[float, tuple[float, float]], nats: float) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_entry(main)

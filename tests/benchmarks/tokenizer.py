@@ -25,10 +25,12 @@ from scipy import stats
 from torch import Tensor
 
 from tatok_pipe import storage
+from tatok_pipe.image_input import find_image_shards
 from tatok_pipe.images.crops import CropConfig
 from tatok_pipe.images.decode import PreprocessConfig, decode_crops, decode_image
 from tatok_pipe.images.demo import held_out_crops
 from tatok_pipe.images.source import open_samples
+from tatok_pipe.job import run_entry
 from tatok_pipe.records import ImageSample
 from tatok_pipe.tokenizer.analysis import CONTROLS, Analysis, analyse, decode, psnr
 from tatok_pipe.tokenizer.checkpoint import PACKAGED, Tokenizer, load_tokenizer
@@ -83,7 +85,7 @@ def read_samples(shards: str | None) -> list[ImageSample]:
     if shards is None:
         return held_out_crops()
     found = []
-    for shard in storage.expand_shards(shards):
+    for shard in find_image_shards(shards, option="--shards"):
         with open_samples(shard.url, info=storage.file_info(shard.url)) as samples:
             found += [sample for sample in samples if isinstance(sample, ImageSample)]
     return found
@@ -381,4 +383,4 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_entry(main)

@@ -95,12 +95,35 @@ def test_s3_errors(s3_url: str) -> None:
     check_errors(s3_url)
 
 
-def test_nothing_given() -> None:
-    for nothing in ([], ""):
-        with pytest.raises(UserError):
-            expand_shards(nothing)
+@pytest.mark.parametrize(
+    "nothing", [[], "", " ", "\t\n", [""], "@", "@ ", ["here.tar", ""], ["", "here.tar"]]
+)
+def test_nothing_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing: str | list[str]) -> None:
+    fill(str(tmp_path), "here.tar")  # which is not meant
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"names no image shard; give \.tar files") as caught:
+        expand_shards(nothing)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(str(tmp_path), "here.tar")
+    monkeypatch.chdir(tmp_path)
+    for text in ("", "\n  \n", "# nothing yet\n"):
+        (tmp_path / "list.txt").write_text(text)
+        with pytest.raises(UserError, match=r"^@list\.txt: no image shard; give \.tar files"):
+            expand_shards("@list.txt")
+
+
+def test_braces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = fill(str(tmp_path), "here.tar")
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="unbalanced braces"):
         expand_shards("a-{0..3.tar")
+    for empty in ("{here.tar,}", "{,here.tar}", "{,}"):
+        with pytest.raises(UserError, match=r"\}: one of the words in its braces is empty"):
+            expand_shards(empty)
+    assert expand_shards("{,./}here.tar") == here
 
 
 def test_a_directory_is_listed_once(probe: Any) -> None:

@@ -386,7 +386,7 @@ def test_no_image_shards_are_needed(write: Write) -> None:
     url = write("a", [make_rows(4)])
     config = load_config(
         EvaluateConfig,
-        ["suite=corpus", "data=", f"tokens={url}", f"other_tokens={url}"],
+        ["suite=corpus", "data=null", f"tokens={url}", f"other_tokens={url}"],
         prog="",
         description="",
     )

@@ -1,0 +1,94 @@
+"""The image shards that a user means, or one line about what was given instead, before anything is done with them."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+from tatok_pipe import storage
+from tatok_pipe.errors import UserError
+from tatok_pipe.images.parquet import has_token_columns
+from tatok_pipe.images.shards import IMAGE_EXTENSIONS
+from tatok_pipe.images.source import PARQUET_SUFFIX
+from tatok_pipe.outputs import recognise
+from tatok_pipe.storage import ShardFile
+from tatok_pipe.tokens.layout import DATA_DIRECTORY, DATASET_FILE, QUARANTINE_DIRECTORY
+
+_ADVICE = "give the image shards that it was made from, or give it to train_ar as input.url"
+_COMPRESSED = (".tgz", ".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar")
+
+
+def find_image_shards(spec: str, *, option: str) -> list[ShardFile]:
+    """As `storage.expand_shards`; `option` is what the user calls `spec`.
+
+    Raises UserError as well where what is there was made by one of our entries and holds no images, where an archive
+    is of another kind than those that are read, and where an image is given as if it were a shard.
+    """
+    try:
+        shards = storage.expand_shards(spec)
+    except UserError as error:
+        if what := _recognise_given(spec):
+            raise UserError(
+                f"{option}={storage.redact(spec)}: {what}, expected image shards: .tar files, or Parquet files with "
+                "images"
+            ) from error
+        raise UserError(f"{option}: {error}") from error
+    _refuse_token_datasets(shards, option)
+    _refuse_other_files(shards, option)
+    return shards
+
+
+def _recognise_given(spec: str) -> str:
+    """What the folder is that `spec` names, or that its pattern is in, where one of our entries made it."""
+    spec = spec.strip()
+    if not spec.strip("@") or spec.startswith(("@", "http://", "https://")):
+        return ""
+    folder = spec.rstrip("/")
+    while any(character in folder for character in "*?[{"):
+        folder = folder.rpartition("/")[0]
+    try:
+        return recognise(folder) if folder else ""
+    except (OSError, UserError):
+        return ""  # the error that led here says what is wrong
+
+
+def _refuse_token_datasets(shards: list[ShardFile], option: str) -> None:
+    tables = [shard for shard in shards if shard.url.endswith(PARQUET_SUFFIX)]
+    parents = dict.fromkeys(shard.url.rpartition("/")[0] for shard in tables)
+    for parent in parents:
+        folder, _, name = parent.rpartition("/")
+        if name in (DATA_DIRECTORY, QUARANTINE_DIRECTORY) and storage.exists(
+            storage.join(folder, DATASET_FILE)
+        ):
+            raise UserError(
+                f"{option}: {storage.redact(folder)}: a token dataset (it has {DATASET_FILE}), expected image shards; "
+                f"{_ADVICE}"
+            )
+    if tables and _is_token_shard(tables[0].url):
+        raise UserError(
+            f"{option}: {storage.redact(tables[0].url)}: a token shard (it has columns of codes), expected image "
+            f"shards; {_ADVICE}"
+        )
+
+
+def _is_token_shard(url: str) -> bool:
+    try:
+        with closing(storage.open_random_access(url, info=storage.file_info(url), num_ahead=1)) as file:
+            return has_token_columns(file)
+    except OSError:
+        return False  # what cannot be read is told when its turn comes
+
+
+def _refuse_other_files(shards: list[ShardFile], option: str) -> None:
+    images = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
+    for shard in shards:
+        name = shard.url.partition("?")[0].lower()
+        if name.endswith(_COMPRESSED):
+            raise UserError(
+                f"{option}: {storage.redact(shard.url)}: a compressed archive, expected image shards; unpack it and "
+                "pack the images as .tar, uncompressed"
+            )
+        if name.endswith(images):
+            raise UserError(
+                f"{option}: {storage.redact(shard.url)}: an image by its name, expected image shards; pack images as "
+                ".tar files of some thousand each"
+            )

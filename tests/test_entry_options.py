@@ -1,0 +1,51 @@
+"""What holds for the options of all entries."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import pytest
+
+from tatok_pipe.config import load_config
+from tatok_pipe.config_schema import Option, describe
+from tatok_pipe.errors import UserError
+
+CONFIGS = {
+    "demo": "demo.DemoConfig",
+    "evaluate": "evaluate_config.EvaluateConfig",
+    "generate": "generate_config.GenerateConfig",
+    "inspect_tokens": "inspect_tokens.InspectTokensConfig",
+    "simulate_corpus": "simulate_config.SimulateCorpusConfig",
+    "tokenize_corpus": "tokenize_config.TokenizeCorpusConfig",
+    "train_ar": "train_ar_config.TrainArConfig",
+    "train_tokenizer": "train_tokenizer_config.TrainTokenizerConfig",
+}
+# Text that is neither a URL nor one of a few words.
+TEXTS = {
+    "evaluate": {"compare", "suite"},
+    "generate": {"classes", "start.columns", "start.rows"},
+}
+
+
+def config_class(entry: str) -> type:
+    module, _, name = CONFIGS[entry].partition(".")
+    return getattr(import_module(f"tatok_pipe.{module}"), name)
+
+
+def urls(entry: str) -> list[Option]:
+    return [option for option in describe(config_class(entry)).all_options().values() if option.is_url]
+
+
+@pytest.mark.parametrize("entry", CONFIGS)
+def test_every_text_is_a_url_a_choice_or_known_here(entry: str) -> None:
+    options = describe(config_class(entry)).all_options().values()
+    texts = {each.path for each in options if each.kind is str and not each.choices and not each.is_url}
+    assert texts == TEXTS.get(entry, set())
+
+
+@pytest.mark.parametrize(
+    ("entry", "key"), [(entry, option.path) for entry in CONFIGS for option in urls(entry)]
+)
+def test_no_url_of_an_entry_is_of_blanks(entry: str, key: str) -> None:
+    with pytest.raises(UserError, match=rf"^{key}= : empty; expected a URL or path"):
+        load_config(config_class(entry), [f"{key}= "], prog=entry, description="")
