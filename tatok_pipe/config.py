@@ -133,7 +133,9 @@ def _read_file(path: str, root: Section) -> dict[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as text: {error}") from error
+        raise UserError(
+            f"{path}: cannot be read as text: {error}; expected a YAML file of options, and data is given as key=value"
+        ) from error
     try:
         tree = _parse_yaml(text)
     except ValueError as error:

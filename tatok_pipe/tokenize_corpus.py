@@ -24,6 +24,7 @@ from tatok_pipe.errors import EXIT_DONE, EXIT_FAILED_SHARDS, EXIT_INTERRUPTED, U
 from tatok_pipe.image_input import find_image_shards
 from tatok_pipe.images.decode import PreprocessConfig, decoder_version
 from tatok_pipe.images.demo import write_demo_corpus
+from tatok_pipe.images.source import PARQUET_SUFFIX
 from tatok_pipe.job import JobSummary, job_summary, run_entry
 from tatok_pipe.progress import Every, format_duration, progress_line
 from tatok_pipe.ray_runtime import RunState, has_gpu, plan_actors, run_shards, start_ray
@@ -98,7 +99,7 @@ def _run(argv: list[str], summary: JobSummary) -> int:
     )
     signal.signal(signal.SIGTERM, _interrupt)
     tokenizer = load_tokenizer(config.tokenizer.checkpoint)
-    shards = _expand_input(config.input.shards)
+    shards = _expand_input(config)
     spec = make_spec(config, tokenizer)
     if config.dry_run:
         return _show_plan(config, spec, tokenizer, shards)
@@ -325,10 +326,18 @@ def _finish(
     return EXIT_DONE if is_within_budget else EXIT_FAILED_SHARDS
 
 
-def _expand_input(spec: str) -> list[ShardFile]:
+def _expand_input(config: TokenizeCorpusConfig) -> list[ShardFile]:
+    spec, output = config.input.shards, storage.canonical_url(config.output.url)
     if spec == DEMO:
         spec = str(Path(write_demo_corpus(DEMO_FOLDER).shards[0]).parent)
-    return find_image_shards(spec, option="input.shards")
+    shards = find_image_shards(spec, option="input.shards")
+    is_inside = f"{output}/".startswith(storage.canonical_url(spec).rstrip("/") + "/")
+    if is_inside and any(shard.url.endswith(PARQUET_SUFFIX) for shard in shards):
+        raise UserError(
+            f"output.url={storage.redact(config.output.url)}: inside input.shards={storage.redact(spec)}, where a "
+            "later run would find token shards among the images, Parquet files too; give an output.url outside"
+        )
+    return shards
 
 
 def _describe(config: TokenizeCorpusConfig, tokenizer: Tokenizer) -> dict[str, Any]:

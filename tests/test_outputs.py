@@ -40,7 +40,7 @@ def place(tmp_path: Path, what: str) -> str:
         write_token_dataset(url, [make_rows(2)])
     elif what == "images":
         storage.publish_bytes(b"", storage.join(url, "0.tar"), exclusive=True)
-    elif what == "file.tar":
+    elif what.startswith("file."):
         storage.publish_bytes(b"", url, exclusive=True)
     elif what == "generator":
         storage.publish_bytes(b"{}", storage.join(url, "generator.json"), exclusive=True)
@@ -53,8 +53,9 @@ def place(tmp_path: Path, what: str) -> str:
 @pytest.mark.parametrize(
     ("what", "told"),
     [
-        ("images", "no _dataset.json there, so it is no token dataset"),
-        ("file.tar", "no _dataset.json there, so it is no token dataset"),
+        ("images", "image shards, expected a token dataset, which has _dataset.json"),
+        ("file.tar", "image shards, expected a token dataset, which has _dataset.json"),
+        ("file.txt", "no _dataset.json there, so it is no token dataset"),
         ("nowhere", "no _dataset.json there, so it is no token dataset"),
         ("generator", r"a generator \(it has generator.json\), expected a token dataset"),
         (

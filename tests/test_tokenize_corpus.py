@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tatok_pipe import demo_server, storage, tokenize_corpus
@@ -241,7 +243,12 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(
     ("arguments", "message"),
     [
         (["output.uri=x"], "output.url"),
-        (["input.shards=/nowhere/*.tar"], "/nowhere"),
+        (["input.shards=/nowhere/*.tar"], "input.shards: /nowhere"),
+        (
+            ["input.shards="],
+            "input.shards=: empty; expected a URL or path, or leave it out for its default, demo",
+        ),
+        (["output.url="], "output.url=: empty"),
         (["tokenizer.checkpoint=/nowhere"], "tokenizer.checkpoint=/nowhere"),
         (["dtf.rule=sometimes"], "threshold"),
         (["dtf.target_tokens=100000"], "dtf.target_tokens=100000"),
@@ -257,6 +264,18 @@ def test_a_mistake_is_told(arguments: list[str], message: str, shards: list[str]
     given = [f"input.shards={shards[0]}", f"output.url={tmp_path}/out", *arguments]
     assert_told(tokenize_corpus.main, given, message)
     assert not (tmp_path / "out").exists()
+
+
+def test_tokens_are_not_written_among_images_of_their_format(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    pq.write_table(pa.table({"image": [b"not decoded here"]}), images / "0.parquet")
+    for inside in (images, images / "tokens", f"{images}/a/../b"):
+        given = [f"input.shards={images}", f"output.url={inside}"]
+        assert_told(
+            tokenize_corpus.main, given, rf"^output\.url={inside}: inside input\.shards={images}, where"
+        )
+    assert [path.name for path in images.iterdir()] == ["0.parquet"]
 
 
 def test_other_crops_are_refused(checkpoint: str, shards: list[str], tmp_path: Path) -> None:

@@ -252,6 +252,8 @@ def test_a_broken_shard_is_one_line_and_not_tried_again(arguments: list[str], tm
     ("changes", "message"),
     [
         (["input.shards="], "input.shards: not given"),
+        (["validation.shards= "], "validation.shards= : empty"),
+        (["validation.shards=/nowhere/*.tar"], "validation.shards: /nowhere"),
         (["workers.count=4"], "workers.count=4"),
         (["training.joint_steps=-1"], "training"),
         (["model.patch_size=7"], "image_size=32, patch_size=7"),

@@ -306,14 +306,19 @@ def read_dataset_file(url: str) -> tuple[TokenSpec, dict[str, Any]]:
 
 def _tell_what_is_there(url: str) -> str:
     """Of a place without DATASET_FILE, for a user who expects a token dataset."""
-    if what := recognise(url):
-        return f"{what}, expected a token dataset"
+    nothing_known = f"no {DATASET_FILE} there, so it is no token dataset"
     folder, _, name = url.rstrip("/").rpartition("/")
-    if name in (DATA_DIRECTORY, QUARANTINE_DIRECTORY) and storage.exists(
-        storage.join(folder or ".", DATASET_FILE)
-    ):
-        return f"a part of the token dataset {storage.redact(folder or '.')}, expected all of it"
-    return f"no {DATASET_FILE} there, so it is no token dataset"
+    try:
+        if what := recognise(url):
+            return f"{what}, expected a token dataset"
+        is_part = name in (DATA_DIRECTORY, QUARANTINE_DIRECTORY)
+        if is_part and storage.exists(storage.join(folder or ".", DATASET_FILE)):
+            return f"a part of the token dataset {storage.redact(folder or '.')}, expected all of it"
+        if any(name.endswith(".tar") for name in (url, *storage.list_files(url))):
+            return f"image shards, expected a token dataset, which has {DATASET_FILE}"
+    except OSError:  # a store that lets nobody look around
+        return nothing_known
+    return nothing_known
 
 
 def _to_json(content: Mapping[str, Any]) -> bytes:
