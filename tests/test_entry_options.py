@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
 from tatok_pipe.config import load_config
 from tatok_pipe.config_schema import Option, describe
 from tatok_pipe.errors import UserError
+from tatok_pipe.tokenize_config import DEMO_FOLDER
 
 CONFIGS = {
     "demo": "demo.DemoConfig",
@@ -49,3 +51,12 @@ def test_every_text_is_a_url_a_choice_or_known_here(entry: str) -> None:
 def test_no_url_of_an_entry_is_of_blanks(entry: str, key: str) -> None:
     with pytest.raises(UserError, match=rf"^{key}= : empty; expected a URL or path"):
         load_config(config_class(entry), [f"{key}= "], prog=entry, description="")
+
+
+def test_what_jobs_leave_by_default_is_no_part_of_a_commit() -> None:
+    folders = {DEMO_FOLDER}
+    for entry in CONFIGS:
+        folders |= {each.default for each in urls(entry) if each.path.endswith("url") and each.default}
+    assert {"tatok_out", "tatok_generator", "tatok_samples", "tatok_evaluation"} <= folders
+    ignored = (Path(__file__).parents[1] / ".gitignore").read_text().splitlines()
+    assert {f"/{folder}/" for folder in folders} <= set(ignored)

@@ -73,10 +73,20 @@ def test_a_script_says_what_it_lacks(missing: str) -> None:
 
 
 def test_scripts_pass_shellcheck() -> None:
-    scripts = sorted((REPOSITORY / "jobs").glob("*.sh"))
+    scripts = [*sorted((REPOSITORY / "jobs").glob("*.sh")), REPOSITORY / ".ci/run"]
     command = [BIN / "shellcheck", "--external-sources", "--source-path=SCRIPTDIR", *scripts]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def test_ci_does_what_the_readme_says_in_its_order() -> None:
+    """So that a test which cannot stand what the demo leaves is found by the first run of it."""
+    quickstart = (REPOSITORY / "README.md").read_text().partition("## Quickstart")[2].partition("## ")[0]
+    told = re.findall(r"^make (\w+)", quickstart, re.MULTILINE)
+    done = re.findall(r"^make (\w+)$", (REPOSITORY / ".ci/run").read_text(), re.MULTILINE)
+    assert told == ["demo", "test"] and done == ["check", *told]
+    targets = re.findall(r"^([a-z-]+):.* ## ", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+    assert set(done) <= set(targets)
 
 
 def test_the_image_passes_hadolint_and_a_mistake_does_not(tmp_path: Path) -> None:
