@@ -28,7 +28,14 @@ from tatok_pipe.images.tar import BrokenTar, Member, read_members
 from tatok_pipe.options import option
 from tatok_pipe.records import ImageSample, Quarantined
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
+IMAGE_EXTENSIONS = (
+    "jpg", "jpeg", "jpe", "jfif", "png", "webp", "avif", "gif", "bmp", "dib", "tif", "tiff", "ppm", "pgm", "pbm", "pnm",
+)  # fmt: skip
+# Of images that no decoder here reads. They count where a sample has no other image, so that it is told why.
+UNREAD_EXTENSIONS = (
+    "heic", "heif", "hif", "jp2", "j2k", "jpx", "jxl", "jxr", "psd", "exr", "hdr", "pfm", "pam", "svg", "ico", "tga",
+    "dng", "cr2", "cr3", "nef", "arw", "qoi", "dds",
+)  # fmt: skip
 _CAPTION_EXTENSIONS = ("txt", "caption")
 # Whatever else lies in a shard is passed over unread: .pyd and .pkl above all, which would be programs.
 METADATA_EXTENSIONS = (*_CAPTION_EXTENSIONS, "cls", "json")
@@ -105,11 +112,11 @@ def read_samples(
     only names, so absolute paths and `..` do no harm; what in them is not UTF-8 appears as \\xNN. A name with
     no dot, or with nothing before it (macOS's `._x.jpg`), and WebDataset's `__meta__` names are of no sample.
 
-    Quarantined, stage "shard": NoImage, AmbiguousImage, DuplicateField, DuplicateKey, LongKey, TooManyBytes;
-    stage "metadata": BadLabel, BadCaption, BadJson; `num_bytes` counts all files of the sample. Raises
-    ShardError; what came before it were whole samples. A key that comes again is DuplicateKey where both runs
-    hold an image; else it is one sample whose files are apart, and InterleavedShard is raised. Errors of the
-    stream itself pass through.
+    Quarantined, stage "shard": NoImage, UnsupportedFormat (no image but one of UNREAD_EXTENSIONS), AmbiguousImage,
+    DuplicateField, DuplicateKey, LongKey, TooManyBytes; stage "metadata": BadLabel, BadCaption, BadJson; `num_bytes`
+    counts all files of the sample. Raises ShardError; what came before it were whole samples. A key that comes again
+    is DuplicateKey where both runs hold an image; else it is one sample whose files are apart, and InterleavedShard is
+    raised. Errors of the stream itself pass through.
     """
     extensions = frozenset({*IMAGE_EXTENSIONS, *METADATA_EXTENSIONS})
     named = read_named(stream, limits, wanted=extensions.__contains__)
@@ -184,7 +191,7 @@ class Files:
 
     __slots__ = (
         "metadata", "image", "image_names", "num_images", "too_large", "repeated", "names", "num_files",
-        "num_bytes", "has_links", "has_long_key",
+        "num_bytes", "has_links", "has_long_key", "unread",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -199,6 +206,7 @@ class Files:
         self.num_bytes = 0
         self.has_links = False
         self.has_long_key = False
+        self.unread = ""  # extension
 
     def add(self, entry: Named, limits: ShardLimits) -> None:
         extension, member = entry.extension, entry.member
@@ -208,6 +216,8 @@ class Files:
         self.num_bytes += member.size
         self.has_long_key |= entry.has_long_key
         self.has_links |= not member.is_file
+        if member.is_file and extension in UNREAD_EXTENSIONS:
+            self.unread = self.unread or extension
         if not member.is_file or extension not in IMAGE_EXTENSIONS + METADATA_EXTENSIONS:
             return
         if member.size > limits.largest(extension):
@@ -269,6 +279,8 @@ def find_fault(files: Files, limits: ShardLimits, *, is_repeated: bool = False) 
         return "AmbiguousImage", f"{files.num_images} images ({shown}), expected one"
     if files.repeated:
         return "DuplicateField", f"two files .{files.repeated}, expected one"
+    if not files.num_images and files.unread:
+        return "UnsupportedFormat", f"files {files}: .{files.unread} is not read; convert it to JPEG or PNG"
     if not files.num_images:
         links = "; links do not count, pack what they point to" if files.has_links else ""
         return "NoImage", f"files {files}, none of them an image{links}"

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tatok_pipe.images.fields import MAX_KEY_CHARACTERS, MAX_METADATA_BYTES
 from tatok_pipe.images.shards import (
     IMAGE_EXTENSIONS,
+    UNREAD_EXTENSIONS,
     InterleavedShard,
     ShardError,
     ShardLimits,
@@ -72,6 +73,15 @@ def test_all_but_the_image_may_be_missing():
 @pytest.mark.parametrize("extension", IMAGE_EXTENSIONS)
 def test_image_extensions_in_any_case(extension):
     assert only((f"a.{extension.upper()}", b"pixels")) == ImageSample("a", b"pixels")
+
+
+@pytest.mark.parametrize("extension", UNREAD_EXTENSIONS)
+def test_an_image_that_is_not_read_says_so_unless_there_is_another(extension):
+    refused = only((f"a.{extension.upper()}", b"pixels"), ("a.cls", b"1"))
+    assert isinstance(refused, Quarantined)
+    assert (refused.stage, refused.error) == ("shard", "UnsupportedFormat")
+    assert refused.message == f"files .{extension}, .cls: .{extension} is not read; convert it to JPEG or PNG"
+    assert only((f"a.{extension}", b"other"), ("a.jpg", b"pixels")) == ImageSample("a", b"pixels")
 
 
 def test_written_and_read_by_webdataset():
