@@ -1,7 +1,8 @@
 """Image bytes to square sRGB crops, or a stable reason why not.
 
 The source may be anything people upload, so: no format that runs another program, no pixel decoded before the
-declared size is checked, no truncated image passed off as a whole one, and no exception type but DecodeError.
+declared size is checked, no truncated image passed off as a whole one, no kind of pixels of which Pillow makes another
+picture than the file's (`formats/` knows them), and no exception type but DecodeError.
 Letters: S = `PreprocessConfig.image_size`, C = `CropConfig.num_crops`.
 """
 
@@ -10,26 +11,24 @@ from __future__ import annotations
 import io
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import PIL
 import torch
-from PIL import ExifTags, Image, ImageCms, ImageFile, JpegImagePlugin, TiffImagePlugin
+from PIL import ExifTags, Image, ImageFile, JpegImagePlugin, UnidentifiedImageError
 
 from tatok_pipe.images.crops import Box, CropConfig, CropPlan
 from tatok_pipe.images.decode_budget import PixelBudget
+from tatok_pipe.images.errors import DecodeError
+from tatok_pipe.images.formats import avif, webp
+from tatok_pipe.images.formats.readers import READERS
+from tatok_pipe.images.formats.reading import Reading
+from tatok_pipe.images.formats.signatures import find_format
 from tatok_pipe.images.resize import resize_rgb
+from tatok_pipe.images.srgb import interpolable, to_srgb
 from tatok_pipe.options import option
 
-# The formats that may be opened, so that Pillow tries no other: some of its readers run programs.
-# No AVIF or JPEG 2000: not every build of Pillow has them, and what is refused may not depend on that.
-_SIGNATURES = re.compile(
-    rb"(?P<JPEG>\xff\xd8\xff)|(?P<PNG>\x89PNG\r\n\x1a\n)|(?P<WEBP>RIFF.{4}WEBP)|(?P<GIF>GIF8[79]a)|(?P<BMP>BM)"
-    rb"|(?P<TIFF>II[*+]\0|MM\0[*+])|(?P<PPM>P[1-6][\s#])",
-    re.DOTALL,
-)
-FORMATS = tuple(_SIGNATURES.groupindex)
+_ENDS_EARLY = {"AVIF": avif.ends_early, "WEBP": webp.ends_early}
 
 # Twice Pillow's MAX_IMAGE_PIXELS, from where Image.open refuses by itself.
 PILLOW_PIXEL_LIMIT = 178_956_970
@@ -84,24 +83,14 @@ class DecodedCrops:
     height: int
 
 
-class DecodeError(Exception):
-    """An image that cannot be used. The text is one line, the same in every run; `error` is one of the stable
-    names EmptyFile, NotAnImage (no known signature), Truncated, Corrupt, TooManyPixels, UnsupportedMode,
-    OutOfMemory.
-    """
-
-    def __init__(self, error: str, message: str) -> None:
-        super().__init__(message)
-        self.error = error
-
-    def __reduce__(self) -> tuple[type[DecodeError], tuple[str, str]]:
-        return type(self), (self.error, str(self))
-
-
 def decoder_version() -> str:
-    """What, beside PreprocessConfig and CropConfig, decides the pixels: Pillow with the libraries in it, torch's
-    resizing, and the procedure of this module and of `crops` (raise its number when a change there changes pixels)."""
-    return f"pillow-{PIL.__version__}/torch-{torch.__version__.partition('+')[0]}/box-bicubic-2"
+    """What, beside PreprocessConfig and CropConfig, decides the pixels, or what is refused: Pillow with the libraries
+    in it, AVIF by its own version since not every build has it, torch's resizing, and the procedure of this module, of
+    `crops` and of `formats` (raise its number when a change there changes pixels)."""
+    torch_version = torch.__version__.partition("+")[0]
+    return (
+        f"pillow-{PIL.__version__}/avif-{avif.avif_version() or 'none'}/torch-{torch_version}/box-bicubic-3"
+    )
 
 
 def decode_image(data: bytes, config: PreprocessConfig) -> tuple[np.ndarray, int, int]:
@@ -113,8 +102,8 @@ def decode_image(data: bytes, config: PreprocessConfig) -> tuple[np.ndarray, int
 
 
 def decode_crops(data: bytes, config: PreprocessConfig, crops: CropConfig, *, key: str) -> DecodedCrops:
-    """All crops of an image, after EXIF orientation, from one decoding. The first frame of an animation;
-    transparency composited over white.
+    """All crops of an image, after EXIF orientation, from one decoding. The first frame of an animation, the first
+    image of a file that holds several; transparency, and what that frame leaves uncovered, composited over white.
 
     Bicubic and antialiased, as if the whole picture were scaled and then cut; where the centre square's origin is not
     whole it rounds down. Up to twice the size of a crop the centre square is scaled once for all its crops, and then
@@ -126,25 +115,26 @@ def decode_crops(data: bytes, config: PreprocessConfig, crops: CropConfig, *, ke
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on, so half images would pass for whole ones; "
             "set it to False in whatever code of this process set it"
         )
-    if not data:
-        raise DecodeError("EmptyFile", "the image has 0 bytes")
-    signature = _SIGNATURES.match(data)
-    if signature is None or signature.lastgroup is None:
-        raise DecodeError("NotAnImage", f"begins with {data[:16]!r}; expected {', '.join(FORMATS)}")
+    format = find_format(data)
     try:
-        with Image.open(io.BytesIO(data), formats=[signature.lastgroup]) as image:
-            return _decode(image, config, CropPlan(crops, config.image_size, key))
+        reading = READERS[format](data)
+        with Image.open(io.BytesIO(reading.data), formats=[format]) as image:
+            return _decode(image, reading, config, CropPlan(crops, config.image_size, key))
     except DecodeError:
         raise
     except Exception as error:  # on garbage Pillow raises OSError, struct.error, IndexError, almost anything
-        raise _explain(error, data) from error
+        raise _explain(error, data, format) from error
 
 
-def _decode(image: ImageFile.ImageFile, config: PreprocessConfig, plan: CropPlan) -> DecodedCrops:
+def _decode(
+    image: ImageFile.ImageFile, reading: Reading, config: PreprocessConfig, plan: CropPlan
+) -> DecodedCrops:
     width, height = image.size
     if width * height > config.max_pixels:
         message = f"{width}x{height} = {width * height} pixels, more than max_pixels={config.max_pixels}"
         raise DecodeError("TooManyPixels", message)
+    # Pillow would turn a picture by an orientation in XMP where EXIF has none, as no other decoder does.
+    image.info.pop("xmp", None)
     is_jpeg = isinstance(image, JpegImagePlugin.JpegImageFile)
     # A JPEG decodes at 1/2, 1/4 or 1/8 for less. The last factor of two and more is left to the filter.
     reach = 2 * plan.largest_side
@@ -153,17 +143,26 @@ def _decode(image: ImageFile.ImageFile, config: PreprocessConfig, plan: CropPlan
     # A progressive JPEG holds the coefficients of the whole picture, however small it is decoded.
     num_held = width * height if "progressive" in image.info else image.width * image.height
     with _BUDGET.hold(num_held):
+        if reading.before_load is not None:
+            reading.before_load(image)
         image.load()
         if not is_jpeg:
             width, height = image.size  # a TIFF applies its orientation as it loads
-        return _resample(image, width, height, scale, plan)
+        pixels = image if reading.after_load is None else reading.after_load(image)
+        profile = reading.profile or image.info.get("icc_profile")
+        return _resample(pixels, _orientation(image), profile, width, height, scale, plan)
 
 
 def _resample(
-    image: ImageFile.ImageFile, width: int, height: int, scale: float, plan: CropPlan
+    image: Image.Image,
+    orientation: int,
+    profile: bytes | None,
+    width: int,
+    height: int,
+    scale: float,
+    plan: CropPlan,
 ) -> DecodedCrops:
     """The crops of a loaded image that was `width` x `height` and came at 1 / `scale` of it."""
-    orientation = _orientation(image)  # only now: a PNG may keep its EXIF behind the pixels
     upright = (height, width) if orientation >= 5 else (width, height)
 
     def to_stored(box: Box) -> Box:
@@ -171,7 +170,7 @@ def _resample(
         return left / scale, top / scale, right / scale, bottom / scale
 
     field = to_stored(plan.field(*upright))
-    source, (x, y) = _interpolable(image, field)
+    source, (x, y) = interpolable(image, field)
 
     def in_source(box: Box) -> Box:
         left, top, right, bottom = box
@@ -179,7 +178,7 @@ def _resample(
 
     def finish(small: Image.Image) -> np.ndarray:
         """(side, side, 3) uint8, upright."""
-        small = _to_srgb(small, image.info.get("icc_profile"))
+        small = to_srgb(small, profile)
         return np.array(small.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else small)
 
     size, scaled = plan.image_size, None
@@ -231,81 +230,10 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _interpolable(image: Image.Image, field: Box) -> tuple[Image.Image, tuple[float, float]]:
-    """The image in a mode whose values may be averaged, and where its origin is in the one given.
-
-    Where that needs a conversion only the field of the crops is converted. (Only JPEG has a fractional one, and its
-    modes need none.) White comes in behind transparency here, before averaging, so that the colours of transparent
-    pixels do not: the same as resizing premultiplied, without its ringing in alpha.
-    """
-    mode = image.mode
-    if mode in ("L", "RGB", "CMYK", "YCbCr", "LAB") and not image.has_transparency_data:
-        return image, (0, 0)
-    crop = image.crop(field)
-    if mode in ("I", "I;16", "I;16B", "I;16L"):
-        crop = _grey16_to_grey8(crop, image)
-    elif mode in ("1", "L", "RGB", "P", "PA", "LA", "La", "RGBA") and image.has_transparency_data:
-        is_grey = mode in ("1", "L", "LA", "La")
-        layer = crop.convert("LA" if is_grey else "RGBA")
-        crop = Image.new("L" if is_grey else "RGB", layer.size, "white")
-        crop.paste(layer, mask=layer)
-    elif mode == "1":
-        crop = crop.convert("L")
-    elif mode == "P":
-        crop = crop.convert("RGB")
-    else:
-        raise DecodeError("UnsupportedMode", f"{image.format} pixels of mode {mode!r} have no RGB values")
-    return crop, field[:2]
-
-
-def _grey16_to_grey8(crop: Image.Image, image: Image.Image) -> Image.Image:
-    """The whole 16-bit range (12-bit in some TIFFs) scaled to 8 bit; Pillow's conversion clips at 255."""
-    values = np.asarray(crop)
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
-        message = f"grey values {low} to {high}: white is defined for 8, 12 and 16 bits only"
-        raise DecodeError("UnsupportedMode", message)
-    twelve_bit = isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(258) == (12,)
-    white = 4095 if twelve_bit else 65535
-    levels = np.minimum(np.arange(65536, dtype=np.int64), white)
-    grey = ((levels * 255 + white // 2) // white).astype(np.uint8)[values]
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        grey[values == transparent] = 255
-    return Image.fromarray(grey)
-
-
-def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """To sRGB through the embedded ICC profile, else by Pillow's plain conversion.
-
-    A profile that is broken, or belongs to another kind of pixels, is ignored: the pixels are whole, viewers
-    show them as sRGB, and refusing the image would lose more than it saves.
-    """
-    if image.mode in ("YCbCr", "LAB"):
-        image = image.convert("RGB")
-    if not profile:
-        return image.convert("RGB")
-    try:
-        mode, transform = _srgb_transform(profile)
-        if mode == image.mode or (mode, image.mode) == ("RGB", "L"):
-            return transform.apply(image.convert(mode))
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError, KeyError):
-        pass
-    return image.convert("RGB")
-
-
-@lru_cache(maxsize=32)  # building one takes milliseconds and a corpus has few; applying one keeps no state
-def _srgb_transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform]:
-    """The mode an ICC profile describes, and the way from there to sRGB. KeyError: none of Pillow's modes."""
-    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    space = source.profile.xcolor_space  # pyright: ignore[reportAttributeAccessIssue]
-    mode = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}[space]
-    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-    return mode, ImageCms.ImageCmsTransform(source, srgb, mode, "RGB")
-
-
-def _explain(error: Exception, data: bytes) -> DecodeError:
+def _explain(error: Exception, data: bytes, format: str) -> DecodeError:
     """A Pillow exception as a stable class and a line without object addresses."""
+    if isinstance(error, UnidentifiedImageError):
+        error = _reason(error, data, format)
     detail = re.sub(r"<[^<>]* at 0x[0-9a-fA-F]+>", "", str(error))
     detail = " ".join(detail.split())[:200]
     text = f"{type(error).__name__}: {detail}" if detail else type(error).__name__
@@ -313,8 +241,24 @@ def _explain(error: Exception, data: bytes) -> DecodeError:
         return DecodeError("TooManyPixels", text)
     if isinstance(error, MemoryError):
         return DecodeError("OutOfMemory", text)
-    # Pillow has no exception for it, only wording; a WebP says in its header how long it should be.
-    missing_webp = data[:4] == b"RIFF" and int.from_bytes(data[4:8], "little") + 8 > len(data)
-    if missing_webp or "truncated" in detail.lower():
+    # Pillow has no exception for these, only wording; some formats say how long a file should be.
+    is_cut = format in _ENDS_EARLY and _ENDS_EARLY[format](data)
+    if is_cut or re.search("truncated|not enough image data", detail, re.IGNORECASE):
         return DecodeError("Truncated", text)
+    if re.search(
+        "unsupported|not (yet )?supported|unknown (pixel mode|raw mode|data organization)",
+        detail,
+        re.IGNORECASE,
+    ):
+        return DecodeError("UnsupportedMode", f"{text}; convert it to 8 bits a channel, grey or RGB")
     return DecodeError("Corrupt", text)
+
+
+def _reason(error: Exception, data: bytes, format: str) -> Exception:
+    """Why Pillow could not open a file of a format: Image.open says no more than that it could not."""
+    factory, _ = Image.OPEN[format]
+    try:
+        factory(io.BytesIO(data), "")
+    except Exception as reason:
+        return reason
+    return error

@@ -13,7 +13,7 @@ import numpy as np
 import PIL
 import pytest
 import torch
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin, features
 
 from tatok_pipe.images.decode import PreprocessConfig, decode_image, decoder_version
 from tatok_pipe.images.shards import read_samples
@@ -67,7 +67,13 @@ def assert_solid(pixels: np.ndarray, colour: tuple[int, int, int], tolerance: in
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize(
     ("format", "options"),
-    [("JPEG", {"quality": 95}), ("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {})],
+    [
+        ("JPEG", {"quality": 95}),
+        ("PNG", {}),
+        ("WEBP", {"lossless": True}),
+        ("TIFF", {}),
+        ("AVIF", {"speed": 10}),
+    ],
 )
 def test_orientation_is_exactly_that_of_exif_transpose(format, options, orientation, size):
     exif = Image.Exif()
@@ -90,6 +96,26 @@ def test_orientation_with_scaling(orientation):
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     # The edges may differ: there one has neighbours outside the crop, the other has none.
     assert max_difference(decode(data, 120)[3:-3, 3:-3], reference_crop(upright, 120)[3:-3, 3:-3]) <= 2
+
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_orientation_in_xmp_alone_is_ignored(format):
+    image = smooth_noise(52, 37)
+    options: dict = {"xmp": XMP}
+    if format == "PNG":
+        options = {"pnginfo": PngImagePlugin.PngInfo()}
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", XMP.decode())
+    elif format == "TIFF":
+        options = {"tiffinfo": {700: XMP}}
+    data = encode(image, format, **options)
+    with Image.open(io.BytesIO(data)) as opened:  # Pillow alone would turn it
+        assert opened.getexif()[0x0112] == 6
+    plain = encode(image, format)
+    assert decode_image(data, PreprocessConfig(image_size=16))[1:] == (52, 37)
+    np.testing.assert_array_equal(decode(data), decode(plain))
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff"])
@@ -329,7 +355,9 @@ def test_result_is_writable_and_contiguous():
 
 def test_decoder_version_names_the_libraries():
     torch_version = torch.__version__.split("+")[0]
-    assert decoder_version() == f"pillow-{PIL.__version__}/torch-{torch_version}/box-bicubic-2"
+    avif_version = features.version_module("avif")
+    expected = f"pillow-{PIL.__version__}/avif-{avif_version}/torch-{torch_version}/box-bicubic-3"
+    assert decoder_version() == expected
 
 
 @pytest.mark.parametrize("fields", [{"image_size": 0}, {"max_pixels": 0}, {"max_pixels": 10**9}])

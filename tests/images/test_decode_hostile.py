@@ -17,16 +17,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, PngImagePlugin
 
-from tatok_pipe.images.decode import FORMATS, DecodeError, PreprocessConfig, decode_image
+from tatok_pipe.images.decode import DecodeError, PreprocessConfig, decode_image
+from tatok_pipe.images.formats import png
+from tatok_pipe.images.formats.signatures import FORMATS
 
 CONFIG = PreprocessConfig(image_size=16)
 ERRORS = {
     "EmptyFile",
     "NotAnImage",
+    "UnsupportedFormat",
+    "UnsupportedMode",
     "Truncated",
     "Corrupt",
     "TooManyPixels",
-    "UnsupportedMode",
+    "TooManyBytes",
     "OutOfMemory",
 }
 OPTIONS = {"WEBP": {"lossless": True}, "JPEG": {"quality": 90}, "TIFF": {"compression": "tiff_lzw"}}
@@ -97,7 +101,6 @@ def test_no_bytes():
     [
         b"<!DOCTYPE html><html><body>404 Not Found</body></html>",
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(touch /tmp/x) system\n",  # would run Ghostscript
-        b"8BPS\0\1" + bytes(60),
         b"%PDF-1.7\n",
         b"\0",
         b"\xff\xd8",
@@ -176,19 +179,27 @@ def test_pixels_beyond_the_declared_size_are_not_inflated():
 
 
 @pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
-def test_compressed_metadata_bombs(kind):
+def test_compressed_metadata_bombs(kind, monkeypatch):
+    monkeypatch.setattr(png, "MAX_INFLATED_BYTES", 100_000)
     head = {b"zTXt": b"k\0\0", b"iTXt": b"k\0\1\0\0\0", b"iCCP": b"k\0\0"}[kind]
-    extra = png_chunk(kind, head + deflated_zeros(100_000_000))
-    with little_memory():
-        error, message = refuse(one_bit_png(8, 1, zlib.compress(bytes(2)), extra=extra))
-    assert error == "Corrupt" and "too large" in message
+    pixels = zlib.compress(bytes(2))
+    for num_bytes in (100_001, 10_000_000):
+        with little_memory():
+            error, message = refuse(
+                one_bit_png(8, 1, pixels, extra=png_chunk(kind, head + deflated_zeros(num_bytes)))
+            )
+        assert error == "TooManyBytes" and "too large" in message and kind.decode() in message
+    halves = png_chunk(kind, head + deflated_zeros(50_000))
+    decode_image(one_bit_png(8, 1, pixels, extra=halves + halves), CONFIG)
+    assert refuse(one_bit_png(8, 1, pixels, extra=halves * 3))[0] == "TooManyBytes"
 
 
-@pytest.mark.parametrize("pixels", [np.zeros((9, 9), np.float32), np.full((9, 9), 70_000, np.int32)])
-def test_pixels_without_a_known_white(pixels):
-    error, message = refuse(encode(Image.fromarray(pixels), "TIFF"))
-    assert error == "UnsupportedMode"
-    assert "'F'" in message or "70000" in message
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+@pytest.mark.parametrize("value", [0, 200, 70_000])
+def test_pixels_without_a_known_white_are_refused_whatever_they_are(dtype, value):
+    error, message = refuse(encode(Image.fromarray(np.full((9, 9), value, dtype)), "TIFF"))
+    kind = "floating-point" if dtype is np.float32 else "signed"
+    assert error == "UnsupportedMode" and f"grey, 1 x 32 bits {kind}" in message and "convert it" in message
 
 
 def test_header_that_lies_about_the_format():
