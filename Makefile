@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all check format bench bench-check bench-tokenizer clean
+.PHONY: help venv demo test test-all check format bench bench-check bench-tokenizer docs-inputs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +44,9 @@ bench-check: $(INSTALLED) ## the same, and an error where a ratio fell by more t
 bench-tokenizer: $(INSTALLED) ## the packaged tokenizer's scores beside their controls; writes the tables into the README
 	$(PY) -m tests.benchmarks.tokenizer $(if $(SHARDS),--shards '$(SHARDS)') $(if $(BASELINE),--baseline '$(BASELINE)') \
 		--write README.md
+
+docs-inputs: $(INSTALLED) ## what is read and what is refused, tried and written into docs/inputs.md
+	$(PY) -m tests.inputs_table --write docs/inputs.md
 
 clean: ## remove the environment, caches and build output (never datasets or runs)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
