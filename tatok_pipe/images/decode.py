@@ -15,12 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 import PIL
 import torch
-from PIL import ExifTags, Image, ImageFile, JpegImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from tatok_pipe.images.crops import Box, CropConfig, CropPlan
 from tatok_pipe.images.decode_budget import PixelBudget
 from tatok_pipe.images.errors import DecodeError
 from tatok_pipe.images.formats import avif, webp
+from tatok_pipe.images.formats.jpeg import Jpeg, decoder_name, load_jpeg, read_jpeg
 from tatok_pipe.images.formats.readers import READERS
 from tatok_pipe.images.formats.reading import Reading
 from tatok_pipe.images.formats.signatures import find_format
@@ -48,6 +49,9 @@ _TRANSPOSE = {
 # EXIF orientations whose upright picture runs against the stored columns / rows.
 _REVERSES_X = (2, 3, 7, 8)
 _REVERSES_Y = (3, 4, 6, 7)
+
+# RGB pixels as (height, width, 3) uint8, or an image of any mode.
+Picture = np.ndarray | Image.Image
 
 _CENTER = CropConfig()
 # A centre square is scaled once for all its crops, unless that is so much larger than they are.
@@ -85,11 +89,16 @@ class DecodedCrops:
 
 def decoder_version() -> str:
     """What, beside PreprocessConfig and CropConfig, decides the pixels, or what is refused: Pillow with the libraries
-    in it, AVIF by its own version since not every build has it, torch's resizing, and the procedure of this module, of
-    `crops` and of `formats` (raise its number when a change there changes pixels)."""
-    torch_version = torch.__version__.partition("+")[0]
-    return (
-        f"pillow-{PIL.__version__}/avif-{avif.avif_version() or 'none'}/torch-{torch_version}/box-bicubic-3"
+    in it, simplejpeg and AVIF by their own versions since not every machine has them, torch's resizing, and the
+    procedure of this module, of `crops` and of `formats` (raise its number when a change there changes pixels)."""
+    return "/".join(
+        [
+            f"pillow-{PIL.__version__}",
+            decoder_name(),
+            f"avif-{avif.avif_version() or 'none'}",
+            f"torch-{torch.__version__.partition('+')[0]}",
+            "box-bicubic-3",
+        ]
     )
 
 
@@ -117,9 +126,10 @@ def decode_crops(data: bytes, config: PreprocessConfig, crops: CropConfig, *, ke
         )
     format = find_format(data)
     try:
+        jpeg = read_jpeg(data) if format == "JPEG" else None
         reading = READERS[format](data)
         with Image.open(io.BytesIO(reading.data), formats=[format]) as image:
-            return _decode(image, reading, config, CropPlan(crops, config.image_size, key))
+            return _decode(image, reading, jpeg, config, CropPlan(crops, config.image_size, key))
     except DecodeError:
         raise
     except Exception as error:  # on garbage Pillow raises OSError, struct.error, IndexError, almost anything
@@ -127,7 +137,7 @@ def decode_crops(data: bytes, config: PreprocessConfig, crops: CropConfig, *, ke
 
 
 def _decode(
-    image: ImageFile.ImageFile, reading: Reading, config: PreprocessConfig, plan: CropPlan
+    image: ImageFile.ImageFile, reading: Reading, jpeg: Jpeg | None, config: PreprocessConfig, plan: CropPlan
 ) -> DecodedCrops:
     width, height = image.size
     if width * height > config.max_pixels:
@@ -135,26 +145,26 @@ def _decode(
         raise DecodeError("TooManyPixels", message)
     # Pillow would turn a picture by an orientation in XMP where EXIF has none, as no other decoder does.
     image.info.pop("xmp", None)
-    is_jpeg = isinstance(image, JpegImagePlugin.JpegImageFile)
     # A JPEG decodes at 1/2, 1/4 or 1/8 for less. The last factor of two and more is left to the filter.
     reach = 2 * plan.largest_side
-    drafted = image.draft(None, (reach, reach)) if is_jpeg else None
+    drafted = image.draft(None, (reach, reach)) if jpeg is not None else None
     scale = width / drafted[1][2] if drafted is not None else 1.0
-    # A progressive JPEG holds the coefficients of the whole picture, however small it is decoded.
-    num_held = width * height if "progressive" in image.info else image.width * image.height
+    num_held = width * height if jpeg is not None and jpeg.is_held_whole else image.width * image.height
     with _BUDGET.hold(num_held):
-        if reading.before_load is not None:
-            reading.before_load(image)
-        image.load()
-        if not is_jpeg:
+        if jpeg is not None:
+            picture = load_jpeg(image, jpeg, declared=(width, height))
+        else:
+            if reading.before_load is not None:
+                reading.before_load(image)
+            image.load()
             width, height = image.size  # a TIFF applies its orientation as it loads
-        pixels = image if reading.after_load is None else reading.after_load(image)
+            picture = image if reading.after_load is None else reading.after_load(image)
         profile = reading.profile or image.info.get("icc_profile")
-        return _resample(pixels, _orientation(image), profile, width, height, scale, plan)
+        return _resample(picture, _orientation(image), profile, width, height, scale, plan)
 
 
 def _resample(
-    image: Image.Image,
+    loaded: Picture,
     orientation: int,
     profile: bytes | None,
     width: int,
@@ -162,7 +172,7 @@ def _resample(
     scale: float,
     plan: CropPlan,
 ) -> DecodedCrops:
-    """The crops of a loaded image that was `width` x `height` and came at 1 / `scale` of it."""
+    """The crops of a picture that was `width` x `height` and is loaded at 1 / `scale` of it."""
     upright = (height, width) if orientation >= 5 else (width, height)
 
     def to_stored(box: Box) -> Box:
@@ -170,7 +180,12 @@ def _resample(
         return left / scale, top / scale, right / scale, bottom / scale
 
     field = to_stored(plan.field(*upright))
-    source, (x, y) = interpolable(image, field)
+    size, scaled = plan.image_size, None
+    is_scaled_once = plan.config.kind != "random" and plan.largest_side <= _MAX_SCALED * size
+    if isinstance(loaded, np.ndarray):
+        source, (x, y) = loaded if is_scaled_once else Image.fromarray(loaded), (0, 0)
+    else:
+        source, (x, y) = interpolable(loaded, field)
 
     def in_source(box: Box) -> Box:
         left, top, right, bottom = box
@@ -181,8 +196,7 @@ def _resample(
         small = to_srgb(small, profile)
         return np.array(small.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else small)
 
-    size, scaled = plan.image_size, None
-    if plan.config.kind != "random" and plan.largest_side <= _MAX_SCALED * size:
+    if is_scaled_once:
         scaled = finish(_scale_field(source, in_source(field), plan.largest_side))
     seen: dict[Box, np.ndarray] = {}
     pixels = []
@@ -193,20 +207,28 @@ def _resample(
                 seen[square.box] = scaled[top : top + size, left : left + size].copy()
             else:
                 box = in_source(to_stored(square.box))
-                seen[square.box] = finish(source.resize((size, size), Image.Resampling.BICUBIC, box=box))
+                seen[square.box] = finish(_resize_box(source, box, size))
         crop = seen[square.box]
         pixels.append(np.ascontiguousarray(crop[:, ::-1]) if square.is_mirrored else crop)
     return DecodedCrops(pixels, *upright)
 
 
-def _scale_field(source: Image.Image, field: Box, side: int) -> Image.Image:
+def _scale_field(source: Picture, field: Box, side: int) -> Image.Image:
     """The field at (side, side). Where it lies on whole pixels it is cut out first, so its edges have no neighbours."""
     if any(edge != int(edge) for edge in field):  # of a draft whose size was rounded
-        return source.resize((side, side), Image.Resampling.BICUBIC, box=field)
-    cut = source.crop(field)  # type: ignore[arg-type]
+        return _resize_box(source, field, side)
+    left, top, right, bottom = map(int, field)
+    if isinstance(source, np.ndarray):
+        return Image.fromarray(resize_rgb(np.ascontiguousarray(source[top:bottom, left:right]), side))
+    cut = source.crop((left, top, right, bottom))
     if cut.mode == "RGB":
         return Image.fromarray(resize_rgb(np.array(cut), side))
     return cut.resize((side, side), Image.Resampling.BICUBIC)
+
+
+def _resize_box(source: Picture, box: Box, side: int) -> Image.Image:
+    picture = Image.fromarray(source) if isinstance(source, np.ndarray) else source
+    return picture.resize((side, side), Image.Resampling.BICUBIC, box=box)
 
 
 def _turn_back(box: Box, orientation: int, width: int, height: int) -> Box:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import PIL
 import pytest
+import simplejpeg
 import torch
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin, features
 
@@ -356,7 +357,8 @@ def test_result_is_writable_and_contiguous():
 def test_decoder_version_names_the_libraries():
     torch_version = torch.__version__.split("+")[0]
     avif_version = features.version_module("avif")
-    expected = f"pillow-{PIL.__version__}/avif-{avif_version}/torch-{torch_version}/box-bicubic-3"
+    jpeg = f"simplejpeg-{simplejpeg.__version__}"
+    expected = f"pillow-{PIL.__version__}/{jpeg}/avif-{avif_version}/torch-{torch_version}/box-bicubic-3"
     assert decoder_version() == expected
 
 
