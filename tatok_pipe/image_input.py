@@ -6,8 +6,8 @@ from contextlib import closing
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
+from tatok_pipe.images.limits import IMAGE_EXTENSIONS
 from tatok_pipe.images.parquet import has_token_columns
-from tatok_pipe.images.shards import IMAGE_EXTENSIONS
 from tatok_pipe.images.source import PARQUET_SUFFIX
 from tatok_pipe.outputs import recognise
 from tatok_pipe.storage import ShardFile

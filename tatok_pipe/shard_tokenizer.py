@@ -28,7 +28,8 @@ from tatok_pipe.batch_encoder import BatchEncoder
 from tatok_pipe.errors import UserError
 from tatok_pipe.images.crops import CropConfig
 from tatok_pipe.images.decode import DecodeError, PreprocessConfig, decode_crops
-from tatok_pipe.images.shards import InterleavedShard, ShardError, ShardLimits
+from tatok_pipe.images.notices import Notices
+from tatok_pipe.images.shards import InterleavedShard, ShardError, ShardLimits, UnusableShard
 from tatok_pipe.images.source import open_samples
 from tatok_pipe.records import DecodedImage, ImageSample, Quarantined, TokenRecord
 from tatok_pipe.sample_pipeline import Encoded, Group, SamplePipeline
@@ -49,7 +50,8 @@ _GPU_LANES = 2
 _NUM_TRIES = 3
 _NUM_TRIES_DAMAGED = 2
 _FIRST_PAUSE_S = 1.0
-_FINAL_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, UserError)
+_FINAL_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, UserError, UnusableShard)
+_NUM_REASONS = 3  # why a shard gave no image, by the most frequent ones
 
 
 def token_spec(tokenizer: Tokenizer, filter: Filter, *, encoding: dict[str, Any]) -> TokenSpec:
@@ -65,6 +67,24 @@ def token_spec(tokenizer: Tokenizer, filter: Filter, *, encoding: dict[str, Any]
         tokenizer_fingerprint=tokenizer.fingerprint,
         dtf=asdict(filter),
         encoding=encoding,
+    )
+
+
+def check_images(shard: str, num_images: int, refusals: Notices) -> None:
+    """Raise UnusableShard where a shard has samples, and none of them gave an image: something is wrong with all of
+    it, so it is not done. An empty shard is."""
+    if num_images or not refusals.all:
+        return
+    reasons = sorted(refusals.all, key=lambda reason: -reason.num_samples)
+    num_samples = sum(reason.num_samples for reason in reasons)
+    shown = "; ".join(
+        f"{reason.num_samples} {reason.text}, first {reason.example}" for reason in reasons[:_NUM_REASONS]
+    )
+    raise UnusableShard(
+        shard,
+        num_samples,
+        f"none of {num_samples} samples gives a row ({shown})",
+        "mend the shard, or leave it out of input.shards",
     )
 
 
@@ -221,9 +241,10 @@ class ShardTokenizer:
         info = storage.file_info(url)
         source = ShardSource(storage.canonical_url(url), info.size_bytes, info.etag)
         quarantined: list[Quarantined] = []
+        notices, refusals = Notices(), Notices()
         num_images = num_tokens = bytes_read = 0
         with (
-            open_samples(url, info=info, limits=self.job.limits, regroup=regroup) as samples,
+            open_samples(url, info=info, limits=self.job.limits, regroup=regroup, notices=notices) as samples,
             tempfile.TemporaryDirectory(prefix="tatok-") as folder,
         ):
             data_path = os.path.join(folder, "data.parquet")
@@ -232,6 +253,8 @@ class ShardTokenizer:
                     writer.append(encoded.records)
                     writer.add_quarantined(encoded.quarantined)
                     quarantined += encoded.quarantined
+                    for row in encoded.quarantined:
+                        refusals.add(row.error, f"{row.key!r}: {row.message}")
                     images, tokens, bad = len(encoded.records), encoded.num_tokens, len(encoded.quarantined)
                     num_images += images
                     num_tokens += tokens
@@ -242,6 +265,7 @@ class ShardTokenizer:
                         quarantined=bad,
                         share=min(1.0, bytes_read / max(1, info.size_bytes)),
                     )
+                check_images(storage.redact(url), num_images, refusals)
             verify_written(writer)
             track.touch()
             quarantine_path = None
@@ -264,6 +288,8 @@ class ShardTokenizer:
             num_quarantined=len(quarantined),
             bytes_in=info.size_bytes,
             bytes_out=bytes_out,
+            notices=notices.all,
+            refusals=refusals.all,
         )
 
     def _stream(self, samples: Iterator[ImageSample | Quarantined], track: Track) -> Iterator[Encoded]:

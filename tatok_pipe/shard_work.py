@@ -8,6 +8,7 @@ from typing import ClassVar, Protocol
 from tatok_pipe import storage
 from tatok_pipe.activity import Activity
 from tatok_pipe.errors import UserError
+from tatok_pipe.images.notices import Notice
 from tatok_pipe.images.shards import ShardError
 
 
@@ -23,6 +24,8 @@ class ShardResult:
     bytes_in: int = 0  # of the shard that was read
     bytes_out: int = 0  # of the shard that was written
     seconds: float = 0.0
+    notices: tuple[Notice, ...] = ()  # what its user ought to know
+    refusals: tuple[Notice, ...] = ()  # quarantine rows, by their error class
     was_begun: bool = True  # False where the worker was told to stop before the shard's turn came
 
 

@@ -18,8 +18,9 @@ from typing import Any, NoReturn, cast
 from tatok_pipe import __version__, storage
 from tatok_pipe.config import load_config, to_dict
 from tatok_pipe.corpus_estimate import estimate, format_plan
+from tatok_pipe.corpus_findings import Findings
 from tatok_pipe.corpus_plan import CorpusPlan, OnSourceChange, discard_committed, make_plan
-from tatok_pipe.corpus_sample import measure_sample
+from tatok_pipe.corpus_sample import look_at_shards, measure_sample
 from tatok_pipe.errors import EXIT_DONE, EXIT_FAILED_SHARDS, EXIT_INTERRUPTED, UserError
 from tatok_pipe.image_input import find_image_shards
 from tatok_pipe.images.decode import PreprocessConfig, decoder_version
@@ -45,7 +46,7 @@ logger = logging.getLogger("tatok_pipe.tokenize_corpus")
 class Outcome:
     """What became of the shards of this run."""
 
-    failed: dict[str, str] = field(default_factory=dict)  # error by image shard
+    findings: Findings = field(default_factory=Findings)
     num_done: int = 0  # shards, those that failed not among them
     num_images: int = 0
     bytes_in: int = 0
@@ -54,12 +55,22 @@ class Outcome:
     began_s: float = 0.0  # when the first shard was begun: what actors take to start says nothing of the rest
     ended_s: float = 0.0
 
+    @property
+    def failed(self) -> dict[str, str]:
+        """Error by image shard."""
+        return self.findings.failed
+
     def add(self, result: ShardResult) -> None:
+        """Take in a result, and tell what it is the first to show."""
+        errors, warnings = self.findings.add(result)
+        for line in errors:
+            logger.error("%s", line)
+        for line in warnings:
+            logger.warning("%s", line)
         now = time.monotonic()
         self.began_s = min(self.began_s or now, now - result.seconds)
         self.ended_s = now
         if result.error:
-            self.failed[result.url] = result.error
             return
         self.num_done += 1
         self.num_images += result.num_images
@@ -81,6 +92,7 @@ class Outcome:
             "actors": self.num_actors,
             "images_per_s": round(rate, 2),
             "images_per_s_per_actor": round(rate / max(1, self.num_actors), 2),
+            **self.findings.figures,
         }
 
 
@@ -173,6 +185,7 @@ def make_spec(config: TokenizeCorpusConfig, tokenizer: Tokenizer) -> TokenSpec:
             "decoder": decoder_version(),
             "max_pixels": config.input.max_pixels,
             "max_member_bytes": config.input.limits.max_member_bytes,
+            **({"ignore": sorted(config.input.limits.ignore)} if config.input.limits.ignore else {}),
             **config.input.crops.to_encoding(),
             **to_dict(config.record),
         },
@@ -226,15 +239,17 @@ def _show_plan(
         dataset.check_spec(url, spec)
         summary = dataset.TokenDataset(url).summary
     plan = _make_plan(config, spec, shards)
-    sample, num_actors = None, None
+    sample, num_actors, look = None, None, None
     if plan.todo:
+        job = make_job(config, spec, tokenizer)
+        look = look_at_shards(job, plan.todo)
         start_ray()
         actors = plan_actors(config.actors, num_shards=len(plan.todo))
         num_actors = actors.max
-        if not plan.index.total("num_rows") or summary is None:
+        if look.good and (not plan.index.total("num_rows") or summary is None):
             sample = measure_sample(
-                make_job(config, spec, tokenizer),
-                plan.todo[0],
+                job,
+                look.good[0],
                 device=actors.device,
                 num_threads=max(1, int(actors.cpus)),
             )
@@ -245,7 +260,7 @@ def _show_plan(
         sample=sample,
         row_name=spec.row_name,
     )
-    for line in format_plan(plan, expected, row_name=spec.row_name):
+    for line in [*format_plan(plan, expected, row_name=spec.row_name), *(look.lines if look else [])]:
         print(line)
     return EXIT_DONE
 
@@ -282,8 +297,6 @@ def _tokenize(
             urls, job, config.actors, config.failures, stop=stop, on_progress=show, every_s=config.progress.every_s
         ):  # fmt: skip
             outcome.add(result)
-            if result.error:
-                logger.error("failed: %s: %s", storage.redact(result.url), result.error)
 
 
 def _finish(
@@ -293,11 +306,10 @@ def _finish(
     outcome: Outcome,
     job: JobSummary,
 ) -> int:
-    url, failed = config.output.url, outcome.failed
+    url, findings, failed = config.output.url, outcome.findings, outcome.failed
     summary = None if plan.todo or plan.changed else dataset.TokenDataset(url).summary
     if summary is None:
-        shown = {storage.redact(shard): error for shard, error in failed.items()}
-        summary = dataset.write_summary(url, planned=plan.names, failed=shown, run=outcome.figures)
+        summary = dataset.write_summary(url, planned=plan.names, failed=failed, run=outcome.figures)
     figures, counts = summary["figures"], summary["statistics"]
     job.add({"dataset_images": counts["num_images"], "dataset_quarantined": counts["num_quarantined"]})
     num_missing = len(plan.todo) - outcome.num_done
@@ -313,16 +325,20 @@ def _finish(
             f"tokens/{name} {figures['mean_tokens']:.1f} ± {figures['std_tokens']:.1f}, entropy "
             f"{figures['mean_entropy_nats']:.1f} nats/{name}, dropped {figures['mean_entropy_dropped_nats']:.1f}"
         )
-    lines += [f"quarantined {count}: {reason}" for reason, count in counts["quarantine_reasons"].items()]
-    lines += [f"failed {storage.redact(shard)}: {error}" for shard, error in sorted(failed.items())]
+    lines += [
+        f"quarantined {count}: {reason}{findings.explain(reason)}"
+        for reason, count in counts["quarantine_reasons"].items()
+    ]
     budget = config.failures.max_failed_shards
     is_within_budget = len(failed) <= (budget or 0)
+    warnings, errors = findings.notice_lines(), findings.failure_lines()
     if failed:
         left = f", {num_missing - len(failed)} were not begun" if num_missing > len(failed) else ""
         tolerated = f" (failures.max_failed_shards={budget})" if budget is not None else ""
-        lines.append(f"{len(failed)} shards failed{tolerated}{left}; the same command tries them again")
-    for line in lines:
-        logger.info("%s", line)
+        errors.append(f"{len(failed)} shards failed{tolerated}{left}; the same command tries them again")
+    for level, told in ((logging.INFO, lines), (logging.WARNING, warnings), (logging.ERROR, errors)):
+        for line in told:
+            logger.log(level, "%s", line)
     return EXIT_DONE if is_within_budget else EXIT_FAILED_SHARDS
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -341,7 +343,45 @@ def test_an_empty_shard_is_a_shard_of_no_rows(checkpoint: str, tmp_path: Path) -
     job = make_job(checkpoint, tmp_path / "out")
     result = ShardTokenizer(job, device="cpu", num_threads=1)(write_shard(tmp_path / "a.tar", []))
     assert (result.error, result.num_images) == ("", 0)
+    assert [notice.text for notice in result.notices] == ["there is nothing in the shard"]
     assert list(TokenDataset(job.output_url).rows()) == []
+
+
+def test_a_shard_without_an_image_is_not_done(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readings = []
+    real = shard_tokenizer.open_samples
+    monkeypatch.setattr(
+        shard_tokenizer, "open_samples", lambda url, **options: readings.append(url) or real(url, **options)
+    )
+    bad = [("a.jpg", b"<html>"), ("b.b.png", b"x"), ("c.jpg", b"<html>"), ("d.txt", b"x"), ("e.npy", b"")]
+    shard = write_shard(tmp_path / "a.tar", bad)
+    tokenize = ShardTokenizer(make_job(checkpoint, tmp_path / "out"), device="cpu", num_threads=1)
+    error = tokenize(shard).error
+    assert error.startswith(
+        f"{shard}: none of 5 samples gives a row (3 NoImage, first 'b': files .b.png, none"
+    )
+    assert "; 2 NotAnImage, first 'a': begins with b'<html>'; expected" in error
+    assert error.endswith("); mend the shard, or leave it out of input.shards") and "\n" not in error
+    assert readings == [shard]  # it is the same when read again
+    assert digest(tmp_path / "out") == {}
+    # One image among them, and all the others are quarantine rows.
+    result = tokenize(write_shard(tmp_path / "a.tar", [*bad, *crop_members(1)]))
+    assert (result.error, result.num_images, result.num_quarantined) == ("", 1, 5)
+    counts = {refusal.text: (refusal.num_samples, refusal.example[:8]) for refusal in result.refusals}
+    assert counts == {"NotAnImage": (2, "'a': beg"), "NoImage": (3, "'b': fil")}
+
+
+def test_a_shard_of_class_names_is_refused_or_has_no_labels(checkpoint: str, tmp_path: Path) -> None:
+    image = crop_members(1)[0][1]
+    shard = str(tmp_path / "a.parquet")
+    pq.write_table(pa.table({"image": [image, image], "label": ["cat", "dog"]}), shard)
+    job = make_job(checkpoint, tmp_path / "out")
+    assert "column label: string holds 'cat'" in ShardTokenizer(job, device="cpu", num_threads=1)(shard).error
+    without = replace(job, limits=ShardLimits(ignore=["label"]))
+    assert ShardTokenizer(without, device="cpu", num_threads=1)(shard).num_images == 2
+    assert [row.label for row in TokenDataset(job.output_url).rows()] == [None, None]
 
 
 def test_weights_that_give_no_numbers_fail_the_shard(checkpoint: str, tmp_path: Path) -> None:

@@ -194,6 +194,34 @@ def test_s3_to_s3_with_a_shard_that_cannot_be_read(
 
 
 @pytest.mark.slow
+def test_shards_without_an_image_are_told_once(checkpoint: str, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    members = crop_members(3)
+    for number in range(9):
+        names = [(f"shot {number} at 10.11.{i}.png", members[0][1]) for i in range(2)]
+        write_shard(folder / f"bad-{number}.tar", names)
+    write_shard(folder / "good.tar", [*members, ("a.json", b'{"x": NaN}'), ("a.png", members[0][1])])
+    arguments = (f"input.shards={folder}", f"output.url={tmp_path}/out", f"tokenizer.checkpoint={checkpoint}")
+    done = run(*arguments, "--dry-run")
+    assert done.returncode == 0 and not (tmp_path / "out").exists()
+    assert (
+        "looked into 8 shards: 7 would fail; of 4 samples of the others 4 give an image, 0 would"
+        in done.stdout
+    )
+    assert done.stdout.count("a key ends at the first dot") == 1 and "stored as null" in done.stdout
+    for _ in range(2):  # once more, since they are not done
+        done = run(*arguments)
+        assert done.returncode == 1
+        lines = [line for line in done.stderr.splitlines() if "a key ends at the first dot" in line]
+        assert len(lines) == 2 and all(" ERROR " in line for line in lines)  # when it comes, and at the end
+        assert "8 more shards failed like it" in done.stderr and "Traceback" not in done.stderr
+    summary = TokenDataset(str(tmp_path / "out")).summary
+    assert summary is not None and len(summary["failed_shards"]) == 9
+    assert summary["statistics"]["num_images"] == 4
+
+
+@pytest.mark.slow
 def test_a_dry_run_tells_the_plan_and_writes_nothing(
     checkpoint: str, shards: list[str], tmp_path: Path
 ) -> None:

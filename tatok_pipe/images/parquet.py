@@ -13,19 +13,13 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tatok_pipe.images.fields import (
-    MAX_KEY_CHARACTERS,
-    MetadataError,
-    check_label,
-    digest_key,
-    parse_json,
-    parse_text,
-    shorten_key,
-)
+from tatok_pipe.images.limits import DEFAULT_LIMITS, ShardLimits
+from tatok_pipe.images.notices import Notices
 from tatok_pipe.images.parquet_columns import Columns, Row, are_tokens, find_columns
 from tatok_pipe.images.parquet_footer import Footer, parse_footer
 from tatok_pipe.images.parquet_pages import BadPage, Chunk, PageGuard
-from tatok_pipe.images.shards import DEFAULT_LIMITS, ShardError, ShardLimits
+from tatok_pipe.images.parquet_rows import RowReader
+from tatok_pipe.images.shards import ShardError
 from tatok_pipe.records import ImageSample, Quarantined
 from tatok_pipe.storage.random_access import RandomAccess
 
@@ -36,34 +30,43 @@ _MAX_BATCH_BYTES = 256 << 20
 
 
 def read_parquet(
-    file: RandomAccess, *, shard: str, limits: ShardLimits = DEFAULT_LIMITS
+    file: RandomAccess,
+    *,
+    shard: str,
+    limits: ShardLimits = DEFAULT_LIMITS,
+    notices: Notices | None = None,
 ) -> Iterator[ImageSample | Quarantined]:
     """The rows of a Parquet file of encoded images, in order; `shard` is its name in messages.
 
     The image is the first of IMAGE_COLUMNS (names: `parquet_columns`) that is a struct with a binary field
-    `bytes`, or binary; else the only such struct. Label: the first of LABEL_COLUMNS with integers. Caption and
-    meta: the first of CAPTION_COLUMNS and META_COLUMNS with text; meta only where it is JSON. Key: the first of
-    KEY_COLUMNS with text or integers; where there is none, or null, the row number in 8 digits. Nothing else
-    is read.
+    `bytes`, or binary; else the only such struct; else the first with text. Label and caption: the first of
+    LABEL_NAMES and CAPTION_NAMES (`fields`) by type, numbers before text before lists, as `fields.read_label` and
+    `read_caption` read them; where there is none, what the JSON says. Meta: the first of META_COLUMNS with text or a
+    struct, JSON. Key: the first of KEY_COLUMNS; where there is none, or null, the row number in 8 digits. An image in
+    base64 is decoded. `limits.ignore` leaves parts unread, and nothing else is read. What a user ought to know of all
+    this goes to `notices`.
 
-    Quarantined, stage "shard": DuplicateKey, LongKey, NoImage, TooManyBytes; stage "metadata": BadLabel,
-    BadCaption. Raises ShardError for a file that is no Parquet, has no column of images, is damaged, or is
-    beyond the limits; what came before it were whole samples. Errors of the file itself pass through.
+    Quarantined, stage "shard": DuplicateKey, LongKey, BadKey, NoImage, TooManyBytes; stage "metadata": BadLabel,
+    BadCaption, BadJson (of a column `json`). Raises ShardError for a file that is no Parquet, has no column of
+    images, is damaged, or is beyond the limits, and UnusableShard where a column cannot be what it is called: by its
+    type, or by the first value that it has; what came before it were whole samples. Errors of the file itself pass
+    through.
     """
     num_samples = 0
+    notices = Notices() if notices is None else notices
     guard = PageGuard(file, limits.max_page_bytes)
     try:
-        opened = _open(guard, file, shard, limits)
-        seen: set[bytes] = set()
+        opened = _open(guard, file, shard, limits, notices)
+        reader = RowReader(
+            opened.parquet.schema_arrow, opened.columns, shard=shard, limits=limits, notices=notices
+        )
         for row in opened.rows():
-            key = f"{num_samples:08d}" if row.key is None else row.key
-            digest = digest_key(key)
-            yield _make_sample(key, row, limits, is_repeated=digest in seen)
-            seen.add(digest)
+            yield reader.read(row)
             num_samples += 1
         if num_samples != opened.num_rows:
             reason = f"{num_samples} rows where the footer promises {opened.num_rows}"
             raise ShardError(shard, num_samples, reason)
+        reader.close()
     except ShardError:
         file.check_unchanged()
         raise
@@ -107,12 +110,12 @@ class _Opened:
             yield from self.columns.rows(batch)
 
 
-def _open(guard: PageGuard, file: RandomAccess, shard: str, limits: ShardLimits) -> _Opened:
+def _open(guard: PageGuard, file: RandomAccess, shard: str, limits: ShardLimits, notices: Notices) -> _Opened:
     """Check the footer against the limits, and have the guard and the file know what will be read."""
     footer, parquet = _open_footer(guard, shard)
-    columns = find_columns(parquet.schema_arrow, shard)
-    wanted, schema = set(columns.paths), parquet.schema
-    chunks = footer.chunks([i for i in range(len(schema.names)) if schema.column(i).path in wanted])
+    columns = find_columns(parquet.schema_arrow, shard, limits, notices)
+    schema = parquet.schema
+    chunks = footer.chunks([i for i in range(len(schema.names)) if columns.is_read(schema.column(i).path)])
     _check_limits(footer, chunks, shard, limits)
     guard.watch(chunks)
     file.read_ahead([(chunk.start, chunk.stop) for chunk in chunks])
@@ -174,57 +177,3 @@ def _check_limits(footer: Footer, chunks: Sequence[Chunk], shard: str, limits: S
             f"{num_bytes} bytes when decompressed, more than max_shard_bytes={limits.max_shard_bytes}",
             "split the shard, or raise max_shard_bytes",
         )
-
-
-def _make_sample(key: str, row: Row, limits: ShardLimits, *, is_repeated: bool) -> ImageSample | Quarantined:
-    num_bytes = sum(len(value) for value in (row.image, row.caption, row.meta) if value is not None)
-    short = shorten_key(key)
-    fault = None
-    if short != key:
-        fault = "LongKey", f"a key of more than {MAX_KEY_CHARACTERS} characters"
-    elif is_repeated:
-        fault = "DuplicateKey", "another row before it has this key; give every row a key of its own"
-    elif row.image is None and row.path is not None:
-        fault = (
-            "NoImage",
-            (
-                f"no bytes, only the path {row.path[:200]!r}; embed the images before the file is written "
-                "(Hugging Face datasets: embed_table_storage; push_to_hub does it)"
-            ),
-        )
-    elif row.image is None:
-        fault = "NoImage", "the image is null"
-    else:
-        largest_text = limits.largest("txt")
-        for name, value, largest in (
-            ("image", row.image, limits.max_member_bytes),
-            ("caption", row.caption, largest_text),
-            ("meta", row.meta, largest_text),
-        ):
-            if value is not None and len(value) > largest:
-                limit = (
-                    "max_member_bytes=" if largest == limits.max_member_bytes else "the limit of metadata, "
-                )
-                fault = "TooManyBytes", f"{name}: {len(value)} bytes, more than {limit}{largest}"
-                break
-    if fault is not None or row.image is None:
-        error, message = fault or ("NoImage", "")
-        return Quarantined(short, "shard", error, message, num_bytes)
-    try:
-        return ImageSample(
-            key=key,
-            image=row.image,
-            label=None if row.label is None else check_label(row.label, f"the label is {row.label}"),
-            caption=None if row.caption is None else parse_text(row.caption, "BadCaption"),
-            meta=_parse_meta(row.meta),
-        )
-    except MetadataError as reason:
-        return Quarantined(key, "metadata", reason.error, str(reason), num_bytes)
-
-
-def _parse_meta(data: bytes | None) -> str | None:
-    """The text, where it is JSON: columns of these names hold all kinds of text."""
-    try:
-        return None if data is None else parse_json(data)
-    except MetadataError:
-        return None

@@ -11,18 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import BinaryIO
 
-from tatok_pipe.images.shards import (
-    DEFAULT_LIMITS,
-    IMAGE_EXTENSIONS,
-    METADATA_EXTENSIONS,
-    Files,
-    Named,
-    ShardError,
-    ShardLimits,
-    find_fault,
-    make_sample,
-    read_named,
-)
+from tatok_pipe.images.limits import DEFAULT_LIMITS, IMAGE_EXTENSIONS, ShardLimits
+from tatok_pipe.images.notices import Notices
+from tatok_pipe.images.sample_files import Files, Named, find_fault, make_sample
+from tatok_pipe.images.shards import ShardError, check_samples, read_named
 from tatok_pipe.images.tar import BrokenTar
 from tatok_pipe.records import ImageSample, Quarantined
 
@@ -38,6 +30,7 @@ def read_regrouped(
     shard: str,
     limits: ShardLimits = DEFAULT_LIMITS,
     max_kept_bytes: int = MAX_KEPT_BYTES,
+    notices: Notices | None = None,
 ) -> Iterator[ImageSample | Quarantined]:
     """The samples of a WebDataset tar, its files in any order, in the order of the images; both times
     `open_stream` gives the whole shard, from its first byte.
@@ -46,12 +39,15 @@ def read_regrouped(
     AmbiguousImage. A sample that cannot have an image comes where its first file is. Raises ShardError; also
     where more than `max_kept_bytes` would be kept, and where the second pass finds other members.
     """
+    notices = Notices() if notices is None else notices
     num_samples = 0
     try:
         with open_stream() as stream:
-            samples, fingerprint = _collect(stream, shard, limits, max_kept_bytes)
+            samples, fingerprint = _collect(stream, shard, limits, notices, max_kept_bytes)
+        check_samples(len(samples), shard, notices)
         with open_stream() as stream:
-            members = _Members(stream, limits, keep=IMAGE_EXTENSIONS)
+            # What is told of files of no sample was told in the first pass.
+            members = _Members(stream, limits, Notices(), keep=frozenset(IMAGE_EXTENSIONS))
             for entry in members:
                 files = samples.get(entry.key)
                 if files is None:
@@ -62,7 +58,7 @@ def read_regrouped(
                 if not is_faulty and entry.member.data is None:
                     break  # the file has changed
                 samples[entry.key] = None
-                yield make_sample(entry.key, files, entry.member.data, limits)
+                yield make_sample(entry.key, files, entry.member.data, limits, notices)
                 num_samples += 1
             else:
                 if members.fingerprint == fingerprint:
@@ -75,8 +71,10 @@ def read_regrouped(
 class _Members:
     """The members of samples, and a fingerprint of those that have gone by."""
 
-    def __init__(self, stream: BinaryIO, limits: ShardLimits, *, keep: tuple[str, ...]) -> None:
-        self._members = read_named(stream, limits, wanted=frozenset(keep).__contains__)
+    def __init__(
+        self, stream: BinaryIO, limits: ShardLimits, notices: Notices, *, keep: frozenset[str]
+    ) -> None:
+        self._members = read_named(stream, limits, notices, wanted=keep.__contains__)
         self._digest = hashlib.blake2b(digest_size=16)
 
     def __iter__(self) -> Iterator[Named]:
@@ -91,12 +89,12 @@ class _Members:
 
 
 def _collect(
-    stream: BinaryIO, shard: str, limits: ShardLimits, max_kept_bytes: int
+    stream: BinaryIO, shard: str, limits: ShardLimits, notices: Notices, max_kept_bytes: int
 ) -> tuple[dict[str, Files | None], bytes]:
     """Key -> all its files but the image's data; and the fingerprint of the members."""
     samples: dict[str, Files | None] = {}
     num_kept_bytes = 0
-    members = _Members(stream, limits, keep=METADATA_EXTENSIONS)
+    members = _Members(stream, limits, notices, keep=limits.metadata_extensions)
     for entry in members:
         files = samples.get(entry.key)
         if files is None:

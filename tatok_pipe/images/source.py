@@ -7,6 +7,7 @@ from contextlib import ExitStack, closing, contextmanager
 from typing import BinaryIO
 
 from tatok_pipe import storage
+from tatok_pipe.images.notices import Notices
 from tatok_pipe.images.parquet import read_parquet
 from tatok_pipe.images.regroup import read_regrouped
 from tatok_pipe.images.shards import DEFAULT_LIMITS, ShardError, ShardLimits, read_samples
@@ -26,6 +27,7 @@ def open_samples(
     regroup: bool = False,
     part_bytes: int = PART_BYTES,
     num_parallel: int = NUM_PARALLEL,
+    notices: Notices | None = None,
 ) -> Iterator[Iterator[ImageSample | Quarantined]]:
     """The samples of an image shard, in order: a Parquet file where the name ends in `.parquet`, else a tar.
 
@@ -33,7 +35,8 @@ def open_samples(
     parsed; iterating parses. `info` (from `file_info`) says which version of the file is meant: another one
     raises OSError. While iterating, a shard that cannot be read to its end raises ShardError, and where the
     files of a sample do not follow one another InterleavedShard: what came is then to be thrown away, and the
-    shard opened again with `regroup=True`, which reads a tar twice and means nothing to Parquet.
+    shard opened again with `regroup=True`, which reads a tar twice and means nothing to Parquet. What a user ought
+    to know of the shard goes to `notices`.
     """
     shard = storage.redact(url)
     if info.size_bytes > limits.max_shard_bytes:
@@ -45,7 +48,7 @@ def open_samples(
         )
     if url.partition("?")[0].lower().endswith(PARQUET_SUFFIX):
         with closing(storage.open_random_access(url, info=info, num_ahead=num_parallel)) as file:
-            yield read_parquet(file, shard=shard, limits=limits)
+            yield read_parquet(file, shard=shard, limits=limits, notices=notices)
         return
     with ExitStack() as streams:
 
@@ -56,6 +59,6 @@ def open_samples(
         first = open_stream()
         if regroup:
             passes = iter([lambda: first, open_stream])
-            yield read_regrouped(lambda: next(passes)(), shard=shard, limits=limits)
+            yield read_regrouped(lambda: next(passes)(), shard=shard, limits=limits, notices=notices)
         else:
-            yield read_samples(first, shard=shard, limits=limits)
+            yield read_samples(first, shard=shard, limits=limits, notices=notices)

@@ -16,6 +16,7 @@ import numpy as np
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
 from tatok_pipe.images.decode import DecodeError, PreprocessConfig, decode_image
+from tatok_pipe.images.limits import IMAGES_ONLY
 from tatok_pipe.images.shards import InterleavedShard, ShardError
 from tatok_pipe.images.source import open_samples
 from tatok_pipe.parallel import map_ahead
@@ -121,7 +122,7 @@ class TrainingImages:
         info = storage.file_info(url)
         for regroup in (False, True):
             try:
-                with open_samples(url, info=info, regroup=regroup) as samples:
+                with open_samples(url, info=info, limits=IMAGES_ONLY, regroup=regroup) as samples:
                     for sample in samples:
                         if not isinstance(sample, ImageSample):
                             shard = storage.redact(url)

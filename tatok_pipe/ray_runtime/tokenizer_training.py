@@ -24,6 +24,7 @@ from tatok_pipe import storage
 from tatok_pipe.config import from_dict, to_dict
 from tatok_pipe.errors import UserError
 from tatok_pipe.images.decode import DecodeError, PreprocessConfig, decode_image
+from tatok_pipe.images.limits import IMAGES_ONLY
 from tatok_pipe.images.shards import ShardError
 from tatok_pipe.images.source import open_samples
 from tatok_pipe.images.stream import TrainingImages
@@ -323,7 +324,7 @@ def load_images(shards: list[str], image_size: int, max_images: int) -> torch.Te
     for url in shards:
         limit = min(max_images, len(crops) + per_shard)
         try:
-            with open_samples(url, info=storage.file_info(url)) as samples:
+            with open_samples(url, info=storage.file_info(url), limits=IMAGES_ONLY) as samples:
                 for sample in samples:
                     if isinstance(sample, ImageSample):
                         with suppress(DecodeError):

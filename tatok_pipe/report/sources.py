@@ -17,7 +17,9 @@ import numpy as np
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
-from tatok_pipe.images.shards import DEFAULT_LIMITS, InterleavedShard, ShardError, ShardLimits
+from tatok_pipe.images.fields import IGNORABLE
+from tatok_pipe.images.limits import DEFAULT_LIMITS, ShardLimits
+from tatok_pipe.images.shards import InterleavedShard, ShardError
 from tatok_pipe.images.source import open_samples
 from tatok_pipe.records import ImageSample, TokenRecord
 from tatok_pipe.report.figures import SourceSizes
@@ -207,4 +209,5 @@ def _limits(encoding: dict[str, Any]) -> ShardLimits:
         max_shard_bytes=sys.maxsize,
         max_page_bytes=sys.maxsize,
         require_end_marker=False,
+        ignore=list(IGNORABLE),
     )

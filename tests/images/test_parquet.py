@@ -55,7 +55,7 @@ def test_a_whole_row(read: Read):
     table = pa.table(
         {
             "image": images(b"one", b"two"), "label": [7, None], "text": ["Käse", None],
-            "json": ['{"x": 1}', "not JSON"], "__key__": ["d/a", None], "other": [b"x", b"y"],
+            "json": ['{"x": 1}', None], "__key__": ["d/a", None], "other": [b"x", b"y"],
         }
     )  # fmt: skip
     assert read(table) == [ImageSample("d/a", b"one", 7, "Käse", '{"x": 1}'), ImageSample("00000001", b"two")]
@@ -102,7 +102,8 @@ def test_types_of_what_belongs_to_it(read: Read):
     )  # fmt: skip
     assert read(table) == [ImageSample("0", b"1", 2, "c", "[]")]
     others = {"label": pa.array([[1]]), "caption": pa.array([["c"]]), "json": pa.array([{"a": 1}])}
-    assert read(pa.table({"image": images(b"1")} | others)) == [ImageSample("00000000", b"1")]
+    expected = ImageSample("00000000", b"1", 1, "c", '{"a": 1}')
+    assert read(pa.table({"image": images(b"1")} | others)) == [expected]
 
 
 @pytest.mark.parametrize(("columns", "chosen"), [

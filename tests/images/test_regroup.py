@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tatok_pipe.images.notices import Notices
 from tatok_pipe.images.regroup import read_regrouped
 from tatok_pipe.images.shards import InterleavedShard, ShardError, ShardLimits, read_samples
 from tatok_pipe.records import ImageSample, Quarantined
@@ -49,6 +50,20 @@ def test_grouped_by_extension():
         ImageSample("b", b"b", 1, "a caption"),
         ImageSample("c", b"c", 2),
     ]
+
+
+def test_what_is_told_is_told_once():
+    files = [("a.jpg", b"1"), ("b.jpg", b"2"), ("a.cls", b"None"), ("b.coarse_label", b"1"), ("README", b"")]
+    notices = Notices()
+    data = pack(files)
+    samples = list(read_regrouped(lambda: io.BytesIO(data), shard="x.tar", notices=notices))
+    assert samples == [ImageSample("a", b"1"), ImageSample("b", b"2")]
+    assert [(notice.example, notice.num_samples) for notice in notices.all] == [
+        ("README", 1),
+        ("a", 1),
+        ("b", 1),
+    ]
+    assert regroup(pack([("a.jpg", b"1"), ("b.jpg", b"2"), ("a.cls", b"cat")]), ignore=["label"]) == samples
 
 
 def test_samples_come_where_their_image_is_and_refusals_where_they_begin():

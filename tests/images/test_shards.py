@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gc
 import io
 import json
@@ -14,14 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tatok_pipe.images.fields import MAX_KEY_CHARACTERS, MAX_METADATA_BYTES
-from tatok_pipe.images.shards import (
-    IMAGE_EXTENSIONS,
-    UNREAD_EXTENSIONS,
-    InterleavedShard,
-    ShardError,
-    ShardLimits,
-    read_samples,
-)
+from tatok_pipe.images.limits import IMAGE_EXTENSIONS, UNREAD_EXTENSIONS, ShardLimits
+from tatok_pipe.images.notices import EMPTY, GAP, JSON_LABEL, MENDED_JSON, Notices
+from tatok_pipe.images.shards import InterleavedShard, ShardError, UnusableShard, read_samples
 from tatok_pipe.records import ImageSample, Quarantined
 
 webdataset = pytest.importorskip("webdataset")
@@ -36,6 +32,14 @@ def pack(*files: tuple[str, bytes]) -> bytes:
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     return buffer.getvalue()
+
+
+def read_noting(data: bytes, **limits) -> tuple[list[ImageSample | Quarantined], list[tuple[str, str, int]]]:
+    """Samples, and what was told: text, example, number of samples."""
+    notices = Notices()
+    stream = io.BytesIO(data)
+    samples = list(read_samples(stream, shard="x.tar", limits=ShardLimits(**limits), notices=notices))
+    return samples, [(notice.text, notice.example, notice.num_samples) for notice in notices.all]
 
 
 def read(data: bytes, **limits) -> list[ImageSample | Quarantined]:
@@ -167,14 +171,32 @@ def test_pickles_are_never_loaded(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("value", "label"), [(b"0", 0), (b"-3", -3), (b"+3\r\n", 3), (b"007", 7), (b"\t2147483647", 2**31 - 1)]
-)
+    ("value", "label"),
+    [
+        (b"0", 0), (b"-3", -3), (b"+3\r\n", 3), (b"007", 7), (b"\t2147483647", 2**31 - 1), (b"3.0", 3), (b"True", 1),
+        (b"\xef\xbb\xbf5", 5), (b"None", None), (b"nan\n", None),
+    ],
+)  # fmt: skip
 def test_labels(value, label):
     assert only(("a.jpg", b"1"), ("a.cls", value)) == ImageSample("a", b"1", label)
 
 
 @pytest.mark.parametrize(
-    "value", [b"", b"cat", b"3.0", b"1 2", b"1_000", "٣".encode(), b"2147483648", b"9" * 5000]
+    "value",
+    [
+        b"",
+        b"cat",
+        b"3.5",
+        b"inf",
+        b"1e3",
+        b"\xff",
+        b"[3]",
+        b"1 2",
+        b"1_000",
+        "٣".encode(),
+        b"2147483648",
+        b"9" * 5000,
+    ],
 )
 def test_bad_labels(value):
     assert refused(("a.jpg", b"1"), ("a.cls", value)) == ("metadata", "BadLabel")
@@ -190,6 +212,89 @@ def test_captions():
     both = [("a.jpg", b"1"), ("a.caption", b"short"), ("a.txt", b"\xef\xbb\xbflong")]
     assert only(*both) == ImageSample("a", b"1", caption="long")  # without its byte order mark
     assert refused(("a.jpg", b"1"), ("a.txt", b"caf\xe9")) == ("metadata", "BadCaption")
+
+
+@pytest.mark.parametrize(
+    ("files", "label"),
+    [
+        ({"label": b"3"}, 3), ({"cls.txt": b"3"}, 3), ({"class": b"3"}, 3), ({"LABEL.TXT": b"3"}, 3),
+        ({"label": b"3", "cls": b"4"}, 4), ({"cls": b"cat", "class_id": b"5"}, 5),
+        ({"json": b'{"label": 6}'}, 6), ({"json": b'{"label": 6}', "cls": b"4"}, 4),
+        ({"json": b'{"name": "owl"}'}, None), ({"npy": b"3"}, None), ({"index": b"3"}, None),
+    ],
+)  # fmt: skip
+def test_where_labels_are(files, label):
+    sample = only(("a.jpg", b"1"), *((f"a.{name}", data) for name, data in files.items()))
+    assert isinstance(sample, ImageSample) and sample.label == label
+
+
+def test_captions_in_json_count_where_there_is_no_file():
+    told = ("a.json", b'{"caption": "told"}')
+    assert isinstance(sample := only(("a.jpg", b"1"), told), ImageSample) and sample.caption == "told"
+    sample = only(("a.jpg", b"1"), told, ("a.text", b"written"))
+    assert isinstance(sample, ImageSample) and sample.caption == "written"
+
+
+def test_what_is_there_and_not_taken_is_told():
+    files = [
+        ("a.jpg", b"1"), ("a.cls", b"1"), ("a.coarse_label", b"0"), ("b.jpg", b"1"), ("b.json", b'{"label": "cat"}'),
+        ("c.jpg", b"1"), ("c.cls", b"None"), ("d.jpg", b"1"), ("d.json", b'{"x": NaN}'), ("e.jpg", b"1"),
+        ("e.2021.png", b"1"), ("f.jpg", b"1"), ("f.class_name.txt", b"cat"), ("README", b""), ("g.jpg", b"1"),
+        ("._g.jpg", b"1"), ("LICENSE", b""), ("h.jpg", b"1"), ("h.seg.png", b"1"),
+    ]  # fmt: skip
+    samples, told = read_noting(pack(*files))
+    assert [sample.label for sample in samples if isinstance(sample, ImageSample)] == [1, *[None] * 7]
+    assert [text for text, _, _ in told[1:4]] == [JSON_LABEL, GAP, MENDED_JSON]
+    assert told[0][0].startswith("the label is .cls; .coarse_label is not taken") and told[0][1:] == ("a", 1)
+    assert told[1][1].startswith("b: \"label\" holds 'cat', expected a label")
+    assert "no images of their own" in told[4][0] and told[4][1:] == ("e.2021.png", 2)
+    assert "without an extension" in told[5][0] and told[5][1:] == ("README", 2)
+    assert told[6][0].startswith("there is no label; .class_name.txt is not taken")
+    assert len(told) == 7
+    assert read_noting(pack(*files[:2]))[1] == []
+
+
+def test_what_is_ignored_needs_not_be_right():
+    bad = [("a.jpg", b"1"), ("a.cls", b"cat"), ("a.txt", b"\xff"), ("a.txt", b"\xff"), ("a.json", b"{")]
+    ignore = ["label", "caption", "meta"]
+    assert read_noting(pack(*bad), ignore=ignore) == ([ImageSample("a", b"1")], [])
+    assert only(*bad[:2], ("a.json", b'{"label": 1}'), ignore=["label"]) == ImageSample(
+        "a", b"1", meta='{"label": 1}'
+    )
+    with pytest.raises(ValueError, match="ignore='key': expected a list from label, caption, meta"):
+        ShardLimits(ignore=["key"])
+
+
+def test_a_shard_without_a_sample():
+    assert read_noting(pack()) == ([], [(EMPTY, "", 1)])
+    with pytest.raises(
+        UnusableShard, match="^x.tar: none of 2 files has an extension, as 'd/0001' has none; name"
+    ):
+        read_noting(pack(("d/0001", b"1"), ("0002", b"1"), ("._a.jpg", b"1")))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ["Screenshot 2021-01-01 at 10.11.12.png"],
+            "first dot of a name, so .11.12.png is no image; leave no other",
+        ),
+        (["photo.2021.01.JPG", "photo.2021.02.JPG"], "first dot of a name, so .2021.01.jpg is no image"),
+        (["n01440764.tar"], ".tar is an archive; unpack it, and give what was in it as shards of their own"),
+        (["a.tar.gz"], ".tar.gz is an archive"),
+    ],
+)
+def test_why_there_is_no_image(names: list[str], message: str):
+    (sample,) = read(pack(*((name, b"1") for name in names)))
+    assert isinstance(sample, Quarantined) and sample.error == "NoImage" and message in sample.message
+
+
+def test_images_in_base64_are_decoded():
+    image = b"\x89PNG\r\n\x1a\n and so on and so on"
+    samples, told = read_noting(pack(("a.png", base64.b64encode(image)), ("b.png", image)))
+    assert samples == [ImageSample("a", image), ImageSample("b", image)]
+    assert told == [("the images are base64 text or data: URIs: decoded", "a", 1)]
 
 
 def test_shard_stage_refusals():

@@ -1,0 +1,182 @@
+"""What becomes of the parts of a sample, as tables of Markdown, made by giving examples to the real readers."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tatok_pipe import storage
+from tatok_pipe.images.fields import CAPTION_NAMES, LABEL_NAMES
+from tatok_pipe.images.limits import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
+from tatok_pipe.images.notices import Notices
+from tatok_pipe.images.parquet_columns import IMAGE_COLUMNS, KEY_COLUMNS, META_COLUMNS
+from tatok_pipe.images.shards import ShardError
+from tatok_pipe.images.source import open_samples
+from tatok_pipe.records import ImageSample, Quarantined
+
+from ..pictures import Member, write_shard
+
+_IMAGE = b"\xff\xd8\xff\xe0 an image, as far as readers look at it"
+_SHARD = "SHARD"  # in place of its path
+_NOT_SHOWN = {IMAGE_COLUMNS.index(name) for name in IMAGE_EXTENSIONS if name in IMAGE_COLUMNS}
+
+
+def section() -> str:
+    """The part of docs/inputs.md on labels, captions, keys and JSON."""
+    with tempfile.TemporaryDirectory(prefix="tatok-") as folder:
+        path = Path(folder)
+        return "\n".join(
+            [
+                "## Labels, captions, keys and JSON",
+                "",
+                "What is there and cannot be used is never taken for absent: it is a quarantine row, a refused shard, "
+                "or a line of warning. `input.limits.ignore=[label,caption,meta]` leaves parts unread that are of "
+                "another kind than these.",
+                "",
+                f"Labels are called {_names(LABEL_NAMES)}, in this order: as columns, as extensions of a tar's files "
+                "(`cls` first; also with `.txt` behind it), and at the top of a sample's JSON where there is neither. "
+                "Of columns one of numbers comes before one of text, and that before a list. What is called like a "
+                "label otherwise (`coarse_label`, `category`, …) is not taken, and told. The name of a folder is no "
+                "label.",
+                "",
+                "### Files of a tar",
+                "",
+                f"A key is a name up to its first dot. Images end in {_names(IMAGE_EXTENSIONS)}, captions in "
+                f"{_names(CAPTION_EXTENSIONS)}; the first that is there counts.",
+                "",
+                *_table(("files", "what becomes of them"), _tar_rows(path)),
+                "",
+                "### A label, in a file of a tar and in a column of Parquet",
+                "",
+                *_table(("written as", "in a tar's `.cls`", "in a column `label`"), _label_rows(path)),
+                "",
+                "### Columns of Parquet",
+                "",
+                "The image is a struct with a binary field `bytes`, or binary, or base64 as text, and is called "
+                f"{_names([name for i, name in enumerate(IMAGE_COLUMNS) if i not in _NOT_SHOWN])} or an extension "
+                f"above; or it is the only such struct. Captions are called {_names(CAPTION_NAMES)}, JSON "
+                f"{_names(META_COLUMNS)}, keys {_names(KEY_COLUMNS)}; without a key the row number is one.",
+                "",
+                "A column that cannot be what it is called, by its type or by the first value in it, refuses the "
+                "shard. A value that cannot, after one that could, is a quarantine row.",
+                "",
+                *_table(("column", "of type", "what becomes of it"), _column_rows(path)),
+                "",
+            ]
+        )
+
+
+def _tar_rows(folder: Path) -> Iterable[Sequence[str]]:
+    image = ("a.jpg", _IMAGE)
+    examples: list[list[Member]] = [
+        [image, ("a.cls", b"3"), ("a.txt", b"a caption"), ("a.json", b'{"x": 1}')],
+        [image, ("a.cls.txt", b"3"), ("a.text", b"a caption")],
+        [image, ("a.json", b'{"label": 3, "caption": "c"}')],
+        [image, ("a.json", b'{"label": "cat"}')],
+        [image, ("a.json", b'{"aesthetic": NaN}')],
+        [image, ("a.json", b"{'x': 1}")],
+        [image, ("a.txt", b"caf\xe9")],
+        [image, ("a.coarse_label", b"3")],
+        [image, ("a.mask.png", b"")],
+        [image, ("README", b"")],
+        [("shot 10.11.png", _IMAGE), ("shot 10.11.cls", b"1")],
+        [("n01440764.tar", b"")],
+        [("0001", _IMAGE)],
+        [("a.cls", b"1")],
+        [image, ("a.png", _IMAGE)],
+        [],
+    ]
+    for members in examples:
+        shown = ", ".join(f"`{name}`" + _content(data) for name, data in members) or "none"
+        yield shown, _outcome(write_shard(folder / "x.tar", members))
+
+
+def _content(data: bytes) -> str:
+    shown = repr(data)[2:-1]
+    return "" if data in (b"", _IMAGE) else f" = `{shown}`"
+
+
+def _label_rows(folder: Path) -> Iterable[Sequence[str]]:
+    for value in ("3", " 3\\n", "3.0", "007", "true", "nan", "None", "", "cat", "0.5", "1e3", "99999999999"):
+        text = value.replace("\\n", "\n")
+        tar = write_shard(folder / "x.tar", [("a.jpg", _IMAGE), ("a.cls", text.encode())])
+        shown = f"text `{value}`" if value else "empty text"
+        yield shown, _outcome(tar), _outcome(_parquet(folder, label=pa.array([text])))
+    examples = [
+        ("integer", pa.array([3])), ("null", pa.array([None], pa.int64())), ("float 3.0", pa.array([3.0])),
+        ("float NaN", pa.array([math.nan])), ("float 0.5", pa.array([0.5])), ("decimal 3.00",
+            pa.array([Decimal("3.00")])),
+        ("bool true", pa.array([True])), ("category of integers", pa.array([3]).dictionary_encode()),
+        ("category of names", pa.array(["cat"]).dictionary_encode()), ("list [3]", pa.array([[3]])),
+        ("list []", pa.array([[]], pa.list_(pa.int64()))), ("list [3, 4]", pa.array([[3, 4]])),
+        ("struct", pa.array([{"id": 3}])), ("integer 2^40", pa.array([2**40])),
+    ]  # fmt: skip
+    for shown, column in examples:
+        yield shown, "", _outcome(_parquet(folder, label=column))
+
+
+def _column_rows(folder: Path) -> Iterable[Sequence[str]]:
+    examples: list[dict[str, Any]] = [
+        {"label": pa.array(["cat"]), "class_id": pa.array([3])},
+        {"fine_label": pa.array([3]), "coarse_label": pa.array([0])},
+        {"category": pa.array([3])},
+        {"label": pa.array([None], pa.float64())},
+        {"caption": pa.array(["c"])}, {"caption": pa.array([b"c"])}, {"caption": pa.array([["c"]])},
+        {"caption": pa.array([["c", "d"]])}, {"caption": pa.array([1])},
+        {"id": pa.array([7])}, {"id": pa.array([7.0])}, {"id": pa.array([bytes(range(4))], pa.binary(4))},
+        {"id": pa.array([0.5])}, {"id": pa.array([[1]])},
+        {"json": pa.array(['{"label": 3}'])}, {"json": pa.array([{"label": 3, "x": math.nan}])},
+        {"json": pa.array(["free text"])}, {"meta": pa.array(["free text"])},
+    ]  # fmt: skip
+    for columns in examples:
+        names = ", ".join(f"`{name}`" for name in columns)
+        types = ", ".join(f"`{column.type}`" for column in columns.values())
+        yield names, types, _outcome(_parquet(folder, **columns))
+    for name, column in (("image", pa.array(["https://example.org/a.jpg"])), ("photo_url", pa.array(["x"]))):
+        path = folder / "x.parquet"
+        pq.write_table(pa.table({name: column}), path)
+        yield f"`{name}`, no other", f"`{column.type}`", _outcome(str(path))
+
+
+def _parquet(folder: Path, **columns: pa.Array) -> str:
+    path = folder / "x.parquet"
+    pq.write_table(pa.table({"image": pa.array([_IMAGE]), **columns}), path)
+    return str(path)
+
+
+def _outcome(shard: str) -> str:
+    """What the one sample of a shard became, and what was told of it."""
+    notices = Notices()
+    try:
+        with open_samples(shard, info=storage.file_info(shard), notices=notices) as samples:
+            told = [_show(sample) for sample in samples]
+    except ShardError as error:
+        told = [f"**refused**: {str(error).replace(f'{shard}: ', '')}"]
+    told += [f"warning: {notice.text}" for notice in notices.all]
+    return "; ".join(told).replace("|", "\\|").replace(shard, _SHARD)
+
+
+def _show(sample: ImageSample | Quarantined) -> str:
+    if isinstance(sample, Quarantined):
+        return f"**{sample.error}**: {sample.message}"
+    parts = [f"label {'null' if sample.label is None else sample.label}"]
+    parts += [f"caption `{sample.caption}`"] if sample.caption is not None else []
+    parts += [f"meta `{sample.meta}`"] if sample.meta is not None else []
+    parts += [f"key `{sample.key}`"] if sample.key not in ("a", "00000000") else []
+    return ", ".join(parts)
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return [f"| {' | '.join(line)} |" for line in lines]
