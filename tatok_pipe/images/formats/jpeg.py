@@ -144,8 +144,8 @@ def _decode(jpeg: Jpeg, size: tuple[int, int]) -> np.ndarray | None:
         return None
     if "extraneous bytes before marker 0xd9" in text and not jpeg.is_held_whole:
         # Bytes are left over. Some cameras write padding, and a picture is whole without it; else a damaged code was
-        # taken for a shorter one, and what follows it is in the wrong place. In a progressive picture, of which there
-        # are no such cameras, parts are so short that what is left over may look like padding.
+        # taken for a shorter one, and what follows it is in the wrong place. Between restarts and in progressive scans
+        # the parts are so short that what is left over may look like padding by chance, so there it is refused.
         with suppress(ValueError):
             return _decode_strictly(_without_padding(jpeg), jpeg, size)
     raise DecodeError("Truncated" if "remature end" in text else "Corrupt", f"libjpeg: {text}")
