@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from tests.inputs_table.fields import section as field_section
 from tests.inputs_table.images import image_section
+from tests.inputs_table.jpegs import jpeg_section
 
-SECTIONS: tuple[Callable[[], str], ...] = (image_section,)
+SECTIONS: tuple[Callable[[], str], ...] = (image_section, jpeg_section, field_section)
 
 _HEAD = """# What may go in
 
