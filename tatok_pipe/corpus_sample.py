@@ -80,11 +80,16 @@ class Look:
     @property
     def lines(self) -> list[str]:
         """For people."""
-        num_failed = len(self.findings.failed)
-        samples = count(self.num_images + self.num_refused, "sample")
+        num_failed, num_samples = len(self.findings.failed), self.num_images + self.num_refused
+        told = [f"{num_failed} would fail"] if num_failed else []
+        if num_samples or not told:
+            others = " in the others" if told else ""
+            told.append(
+                f"of {count(num_samples, 'sample')}{others} {self.num_images:,} would be rows, {self.num_refused:,} "
+                "quarantined"
+            )
         return [
-            f"looked into {count(self.num_shards, 'shard')}: {num_failed} would fail; of {samples} of the others "
-            f"{self.num_images:,} give an image, {self.num_refused:,} would be quarantined",
+            f"looked into {count(self.num_shards, 'shard')}: {', '.join(told)}",
             *(f"would be {line}" for line in self.findings.refusal_lines()),
             *self.findings.failure_lines(verb="would fail", named_in=""),
             *(f"note: {line}" for line in self.findings.notice_lines(min_shards=1)),

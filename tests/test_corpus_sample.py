@@ -41,8 +41,8 @@ def test_a_look_says_what_a_run_would(checkpoint: str, tmp_path: Path) -> None:
     look = look_at_shards(job, shards)
     assert [Path(shard.url).name for shard in look.good] == ["b.tar", "c.tar"]
     assert look.lines[0] == (
-        f"looked into 5 shards: 2 would fail; of {len(keys) + 4 + len(errors)} samples of the others {len(keys) + 4} "
-        f"give an image, {len(errors)} would be quarantined"
+        f"looked into 5 shards: 2 would fail, of {len(keys) + 4 + len(errors)} samples in the others {len(keys) + 4} "
+        f"would be rows, {len(errors)} quarantined"
     )
     text = "\n".join(look.lines)
     assert (
@@ -73,7 +73,7 @@ def test_shards_from_all_over_the_list(
     shards = shard_files(*(write_shard(tmp_path / f"{i}.tar", crop_members(4)) for i in range(29)))
     job = make_job(checkpoint, tmp_path / "out")
     assert look_at_shards(job, shards).lines == [
-        "looked into 8 shards: 0 would fail; of 16 samples of the others 16 give an image, 0 would be quarantined"
+        "looked into 8 shards: of 16 samples 16 would be rows, 0 quarantined"
     ]
     assert opened == ["0", "4", "8", "12", "16", "20", "24", "28"]
     opened.clear()

@@ -206,7 +206,7 @@ def test_shards_without_an_image_are_told_once(checkpoint: str, tmp_path: Path) 
     done = run(*arguments, "--dry-run")
     assert done.returncode == 0 and not (tmp_path / "out").exists()
     assert (
-        "looked into 8 shards: 7 would fail; of 4 samples of the others 4 give an image, 0 would"
+        "looked into 8 shards: 7 would fail, of 4 samples in the others 4 would be rows, 0 quarantined"
         in done.stdout
     )
     assert done.stdout.count("a key ends at the first dot") == 1 and "stored as null" in done.stdout

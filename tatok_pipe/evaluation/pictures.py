@@ -18,7 +18,8 @@ from torch import Tensor
 from tatok_pipe import storage
 from tatok_pipe.image_input import find_image_shards
 from tatok_pipe.images.decode import DecodeError, PreprocessConfig, decode_image
-from tatok_pipe.images.shards import InterleavedShard
+from tatok_pipe.images.limits import DEFAULT_LIMITS, IMAGES_ONLY
+from tatok_pipe.images.shards import InterleavedShard, UnusableShard
 from tatok_pipe.images.source import open_samples
 from tatok_pipe.records import ImageSample
 
@@ -75,12 +76,14 @@ def _decodable(source: PictureSource, image_size: int) -> Iterator[Picture]:
 
 
 def _samples(source: PictureSource) -> Iterator[ImageSample]:
-    """Only as far as somebody asks: a shard may hold much more than is wanted."""
+    """Only as far as somebody asks: a shard may hold much more than is wanted. Labels that are of no use, such as
+    names of classes, are done without."""
     info = storage.file_info(source.url)
     given = 0
-    for regroup in (False, True):
+    regroup, limits = False, DEFAULT_LIMITS
+    while True:
         try:
-            with open_samples(source.url, info=info, regroup=regroup) as samples:
+            with open_samples(source.url, info=info, limits=limits, regroup=regroup) as samples:
                 for number, sample in enumerate(samples):
                     if number < given:
                         continue  # a second reading of a shard whose files are mixed
@@ -89,7 +92,14 @@ def _samples(source: PictureSource) -> Iterator[ImageSample]:
                         yield sample
             return
         except InterleavedShard:
-            continue
+            if regroup:
+                raise
+            regroup = True
+        except UnusableShard as error:
+            if limits is IMAGES_ONLY:
+                raise
+            logger.warning("%s: no labels and no JSON: %s", storage.redact(source.url), error)
+            limits = IMAGES_ONLY
 
 
 def _kind(meta: str | None) -> str:

@@ -3,10 +3,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tatok_pipe.errors import UserError
 from tatok_pipe.evaluation.pictures import PictureSource, plan_sources, read_pictures, to_images, to_pixels
+from tatok_pipe.images.shards import UnusableShard
 from tests.pictures import Member, crop_members, write_shard
 
 
@@ -42,6 +45,18 @@ def test_pictures_in_order_with_their_kinds_and_without_what_does_not_decode(
     again = read_pictures(PictureSource(mixed, 3), image_size=32)
     assert [each.key for each in again] == [each.key for each in found]
     assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(again, found, strict=True))
+
+
+def test_labels_that_are_names_are_done_without(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images = [data for name, data in crop_members(3) if not name.endswith(".cls")]
+    path = str(tmp_path / "a.parquet")
+    pq.write_table(pa.table({"image": images, "label": [None, "cat", "dog"]}), path)
+    found = read_pictures(PictureSource(path, 3), image_size=16)
+    assert [(each.key, each.label) for each in found] == [(f"{i:08d}", None) for i in range(3)]
+    assert "column label: string holds 'cat'" in caplog.text
+    pq.write_table(pa.table({"image": ["https://a/b.jpg"]}), path)
+    with pytest.raises(UnusableShard, match="no column of images"):
+        read_pictures(PictureSource(path, 3), image_size=16)
 
 
 def test_pixels_and_images_are_inverse(tmp_path: Path) -> None:
