@@ -17,6 +17,7 @@ from tatok_pipe.errors import UserError
 from tatok_pipe.evaluation.drawing import Drawing
 from tatok_pipe.evaluation.features import FeatureNetwork
 from tatok_pipe.evaluation.plan import EvaluationPlan
+from tatok_pipe.evaluation.textbook import Textbook, load_textbook
 from tatok_pipe.nn.prepacked import prepack
 from tatok_pipe.tokenizer.checkpoint import Tokenizer, load_tokenizer
 from tatok_pipe.tokenizer.perceptual import PerceptualDistance, build_perceptual
@@ -67,6 +68,10 @@ class Bench:
     @cached_property
     def features(self) -> FeatureNetwork:
         return FeatureNetwork(self.plan.features, self.device)
+
+    @cached_property
+    def textbook(self) -> Textbook:
+        return load_textbook().to(self.device)
 
     @cached_property
     def _perceptual(self) -> PerceptualDistance:

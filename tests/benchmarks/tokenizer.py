@@ -25,6 +25,9 @@ from scipy import stats
 from torch import Tensor
 
 from tatok_pipe import storage
+from tatok_pipe.evaluation.pictures import to_pixels
+from tatok_pipe.evaluation.suites.reconstruction import CODECS, codec_at
+from tatok_pipe.evaluation.textbook import load_textbook
 from tatok_pipe.image_input import find_image_shards
 from tatok_pipe.images.crops import CropConfig
 from tatok_pipe.images.decode import PreprocessConfig, decode_crops, decode_image
@@ -62,6 +65,7 @@ def main(argv: list[str]) -> int:
     report = Report(tokenizer, samples)
     sections = [
         report.heading(options.shards),
+        report.beside(),
         report.scores(),
         report.thresholds(),
         report.globals(load_tokenizer(options.baseline) if options.baseline else None),
@@ -125,6 +129,59 @@ class Report:
         parts = zip(decoded.split(16), self.images.split(16), strict=True)
         with torch.no_grad():
             return psnr(decoded, self.images), torch.cat([self.distance(a, b) for a, b in parts])
+
+    def beside(self) -> str:
+        """The default score beside what needs no network, at equal bits and bytes."""
+        score = DTFConfig().score
+        textbook = load_textbook()
+        errors = textbook.errors(self.images)
+        pixels = [to_pixels(image) for image in self.images]
+        rows = []
+        for rate in (1.0, *KEEP_RATES):
+            kept = round(rate * self.num_patches)
+            keep = torch.ones_like(self.found.patch_codes, dtype=torch.bool)
+            if kept < self.num_patches:
+                cost = self.found.costs[score]
+                value = calibrate(cost, rule="threshold", target_patches=kept, min_patches=1)
+                keep = keep_mask(cost, Filter("threshold", value))
+            bits = self.bits(keep.sum(1))
+            ours, found = self.quality(keep)[0], textbook.quality_at(errors, bits.mean().item())
+            cells = [
+                f"{self.num_globals + keep.sum(1).double().mean():.0f}",
+                f"{bits.mean() / 8:.0f}",
+                f"{ours.mean():.2f}",
+                f"{found.psnr.mean():.2f} ({difference(ours, found.psnr, 2)})",
+            ]
+            for codec in CODECS:
+                coded = [
+                    codec_at(each, codec, max_bytes=limit.item() / 8)
+                    for each, limit in zip(pixels, bits, strict=True)
+                ]
+                there = [each for each in coded if each is not None]
+                cells.append(
+                    f"{np.mean([quality for _, quality in there]):.2f} "
+                    f"({np.mean([num_bytes for num_bytes, _ in there]):.0f} bytes)"
+                    if there
+                    else "not in this Pillow"
+                )
+            rows.append(cells)
+        header = [
+            "tokens", "bytes", f"`{score}`, one threshold", "textbook (ours over it)", *CODECS,
+        ]  # fmt: skip
+        return (
+            "Beside what needs no network. The textbook is k-means alone (`tatok_pipe/evaluation/textbook.py`): 16 "
+            "mean colours and a codeword of 11 bits for each patch of 8 px, kept where it lowers the error most by one "
+            "threshold for all images, at equal bits on average. Codes have fixed length; which patches are kept "
+            "counts for both. Image codecs: the best quality within the bytes of the image's tokens, or the smallest "
+            "file where that is larger:\n\n" + table(header, rows)
+        )
+
+    def bits(self, num_kept: Tensor) -> Tensor:
+        """Of images with so many kept patches, (M,) to (M,), codes of fixed length."""
+        choices = [log_choices(self.num_patches, int(kept)) / math.log(2) for kept in num_kept]
+        fixed = self.num_globals * math.log2(self.model.global_quantizer.vocab_size)
+        each = math.log2(self.model.patch_quantizer.vocab_size)
+        return fixed + num_kept.double() * each + torch.tensor(choices, dtype=torch.float64)
 
     def scores(self) -> str:
         prices = self.prices()

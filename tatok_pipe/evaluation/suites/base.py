@@ -17,6 +17,15 @@ from tatok_pipe.evaluation.bench import BATCH_IMAGES, Bench
 from tatok_pipe.evaluation.findings import Cell, Findings, Table
 from tatok_pipe.evaluation.pictures import Picture, read_pictures, to_images
 from tatok_pipe.evaluation.plan import EvaluationPlan
+from tatok_pipe.evaluation.textbook import TextbookErrors, load_textbook
+
+TEXTBOOK = "a textbook without a network"
+TEXTBOOK_NOTE = (
+    "The textbook is k-means alone: 16 mean colours and one codeword for each patch of 8 px, kept where it lowers the "
+    "error most, at the same bits on average, saying which patches are kept included."
+)
+
+_LEAST_SHARE_OF_BITS = 0.99  # that still passes for as many
 
 Row = dict[str, Any]  # by column: str, int, float, bool, bytes (a picture), or a 1-D array of floats
 
@@ -85,3 +94,30 @@ def code_bits(num_kept: Tensor, *, bench: Bench) -> Tensor:
     choices = torch.lgamma(total + 1) - torch.lgamma(kept + 1) - torch.lgamma(total - kept + 1)
     fixed = model.config.num_globals * math.log2(model.global_quantizer.vocab_size)
     return fixed + kept * math.log2(model.patch_quantizer.vocab_size) + choices / math.log(2)
+
+
+def textbook_rows(images: Tensor, bench: Bench) -> list[Row]:
+    """What `textbook_quality` needs to know of images (B, 3, S, S): the errors of their patches."""
+    textbook = bench.textbook
+    if not textbook.fits(bench.plan.image_size):
+        return [{} for _ in images]
+    found = textbook.errors(images)
+    return [
+        {"textbook_coarse": coarse.cpu().numpy(), "textbook_gain": gain.cpu().numpy()}
+        for coarse, gain in zip(found.coarse.float(), found.gain.float(), strict=True)
+    ]
+
+
+def textbook_quality(rows: Sequence[Row], mean_bits: float) -> np.ndarray | None:
+    """PSNR of each image, (M,) dB, of the textbook codec at as many bits on average; None where its patches do not fit
+    the size of the images, or all of them together take fewer bits."""
+    if "textbook_gain" not in rows[0] or rows[0]["textbook_gain"] is None:
+        return None
+    coarse, gain = (
+        torch.from_numpy(column(rows, f"textbook_{name}")).double() for name in ("coarse", "gain")
+    )
+    textbook, num_patches = load_textbook(), gain.shape[1]
+    most = textbook.bits(torch.tensor([num_patches]), num_patches).item()
+    if most < _LEAST_SHARE_OF_BITS * mean_bits:
+        return None
+    return textbook.quality_at(TextbookErrors(coarse, gain), mean_bits).psnr.numpy()

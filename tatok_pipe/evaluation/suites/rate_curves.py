@@ -22,7 +22,7 @@ from tatok_pipe.evaluation.curves import (
 from tatok_pipe.evaluation.findings import Figure, Plot, Series, Table
 from tatok_pipe.evaluation.plan import EvaluationPlan
 from tatok_pipe.evaluation.statistics import Interval, bootstrap_mean
-from tatok_pipe.evaluation.suites.base import Row, column
+from tatok_pipe.evaluation.suites.base import TEXTBOOK, TEXTBOOK_NOTE, Row, column, textbook_quality
 from tatok_pipe.tokenizer.analysis import CONTROLS
 from tatok_pipe.tokenizer.dtf import SCORES
 
@@ -88,12 +88,17 @@ class Curves:
         self._n = f"n = {len(rows)} images"
 
     def verdicts(self) -> list[str]:
-        return [self._best(count) for count in self._verdict_counts] + [
-            self._judge(point)
-            for point in self._sweeps
-            if (point.score == self._plan.filter.score or point.rule == "budget")
-            and point.target in self._verdict_counts
-        ]
+        beside = [told for count in self._verdict_counts if (told := self._beside_textbook(count))]
+        return (
+            [self._best(count) for count in self._verdict_counts]
+            + beside
+            + [
+                self._judge(point)
+                for point in self._sweeps
+                if (point.score == self._plan.filter.score or point.rule == "budget")
+                and point.target in self._verdict_counts
+            ]
+        )
 
     def figures(self) -> list[Figure]:
         figures = [
@@ -167,6 +172,16 @@ class Curves:
             f"{told(control)} ({self._n})."
         )
 
+    def _beside_textbook(self, count: int) -> str:
+        textbook = self._textbook(f"top_k {count}")
+        if textbook is None:
+            return ""
+        ours = self._top_k("psnr", self._plan.filter.score, count)
+        return (
+            f"At the bits of {self._num_globals + count} tokens {TEXTBOOK} has {textbook.mean():.2f} dB: "
+            f"{_label(self._plan.filter.score)} is {_show(self._mean(ours - textbook))} over it ({self._n})."
+        )
+
     def _judge(self, point: SweepPoint) -> str:
         gains = "; ".join(f"{name} {_show(gain)}, {_word(gain)}" for name, gain in point.gains.items())
         tokens = point.kept.mean() + self._num_globals
@@ -215,6 +230,10 @@ class Curves:
     def _top_k(self, what: str, name: str, count: int) -> np.ndarray:
         return column(self._rows, cell(what, "top_k", name, count))
 
+    def _textbook(self, place: str) -> np.ndarray | None:
+        """(M,) dB, at the mean bits of what is measured there."""
+        return textbook_quality(self._rows, float(column(self._rows, cell("bits", place)).mean()))
+
     def _to_random(self, what: str, name: str, count: int) -> Interval:
         return self._mean(self._top_k(what, name, count) - self._top_k(what, "random", count))
 
@@ -237,12 +256,19 @@ class Curves:
                     [self._share(count), self._num_globals + count, bits, _label(name), value]
                     + ([None] * 3 if name == "random" else [gain.value, gain.low, gain.high])
                 )
+            textbook = self._textbook(f"top_k {count}") if what == "psnr" else None
+            if textbook is not None:
+                gain = self._mean(textbook - self._top_k(what, "random", count))
+                told = [self._share(count), None, bits, TEXTBOOK, float(textbook.mean())]
+                rows.append([*told, gain.value, gain.low, gain.high])
         whole, least = (float(column(self._rows, cell(what, end)).mean()) for end in ("none", "globals"))
         note = (
             f"Means over images, the same count in each. All patches: {whole:.4g}; globals only: {least:.4g}."
         )
         if what == "perceptual":
             note += " Of EfficientNet-Lite0's features, not LPIPS; lower is better."
+        else:
+            note += f" {TEXTBOOK_NOTE}"
         columns = ["patches", "tokens", "bits an image", "kept by", unit, "to random", "low", "high"]
         return Table(what, f"{title} by what chooses the patches", columns, rows, note=note)
 
@@ -277,6 +303,13 @@ class Curves:
             )
             for name in CURVES
         ]
+        places = ["globals", *(f"top_k {count}" for count in counts), "none"]
+        beside = [self._textbook(place) for place in places] if what == "psnr" else []
+        if beside and all(each is not None for each in beside):
+            values = [float(each.mean()) for each in beside if each is not None]
+            series.append(
+                Series(f"{TEXTBOOK}, as many bits", self._tokens([0, *counts, self._num_patches]), values)
+            )
         title = f"{'PSNR' if what == 'psnr' else 'Perceptual distance'} by tokens"
         return Plot(
             f"{what}_by_tokens", title, "tokens an image", y_title, self._n, series,

@@ -18,7 +18,7 @@ from tatok_pipe.evaluation.metrics import psnr
 from tatok_pipe.evaluation.pictures import Picture, to_images
 from tatok_pipe.evaluation.plan import EvaluationPlan
 from tatok_pipe.evaluation.probes import PROBES, probe_pictures
-from tatok_pipe.evaluation.suites.base import PictureSuite, Row, code_bits, image_table
+from tatok_pipe.evaluation.suites.base import PictureSuite, Row, code_bits, image_table, textbook_rows
 from tatok_pipe.evaluation.suites.rate_curves import (
     CURVES,
     SWEEPS,
@@ -33,6 +33,7 @@ from tatok_pipe.tokenizer.analysis import analyse, decode
 from tatok_pipe.tokenizer.dtf import Filter, interpolate, keep_mask
 
 NUM_PROBE_IMAGES = 16  # of each kind
+_ARRAYS = ("is_probe", "costs", "textbook_coarse", "textbook_gain")  # no columns of the table of images
 _PROBE = "probe-"  # before the kind, in the name of a part
 
 
@@ -63,7 +64,7 @@ class RateDistortion(PictureSuite):
                 "PNG images"
             )
         curves, stability = Curves(data, plan), Stability(rows, plan)
-        columns = [name for name in data[0] if name not in ("is_probe", "costs")]
+        columns = [name for name in data[0] if name not in _ARRAYS]
         return Findings(
             self.name,
             f"Rate and distortion of {len(data)} images",
@@ -82,6 +83,8 @@ def _measure_batch(pictures: Sequence[Picture], images: Tensor, random: Tensor, 
     found = analyse(model, images)
     costs = found.costs | {"random": random}
     rows, put = _begin(pictures, bench, is_probe=False)
+    for row, beside in zip(rows, textbook_rows(images, bench), strict=True):
+        row |= beside
 
     def measure(keep: Tensor, place: str, *, with_perceptual: bool) -> None:
         decoded = decode(model, found, keep)
@@ -93,6 +96,7 @@ def _measure_batch(pictures: Sequence[Picture], images: Tensor, random: Tensor, 
     everything = torch.ones_like(found.patch_codes, dtype=torch.bool)
     for place, keep in (("none", everything), ("globals", ~everything)):
         measure(keep, place, with_perceptual=True)
+        put(cell("bits", place), code_bits(keep.sum(1), bench=bench))
     for count in keep_counts(num_patches):
         put(cell("bits", "top_k", count), code_bits(torch.full((len(pictures),), count), bench=bench))
         for name in CURVES:

@@ -6,10 +6,12 @@ Letters: B images, S image size in pixels.
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from PIL import features as pillow_features
 
 from tatok_pipe.evaluation.bench import Bench
 from tatok_pipe.evaluation.findings import (
@@ -27,7 +29,17 @@ from tatok_pipe.evaluation.metrics import frechet_distance, ms_ssim, num_scales,
 from tatok_pipe.evaluation.pictures import Picture, to_images, to_pixels
 from tatok_pipe.evaluation.plan import EvaluationPlan
 from tatok_pipe.evaluation.statistics import bootstrap_mean
-from tatok_pipe.evaluation.suites.base import PictureSuite, Row, code_bits, column, image_table
+from tatok_pipe.evaluation.suites.base import (
+    TEXTBOOK,
+    TEXTBOOK_NOTE,
+    PictureSuite,
+    Row,
+    code_bits,
+    column,
+    image_table,
+    textbook_quality,
+    textbook_rows,
+)
 from tatok_pipe.generation.exports import decode, encode_image
 from tatok_pipe.tokenizer.dtf import Filter, keep_mask
 from tatok_pipe.tokenizer.prior import entropy_nats, surprisal_nats
@@ -40,9 +52,15 @@ METRICS = (
     ("ms_ssim", "MS-SSIM", ""),
     ("perceptual", "perceptual distance (EfficientNet-Lite0, not LPIPS)", ""),
 )
-CODECS = ("JPEG", "WEBP")
+CODECS = ("JPEG", "WEBP", "AVIF")
 _NUM_SHOWN = 4  # worst images, and pictures that every part keeps for it
 _MAX_QUALITY = 95
+# One thread, so that a node's cores do not decide the bytes.
+_CODEC_OPTIONS: dict[str, dict[str, Any]] = {
+    "JPEG": {"optimize": True},
+    "WEBP": {"method": 4},
+    "AVIF": {"speed": 6, "max_threads": 1},
+}
 
 
 class Reconstruction(PictureSuite):
@@ -70,6 +88,8 @@ class Reconstruction(PictureSuite):
                 }
                 for place, picture in enumerate(pictures)
             ]
+            for row, beside in zip(batch, textbook_rows(images, bench), strict=True):
+                row |= beside
             originals = bench.features(images).vectors
             for variant, keep in masks.items():
                 decoded = model.decode(encoded.globals.codes, encoded.patches.codes, keep)
@@ -88,7 +108,8 @@ class Reconstruction(PictureSuite):
             for place, (row, picture) in enumerate(zip(batch, pictures, strict=True)):
                 row["picture"] = encode_image(picture.pixels, "png")
                 for codec in CODECS:
-                    num_bytes, quality = codec_at(picture.pixels, codec, max_bytes=bits[place].item() / 8)
+                    found = codec_at(picture.pixels, codec, max_bytes=bits[place].item() / 8)
+                    num_bytes, quality = found or (None, None)
                     row |= {f"{codec.lower()}_bytes": num_bytes, f"{codec.lower()}_psnr": quality}
             rows += batch
         # Pictures are for the worst ones alone.
@@ -121,7 +142,13 @@ class Reconstruction(PictureSuite):
             if fd is not None:
                 figures.append(Figure(f"r{distance}, {told}", fd, "", len(rows)))
             table.append([told, *(figure.value for figure in found), fd])
-        for codec in CODECS:
+        beside = textbook_quality(rows, float(column(rows, "bits").mean()))
+        if beside is not None:
+            figures += [
+                mean(f"{TEXTBOOK}: PSNR", beside, "dB"),
+                mean(f"PSNR over {TEXTBOOK}", column(rows, "filtered_psnr") - beside, "dB"),
+            ]
+        for codec in _codecs_of(rows):
             figures += [
                 mean(f"{codec}: PSNR", column(rows, f"{codec.lower()}_psnr"), "dB"),
                 mean(
@@ -145,7 +172,7 @@ class Reconstruction(PictureSuite):
                     note="Means over images; perceptual distance is of EfficientNet-Lite0's features, not LPIPS. "
                     "A Fréchet distance of few images has a bias that falls with their number: compare it at equal n.",
                 ),
-                _against_codecs(rows),
+                _against_codecs(rows, beside),
             ],
             plots=[
                 Plot(
@@ -166,14 +193,16 @@ class Reconstruction(PictureSuite):
                 rows,
                 ["key", "kind", "tokens", "bits", "surprisal_nats"]
                 + [f"{variant}_{name}" for variant in VARIANTS for name, _, _ in METRICS]
-                + [f"{codec.lower()}_{name}" for codec in CODECS for name in ("bytes", "psnr")],
+                + [f"{codec.lower()}_{name}" for codec in _codecs_of(rows) for name in ("bytes", "psnr")],
             ),
         )  # fmt: skip
 
 
-def codec_at(pixels: np.ndarray, codec: str, *, max_bytes: float) -> tuple[int, float]:
+def codec_at(pixels: np.ndarray, codec: str, *, max_bytes: float) -> tuple[int, float] | None:
     """Bytes and PSNR (dB) of the best quality of a codec that takes at most `max_bytes`, or, where even its lowest
-    takes more, of that one: pixels (S, S, 3) uint8."""
+    takes more, of that one: pixels (S, S, 3) uint8. None where this Pillow comes without the codec."""
+    if codec == "AVIF" and not pillow_features.check("avif"):
+        return None
     low, high = 0, _MAX_QUALITY
     while low < high:  # sizes grow with quality, but for ripples that this does not care about
         middle = (low + high + 1) // 2
@@ -189,12 +218,16 @@ def codec_at(pixels: np.ndarray, codec: str, *, max_bytes: float) -> tuple[int, 
 
 def _encode(pixels: np.ndarray, codec: str, quality: int) -> bytes:
     file = io.BytesIO()
-    options = {"optimize": True} if codec == "JPEG" else {"method": 4}
-    Image.fromarray(pixels).save(file, codec, quality=quality, **options)
+    Image.fromarray(pixels).save(file, codec, quality=quality, **_CODEC_OPTIONS[codec])
     return file.getvalue()
 
 
-def _against_codecs(rows: list[Row]) -> Table:
+def _codecs_of(rows: list[Row]) -> list[str]:
+    """Those that all of the nodes had."""
+    return [codec for codec in CODECS if all(row[f"{codec.lower()}_bytes"] is not None for row in rows)]
+
+
+def _against_codecs(rows: list[Row], textbook: np.ndarray | None) -> Table:
     cells: list[list[Cell]] = [
         [
             "tokens, codes of fixed length",
@@ -203,7 +236,9 @@ def _against_codecs(rows: list[Row]) -> Table:
             None,
         ]
     ]
-    for codec in CODECS:
+    if textbook is not None:
+        cells.append([TEXTBOOK, float(column(rows, "bits").mean() / 8), float(textbook.mean()), None])
+    for codec in _codecs_of(rows):
         name = codec.lower()
         fits = float((8 * column(rows, f"{name}_bytes") <= column(rows, "bits")).mean())
         cells.append(
@@ -216,11 +251,11 @@ def _against_codecs(rows: list[Row]) -> Table:
         )
     return Table(
         "codecs",
-        "Beside image codecs at equal bytes",
+        "Beside a textbook and image codecs at equal bytes",
         ["", "bytes an image", "PSNR, dB", "share of images at or below the tokens' bytes"],
         cells,
-        note="Each image at the best quality that takes no more bytes than its tokens; where even the lowest quality "
-        "takes more, at that one: its header alone may be larger. A line for orientation: codecs aim at pixels, and "
+        note=f"{TEXTBOOK_NOTE} Codecs: each image at the best quality that takes no more bytes than its tokens; where "
+        "even the lowest quality takes more, at that one: its header alone may be larger. Codecs aim at pixels, and "
         "are not what an image model is trained on.",
     )  # fmt: skip
 
@@ -260,7 +295,9 @@ def _worst(rows: list[Row]) -> Gallery:
 def _verdict(figures: list[Figure], rows: list[Row]) -> str:
     by_name = {figure.name: figure for figure in figures}
     filtered, full = (by_name[f"PSNR, {told}"] for told in VARIANTS.values())
+    textbook = by_name.get(f"PSNR over {TEXTBOOK}")
+    beside = f", and {textbook.value:+.2f} dB over {TEXTBOOK} at as many bits" if textbook is not None else ""
     return (
-        f"{by_name['tokens'].value:.1f} tokens an image give {filtered.value:.2f} dB, all patches {full.value:.2f} dB "
-        f"(mean of {len(rows)} images)."
+        f"{by_name['tokens'].value:.1f} tokens an image give {filtered.value:.2f} dB{beside}; all patches give "
+        f"{full.value:.2f} dB (mean of {len(rows)} images)."
     )

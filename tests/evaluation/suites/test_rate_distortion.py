@@ -170,9 +170,24 @@ def test_findings_are_the_same_twice_and_whole(measured: list[Row], plan: Evalua
         "kept_by_budget",
         "tokens_by_kind",
     } <= set(content["plots"])
-    assert len(content["tables"]["psnr"]["rows"]) == len(CURVES) * len(COUNTS)
+    assert len(content["tables"]["psnr"]["rows"]) == (len(CURVES) + 1) * len(COUNTS)  # and the textbook
     assert len(content["tables"]["rules"]["rows"]) == len(SWEEPS) * len(COUNTS)
     assert f"n = {NUM_IMAGES} images" in content["verdicts"][0]
+
+
+def test_the_textbook_stands_beside_the_curves(measured: list[Row], plan: EvaluationPlan) -> None:
+    content = json.loads(
+        to_json(
+            SUITE.summarise(measured + copies(measured, is_probe=True, kind="text"), plan),
+            Provenance("", "", "", 0, {}),
+        )
+    )
+    rows = [row for row in content["tables"]["psnr"]["rows"] if "textbook" in str(row[3])]
+    bits = [measured[0][f"bits top_k {count}"] for count in COUNTS]
+    assert [row[2] for row in rows] == pytest.approx(bits, rel=1e-6)
+    assert (np.diff([row[4] for row in rows]) > 0).all()  # more bits, less error
+    verdict = next(verdict for verdict in content["verdicts"] if "textbook" in verdict)
+    assert f"{rows[COUNTS.index(128)][4]:.2f} dB" in verdict
 
 
 def test_planted_effects_are_found_and_no_others(measured: list[Row], plan: EvaluationPlan) -> None:
