@@ -17,6 +17,7 @@ import torch
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin, features
 
 from tatok_pipe.images.decode import PreprocessConfig, decode_image, decoder_version
+from tatok_pipe.images.demo import held_out_crops
 from tatok_pipe.images.shards import read_samples
 from tatok_pipe.records import ImageSample
 
@@ -133,11 +134,18 @@ def test_draft_keeps_the_quality():
     assert psnr(pixels, reference) > 42
 
 
-@pytest.mark.skipif(not REAL_SHARD.exists(), reason=f"no real photographs at {REAL_SHARD}")
-def test_real_photographs_match_the_long_way():
+@pytest.mark.skipif(not REAL_SHARD.exists(), reason=f"no photographs of ImageNet at {REAL_SHARD}")
+def test_photographs_of_imagenet_match_the_long_way():
     with open(REAL_SHARD, "rb") as shard:
         samples = list(islice(read_samples(shard, shard="real"), 25))
-    images = [sample.image for sample in samples if isinstance(sample, ImageSample)]
+    check_against_the_long_way([sample.image for sample in samples if isinstance(sample, ImageSample)])
+
+
+def test_photographs_in_wheels_match_the_long_way():
+    check_against_the_long_way([crop.image for crop in held_out_crops()[:25]])
+
+
+def check_against_the_long_way(images):
     assert len(images) == 25
     for data in images:
         source = Image.open(io.BytesIO(data))

@@ -19,6 +19,7 @@ from tatok_pipe.images.limits import IMAGE_EXTENSIONS, UNREAD_EXTENSIONS, ShardL
 from tatok_pipe.images.notices import EMPTY, GAP, JSON_LABEL, MENDED_JSON, Notices
 from tatok_pipe.images.shards import InterleavedShard, ShardError, UnusableShard, read_samples
 from tatok_pipe.records import ImageSample, Quarantined
+from tests.pictures import crop_members, write_shard
 
 webdataset = pytest.importorskip("webdataset")
 REAL_SHARDS = sorted((Path(__file__).parents[3] / "shared/data").glob("*/*.tar"))[::13]
@@ -109,9 +110,20 @@ def test_a_writer_that_nobody_closed_leaves_no_marker():
     assert read(buffer.getvalue(), require_end_marker=False) == [ImageSample("a", b"pixels")]
 
 
-@pytest.mark.skipif(not REAL_SHARDS, reason="no real shards in ../shared/data")
-def test_real_shards_as_webdataset_reads_them():
-    for path in REAL_SHARDS:
+@pytest.mark.skipif(not REAL_SHARDS, reason="no shards of ImageNet and CIFAR-10 in ../shared/data")
+def test_known_shards_as_webdataset_reads_them():
+    check_against_webdataset(REAL_SHARDS)
+
+
+def test_shards_of_photographs_as_webdataset_reads_them(tmp_path):
+    write_shard(tmp_path / "photographs.tar", [
+        *crop_members(60), ("last.jpg", b"pixels"), ("last.cls", b"7"), ("last.json", b'{"kind": "photo"}')
+    ])  # fmt: skip
+    check_against_webdataset([tmp_path / "photographs.tar"])
+
+
+def check_against_webdataset(paths):
+    for path in paths:
         with open(path, "rb") as stream:
             ours = [s for s in read_samples(stream, shard=path.name) if isinstance(s, ImageSample)]
         with open(path, "rb") as stream:
@@ -121,7 +133,7 @@ def test_real_shards_as_webdataset_reads_them():
         for sample, fields in zip(ours, theirs, strict=True):
             assert (sample.key, sample.image, sample.label) == (
                 fields["__key__"],
-                fields["jpg"],
+                fields.get("jpg") or fields["png"],
                 int(fields["cls"]),
             )
             assert sample.meta == (fields["json"].decode() if "json" in fields else None)
