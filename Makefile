@@ -15,7 +15,7 @@ help: ## this list
 
 venv: $(INSTALLED) ## install the package and its tools into .venv (again after a change of dependencies)
 
-demo: $(INSTALLED) ## both jobs on real photographs, s3 to s3; leaves tatok_out/report.html and tatok_generator
+demo: $(INSTALLED) ## all jobs on real photographs, s3 to s3; leaves tatok_out, tatok_generator and tatok_samples
 	$(PY) -m tatok_pipe.demo
 
 test: $(INSTALLED) ## the tests a change must pass: all but slow and GPU
