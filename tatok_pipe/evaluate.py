@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from tatok_pipe import storage
 from tatok_pipe.config import load_config
 from tatok_pipe.errors import UserError
 from tatok_pipe.evaluate_config import EvaluateConfig
@@ -30,6 +31,7 @@ def _run(argv: list[str], summary: JobSummary) -> int:
     config = load_config(
         EvaluateConfig, argv, prog="tatok_pipe.evaluate", description=(__doc__ or "").split("\n\n")[0]
     )
+    storage.configure(config.storage)
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
         raise UserError(f'{", ".join(missing)}: not installed; pip install "tatok_pipe[evaluation]"')
     from tatok_pipe import evaluation_run  # which imports them

@@ -8,6 +8,7 @@ from tatok_pipe.evaluation.features import FeaturesConfig
 from tatok_pipe.options import option, section
 from tatok_pipe.ray_runtime import ActorsConfig
 from tatok_pipe.shard_queue import FailuresConfig
+from tatok_pipe.storage.settings import STORAGE_HELP, StorageConfig
 from tatok_pipe.tokenize_config import DEMO, DEMO_FOLDER, ProgressConfig
 from tatok_pipe.tokenizer.checkpoint import PACKAGED
 from tatok_pipe.tokenizer.dtf import DTFConfig
@@ -82,6 +83,7 @@ class EvaluateConfig:
     actors: ActorsConfig = section(ActorsConfig, help="Ray actors; each measures whole parts")
     failures: FailuresConfig = section(FailuresConfig, help="what is tried again, and for how long")
     progress: ProgressConfig = section(ProgressConfig, help="what is printed meanwhile")
+    storage: StorageConfig = section(StorageConfig, help=STORAGE_HELP)
 
     def __post_init__(self) -> None:
         if self.max_images < 2:

@@ -71,6 +71,7 @@ def _run(argv: list[str], summary: JobSummary) -> int:
     config = load_config(
         GenerateConfig, argv, prog="tatok_pipe.generate", description=(__doc__ or "").split("\n\n")[0]
     )
+    storage.configure(config.storage)
     url = storage.canonical_url(config.output.url)
     generator = load_generator(config.checkpoint)
     tokenizer = load_tokenizer(config.tokenizer, option="tokenizer")

@@ -9,6 +9,7 @@ from tatok_pipe.generation.layout import IMAGE_FORMATS, LAYOUTS
 from tatok_pipe.options import check_choices, option, section
 from tatok_pipe.ray_runtime import ActorsConfig
 from tatok_pipe.shard_queue import FailuresConfig
+from tatok_pipe.storage.settings import STORAGE_HELP, StorageConfig
 from tatok_pipe.tokenize_config import ProgressConfig
 from tatok_pipe.tokenizer.checkpoint import PACKAGED
 
@@ -113,6 +114,7 @@ class GenerateConfig:
     actors: ActorsConfig = section(ActorsConfig, help="Ray actors, one device each")
     failures: FailuresConfig = section(FailuresConfig, help="what is tried again, and what is given up")
     progress: ProgressConfig = section(ProgressConfig, help="what is printed")
+    storage: StorageConfig = section(StorageConfig, help=STORAGE_HELP)
     seed: int = option(0, help="images of another seed are other images")
 
     def __post_init__(self) -> None:

@@ -24,6 +24,7 @@ from tatok_pipe.report.inventory import Inventory, find_examples, take_inventory
 from tatok_pipe.report.page import Report, render_page
 from tatok_pipe.report.selection import Pick, pick_groups
 from tatok_pipe.report.sources import Sample, read_sample
+from tatok_pipe.storage.settings import STORAGE_HELP, StorageConfig
 from tatok_pipe.tokenizer.checkpoint import PACKAGED, Tokenizer, load_tokenizer
 from tatok_pipe.tokens.dataset import TokenDataset
 from tatok_pipe.tokens.remedies import Finding, Remedy, withhold
@@ -88,6 +89,7 @@ class InspectTokensConfig:
     output: OutputConfig = section(OutputConfig, help="where the report goes")
     tokenizer: CheckpointConfig = section(CheckpointConfig, help="what to reconstruct images with")
     gallery: GalleryConfig = section(GalleryConfig, help="pictures in the report")
+    storage: StorageConfig = section(StorageConfig, help=STORAGE_HELP)
     verify: bool = option(
         False,
         help="no report: read all of the dataset again and list what is wrong with it; exit code 0 where nothing is, "
@@ -108,6 +110,7 @@ def main(argv: list[str]) -> int:
         prog="tatok_pipe.inspect_tokens",
         description=str(__doc__).partition("\n")[0],
     )
+    storage.configure(config.storage)
     if config.verify or config.repair:
         return _verify(config)
     return _report(config)

@@ -151,6 +151,8 @@ def _configure_logging() -> None:
     )
     for name in ("tatok_pipe", "__main__"):
         logging.getLogger(name).setLevel(logging.INFO)
+    # It logs with a traceback what it also raises, and that is told in a line.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
 
 def _silence_closed_stdout() -> bool:

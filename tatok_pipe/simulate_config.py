@@ -12,6 +12,7 @@ from typing import Any
 
 from tatok_pipe.options import option, section
 from tatok_pipe.shard_queue import FailuresConfig
+from tatok_pipe.storage.settings import STORAGE_HELP, StorageConfig
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,7 @@ class SimulateCorpusConfig:
     driver: DriverConfig = section(DriverConfig, help="what handing out takes")
     prices: PricesConfig = section(PricesConfig, help="what things cost")
     output: OutputConfig = section(OutputConfig, help="where the results go")
+    storage: StorageConfig = section(StorageConfig, help=STORAGE_HELP)
 
     def __post_init__(self) -> None:
         if not self.num_workers or min(self.num_workers) < 1:

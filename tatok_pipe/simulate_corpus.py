@@ -27,6 +27,7 @@ def main(argv: list[str]) -> int:
         prog="tatok_pipe.simulate_corpus",
         description=str(__doc__).partition("\n")[0],
     )
+    storage.configure(config.storage)
     if config.output.url is not None and find_spec("matplotlib") is None:
         raise UserError(
             'matplotlib: not installed, and output.url asks for a plot; pip install "tatok_pipe[evaluation]"'

@@ -11,6 +11,7 @@ from tatok_pipe.images.shards import ShardLimits
 from tatok_pipe.options import check_choices, option, section
 from tatok_pipe.ray_runtime import ActorsConfig
 from tatok_pipe.shard_queue import FailuresConfig
+from tatok_pipe.storage.settings import STORAGE_HELP, StorageConfig
 from tatok_pipe.tokenizer.checkpoint import PACKAGED
 from tatok_pipe.tokenizer.dtf import DTFConfig
 
@@ -102,4 +103,5 @@ class TokenizeCorpusConfig:
     failures: FailuresConfig = section(FailuresConfig, help="what is tried again, and for how long")
     record: RecordConfig = section(RecordConfig, help="optional columns")
     progress: ProgressConfig = section(ProgressConfig, help="what is printed meanwhile")
+    storage: StorageConfig = section(StorageConfig, help=STORAGE_HELP)
     dry_run: bool = option(False, help="print the plan with an estimate of time and size, and write nothing")

@@ -109,6 +109,7 @@ def _run(argv: list[str], summary: JobSummary) -> int:
         prog="tatok_pipe.tokenize_corpus",
         description=(__doc__ or "").split("\n\n")[0],
     )
+    storage.configure(config.storage)
     signal.signal(signal.SIGTERM, _interrupt)
     tokenizer = load_tokenizer(config.tokenizer.checkpoint)
     shards = _expand_input(config)
@@ -196,8 +197,8 @@ def make_job(config: TokenizeCorpusConfig, spec: TokenSpec, tokenizer: Tokenizer
     """What the actors are told."""
     checkpoint = config.tokenizer.checkpoint
     return TokenizeJob(
-        checkpoint=checkpoint if checkpoint == PACKAGED else storage.canonical_url(checkpoint),
-        output_url=storage.canonical_url(config.output.url),
+        checkpoint=checkpoint if checkpoint == PACKAGED else storage.openable_url(checkpoint),
+        output_url=storage.openable_url(config.output.url),
         spec=spec,
         filter=tokenizer.filter(config.dtf),
         preprocess=PreprocessConfig(image_size=spec.image_size, max_pixels=config.input.max_pixels),

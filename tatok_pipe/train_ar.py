@@ -48,6 +48,7 @@ def _run(argv: list[str], summary: JobSummary) -> int:
     config = load_config(
         TrainArConfig, argv, prog="tatok_pipe.train_ar", description=(__doc__ or "").split("\n\n")[0]
     )
+    storage.configure(config.storage)
     dataset = read_training_set(config.input.url)
     if dataset.longest_elements > config.packing.row_tokens:
         raise UserError(

@@ -8,6 +8,7 @@ from tatok_pipe.ar.model import GeneratorConfig
 from tatok_pipe.ar.trainer import TrainingConfig
 from tatok_pipe.options import check_choices, option, section
 from tatok_pipe.ray_runtime import ElasticWorkersConfig
+from tatok_pipe.storage.settings import STORAGE_HELP, StorageConfig
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ class TrainArConfig:
     checkpoints: CheckpointsConfig = section(CheckpointsConfig, help="what a restart goes on from")
     workers: ElasticWorkersConfig = section(ElasticWorkersConfig, help="Ray Train workers")
     logging: LoggingConfig = section(LoggingConfig, help="what is printed")
+    storage: StorageConfig = section(StorageConfig, help=STORAGE_HELP)
     seed: int = option(0, help="seed of weights, order, hidden conditions and dropout")
     dry_run: bool = option(False, help="print sizes, memory and steps, and train nothing")
 

@@ -45,6 +45,7 @@ def _run(argv: list[str], summary: JobSummary) -> int:
         prog="tatok_pipe.train_tokenizer",
         description=(__doc__ or "").split("\n\n")[0],
     )
+    storage.configure(config.storage)
     for key, value in (
         ("input.shards", config.input.shards),
         ("validation.shards", config.validation.shards),
@@ -56,7 +57,7 @@ def _run(argv: list[str], summary: JobSummary) -> int:
     train_shards = _find(config.input.shards, option="input.shards")
     held_out = _find(config.validation.shards, option="validation.shards")
     output_url = storage.canonical_url(config.output.url)
-    if both := set(train_shards) & set(held_out):
+    if both := set(map(storage.canonical_url, train_shards)) & set(map(storage.canonical_url, held_out)):
         raise UserError(
             f"{storage.redact(min(both))}: in input.shards and in validation.shards; give it to one of them"
         )
@@ -103,7 +104,7 @@ def _run(argv: list[str], summary: JobSummary) -> int:
 
 
 def _find(spec: str, *, option: str) -> list[str]:
-    return [storage.canonical_url(shard.url) for shard in find_image_shards(spec, option=option)]
+    return [shard.url for shard in find_image_shards(spec, option=option)]
 
 
 def _show(config: TrainTokenizerConfig, *, num_shards: int) -> None:

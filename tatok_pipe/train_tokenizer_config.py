@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tatok_pipe.options import option, section
 from tatok_pipe.ray_runtime import WorkersConfig
+from tatok_pipe.storage.settings import STORAGE_HELP, StorageConfig
 from tatok_pipe.tokenizer.model import TaTokConfig
 from tatok_pipe.tokenizer.training_config import TrainingConfig
 
@@ -81,6 +82,7 @@ class TrainTokenizerConfig:
     training: TrainingConfig = section(TrainingConfig, help="how it is trained")
     workers: WorkersConfig = section(WorkersConfig, help="Ray Train workers")
     logging: LoggingConfig = section(LoggingConfig, help="what is logged and saved, how often")
+    storage: StorageConfig = section(StorageConfig, help=STORAGE_HELP)
     seed: int = option(0, help="seed of weights, order, augmentation and masks")
     dry_run: bool = option(
         False, help="print weights, arithmetic of an image and memory of a worker, and train nothing"

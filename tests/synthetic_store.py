@@ -66,11 +66,10 @@ class SyntheticStore(AbstractFileSystem):
         return {entry["name"]: entry for entry in entries} if detail else [each["name"] for each in entries]
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
-        with open(self._local(path), "rb") as file:
-            if start is not None:
-                size = os.fstat(file.fileno()).st_size
-                file.seek(max(0, size + start))
-            return file.read()
+        return self._local(path).read_bytes()[start:end]
+
+    def info(self, path: str, **options: Any) -> dict[str, Any]:
+        return _entry(str(self._strip_protocol(path)), self._local(path).stat().st_size, "")
 
     def put_file(self, lpath: str, rpath: str, **options: Any) -> None:  # pyright: ignore
         shutil.copyfile(lpath, self._local(rpath))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import random
+import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from itertools import count
@@ -117,6 +119,37 @@ def test_shards_on_s3(
             Path(path).unlink()
             counts.append(size // 500_000)
     peaks = measure(urls, counts, checkpoint, tmp_path, **s3_server.environment())
+    assert peaks[4] - peaks[2] < READ_AHEAD_BYTES + SPREAD_BYTES
+
+
+@pytest.mark.slow
+def test_shards_of_a_server_without_ranges(checkpoint: str, tmp_path: Path) -> None:
+    """The server that comes with Python. What is held is the window of a stream; a Parquet file goes to the disk."""
+    (tmp_path / "served").mkdir()
+    names, counts = [], []
+    for size in (100 * MB, 600 * MB):
+        tar = write_tar(tmp_path / f"served/{size}.tar", size)
+        parquet = write_parquet(tmp_path / f"served/{size}.parquet", size, write_batch_size=8)
+        names += [Path(path).name for path in (tar, parquet)]
+        counts += [size // 500_000] * 2
+    command = [
+        sys.executable,
+        "-u",
+        "-m",
+        "http.server",
+        "0",
+        "-b",
+        "127.0.0.1",
+        "-d",
+        str(tmp_path / "served"),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        try:
+            assert server.stdout is not None
+            url = server.stdout.readline().partition("(")[2].partition("/)")[0]
+            peaks = measure([f"{url}/{name}" for name in names], counts, checkpoint, tmp_path)
+        finally:
+            server.terminate()
     assert peaks[4] - peaks[2] < READ_AHEAD_BYTES + SPREAD_BYTES
 
 

@@ -13,11 +13,15 @@ from ray._private.state import (
 )
 
 from tatok_pipe.errors import UserError
+from tatok_pipe.storage.settings import ENVIRONMENT as STORAGE_SETTINGS
 
 # What workers on a cluster that somebody else started need to know of the command's environment: where the object
 # store is. Not who we are there: Ray shows a job's environment to whoever sees its dashboard, so credentials are
 # the nodes' own (or the submitter's explicit choice, with --runtime-env). Embedded workers inherit everything.
-_FORWARDED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "AWS_REGION")
+_FORWARDED = (
+    "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "AWS_REGION", "FSSPEC_S3_ENDPOINT_URL",
+    "FSSPEC_S3_ANON", "FSSPEC_S3_REQUESTER_PAYS", "HF_ENDPOINT", "AZURE_STORAGE_ACCOUNT_NAME", STORAGE_SETTINGS,
+)  # fmt: skip
 
 
 def start_ray(*, for_training: bool = False) -> None:

@@ -258,7 +258,7 @@ def _training_storage(url: str) -> tuple[str, pyarrow.fs.FileSystem | None]:
     if storage.is_local(filesystem):
         return path, None
     if url.startswith("s3://"):
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+        endpoint = storage.endpoint_of(url) or ""
         scheme, _, host = endpoint.rpartition("://")
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
         return path, pyarrow.fs.S3FileSystem(

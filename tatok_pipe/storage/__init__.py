@@ -1,8 +1,8 @@
 """Files by URL on any fsspec filesystem: list, stream, publish atomically, retry what may pass.
 
 A plain path and `file://` are the local disk; `s3://`, `gs://`, `http://`, `memory://` and the rest are
-fsspec's. Credentials and endpoints come from the environment only (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`,
-...), so that no config, log line or dataset ever holds a secret.
+fsspec's. Credentials come from the environment only (`AWS_ACCESS_KEY_ID`, ...), so that no config, log line or
+dataset ever holds a secret; endpoints come from there or from `StorageConfig`.
 """
 
 from tatok_pipe.storage.files import (
@@ -21,6 +21,7 @@ from tatok_pipe.storage.files import (
 from tatok_pipe.storage.publish import publish_bytes, publish_file
 from tatok_pipe.storage.random_access import open_random_access
 from tatok_pipe.storage.reader import open_stream
+from tatok_pipe.storage.settings import StorageConfig, configure, endpoint_of
 from tatok_pipe.storage.shards import ShardFile, expand_shards
 from tatok_pipe.storage.urls import canonical_url, is_local, join, open_filesystem, openable_url, redact
 
@@ -28,7 +29,10 @@ __all__ = [
     "ListedFile",
     "ShardFile",
     "SourceInfo",
+    "StorageConfig",
     "canonical_url",
+    "configure",
+    "endpoint_of",
     "exists",
     "expand_shards",
     "file_info",

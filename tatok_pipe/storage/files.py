@@ -6,8 +6,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tatok_pipe.storage import retry
-from tatok_pipe.storage.urls import is_s3, open_filesystem, redact
+from tatok_pipe.errors import mark_outside_cause
+from tatok_pipe.storage import http, local, retry
+from tatok_pipe.storage.advice import no_such_place
+from tatok_pipe.storage.faults import LastingError
+from tatok_pipe.storage.listing import forget_listings, list_folder
+from tatok_pipe.storage.urls import is_http, is_s3, open_filesystem, redact, speaks
+
+NO_SIZE = (
+    "the server does not tell the size of the file (no Content-Length), so that a part of it could pass for all of it; "
+    "download it first"
+)
 
 # The time of modification, as filesystems call it.
 _TIMES = ("LastModified", "mtime", "last_modified", "updated", "modified", "created")
@@ -34,23 +43,48 @@ def file_info(url: str) -> SourceInfo:
     """Size and ETag of the file at `url`. Raises FileNotFoundError, or IsADirectoryError."""
     entry = file_entry(url)
     if entry.get("size") is None:
-        raise OSError(f"{redact(url)}: the server does not tell the size of the file")
+        raise mark_outside_cause(LastingError(f"{redact(url)}: {NO_SIZE}"))
     return SourceInfo(size_bytes=int(entry["size"]), etag=etag_of(entry))
 
 
 def file_entry(url: str) -> dict[str, Any]:
     """What the filesystem tells of the file at `url`, as fsspec's `info`. Raises as `file_info`."""
     filesystem, path = open_filesystem(url)
-    entry = retry.call(lambda: filesystem.info(path), url=url)
+    entry = retry.call(lambda: _ask(filesystem, path), url=url)
     if entry.get("type") == "directory":
-        raise IsADirectoryError(f"{redact(url)}: is a directory, expected a file")
+        raise mark_outside_cause(IsADirectoryError(f"{redact(url)}: is a directory, expected a file"))
     return entry
 
 
 def exists(url: str) -> bool:
     """Whether a file (or directory) is at `url` now."""
     filesystem, path = open_filesystem(url)
-    return retry.call(lambda: filesystem.exists(path), url=url)
+    try:
+        retry.call(lambda: _ask(filesystem, path), url=url)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def _ask(filesystem: Any, path: str) -> dict[str, Any]:
+    if is_http(filesystem):
+        return http.file_entry(filesystem, path)
+    forget_listings(filesystem)
+    return filesystem.info(path)
+
+
+def missing_place(filesystem: Any, path: str, url: str) -> str:
+    """Why nothing is at `url`, where the bucket, container or repository that it is in does not exist; else empty."""
+    try:
+        if any(speaks(filesystem, each) for each in ("s3", "gs", "abfs")):
+            retry.call(lambda: filesystem.info(path.partition("/")[0]), url=url)
+        elif speaks(filesystem, "hf"):
+            retry.call(lambda: filesystem.resolve_path(path), url=url)
+    except FileNotFoundError as error:
+        return str(error) if speaks(filesystem, "hf") else f"{redact(url)}: {no_such_place(url)}"
+    except OSError:
+        pass
+    return ""
 
 
 def read_bytes(url: str) -> bytes:
@@ -60,31 +94,56 @@ def read_bytes(url: str) -> bytes:
 
 
 def read_tail(url: str, num_bytes: int) -> bytes:
-    """The last `num_bytes` of a file, or all of it where it is shorter, in one request."""
+    """The last `num_bytes` of a file, or all of it where it is shorter; in one request where the store has a range that
+    counts from the end (S3, Google), else in two."""
     filesystem, path = open_filesystem(url)
-    return retry.call(lambda: filesystem.cat_file(path, start=-num_bytes), url=url)
+    if speaks(filesystem, "s3") or speaks(filesystem, "gs"):
+        # Where a server has ranges, but none from the end, it answers with the whole file.
+        return retry.call(lambda: filesystem.cat_file(path, start=-num_bytes), url=url)[-num_bytes:]
+    size_bytes = file_info(url).size_bytes
+    start = max(0, size_bytes - num_bytes)
+
+    def read() -> bytes:
+        if is_http(filesystem):
+            data = http.read_tail(filesystem, path, start, size_bytes)
+        else:
+            data = read_range(filesystem, path, start, size_bytes)
+        if len(data) != size_bytes - start:
+            raise OSError(f"bytes {start}-{size_bytes}: got {len(data)} of {size_bytes - start} bytes")
+        return data
+
+    return retry.call(read, url=url)
+
+
+def read_range(filesystem: Any, path: str, start: int, stop: int) -> bytes:
+    """The bytes [start, stop) of the file at `path`, none of them past its end, in one attempt; fewer where the answer
+    ends early."""
+    if start == stop:  # a range that no request can ask for: some stores answer with the whole file
+        return b""
+    if is_http(filesystem):
+        return http.read_range(filesystem, path, start, stop)
+    return filesystem.cat_file(path, start=start, end=stop)
 
 
 def scan_files(url: str) -> Iterator[ListedFile]:
     """The files directly below the directory `url`, in no order; none where there is no directory.
 
     One listing, never from a cache: what another machine committed a moment ago is in it. What the filesystem
-    answered takes about 1 KB a file and is let go of file by file, so keep less of each.
+    answered takes about 1 KB a file and is let go of file by file, so keep less of each. A link to a file is one;
+    raises OSError for a link that leads nowhere.
     """
     filesystem, path = open_filesystem(url)
     try:
-        entries = retry.call(lambda: filesystem.ls(path, detail=True), url=url)
+        entries = list_folder(filesystem, path, url=url)
     except FileNotFoundError:
         return
-    # An object store may hold an empty object that stands for the directory itself; it is no file in it.
-    directory = path.rstrip("/")
     while entries:
         entry = entries.pop()
-        full_name = str(entry["name"]).rstrip("/")
-        if entry.get("type") == "file" and full_name != directory:
-            yield ListedFile(
-                full_name.rpartition("/")[2], int(entry["size"] or 0), etag_of(entry) or _time_of(entry)
-            )
+        if entry["type"] == local.BROKEN_LINK:
+            raise mark_outside_cause(local.broken_link_error(entry))
+        if entry["type"] == "file":
+            name = str(entry["name"]).rstrip("/").rpartition("/")[2]
+            yield ListedFile(name, int(entry["size"] or 0), etag_of(entry) or _time_of(entry))
 
 
 def list_files(url: str) -> dict[str, int]:
@@ -96,11 +155,11 @@ def list_folders(url: str) -> list[str]:
     """The names of the folders directly below the directory `url`, sorted; none where there is no directory."""
     filesystem, path = open_filesystem(url)
     try:
-        entries = retry.call(lambda: filesystem.ls(path, detail=True), url=url)
+        entries = list_folder(filesystem, path, url=url)
     except FileNotFoundError:
         return []
-    names = (str(entry["name"]).rstrip("/") for entry in entries if entry.get("type") == "directory")
-    return sorted(name.rpartition("/")[2] for name in names if name != path.rstrip("/"))
+    names = (str(entry["name"]).rstrip("/") for entry in entries if entry["type"] == "directory")
+    return sorted(name.rpartition("/")[2] for name in names)
 
 
 def remove_folder(url: str) -> None:

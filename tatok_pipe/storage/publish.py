@@ -13,7 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from tatok_pipe.storage import retry
+from tatok_pipe.errors import mark_outside_cause
+from tatok_pipe.storage import local, retry
+from tatok_pipe.storage.faults import http_status
 from tatok_pipe.storage.urls import is_local, is_s3, open_filesystem
 
 _PART_BYTES = 50 << 20
@@ -134,6 +136,11 @@ def _link(temporary: str, path: str) -> bool:
     try:
         os.link(temporary, path)
     except FileExistsError:
+        if not os.path.exists(path):
+            # Else everybody would take it for a file that somebody else had written.
+            raise mark_outside_cause(
+                local.broken_link_error({"name": path, "destination": os.readlink(path)})
+            ) from None
         return False
     except OSError as error:
         if error.errno not in _NO_HARD_LINKS:
@@ -178,7 +185,7 @@ def _put(
         # those.
         upload(filesystem, path, mode="create", Metadata={"writer": writer}, **options)
     except OSError as error:
-        if not (isinstance(error, FileExistsError) or retry.http_status(error) == 412):
+        if not (isinstance(error, FileExistsError) or http_status(error) == 412):
             raise
         if filesystem.metadata(path).get("writer") != writer:
             return False
@@ -213,9 +220,18 @@ def _upload_and_move(filesystem: Any, path: str, upload: Callable[..., None], *,
     filesystem.makedirs(directory, exist_ok=True)
     try:
         upload(filesystem, temporary)
-        filesystem.mv(temporary, path)
+        _move(filesystem, temporary, path)
     except BaseException:
         if filesystem.exists(temporary):
             filesystem.rm_file(temporary)
         raise
     return True
+
+
+def _move(filesystem: Any, source: str, target: str) -> None:
+    if any(sign in source for sign in "*?["):
+        # `mv` would take the name for a pattern. Only file servers rename in one step, and by `mv` alone.
+        filesystem.cp_file(source, target)
+        filesystem.rm_file(source)
+    else:
+        filesystem.mv(source, target)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
+import shutil
+import tempfile
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
@@ -11,9 +14,16 @@ from collections.abc import Iterable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
+from tatok_pipe.errors import mark_outside_cause
 from tatok_pipe.storage import retry
-from tatok_pipe.storage.files import SourceInfo, file_info
-from tatok_pipe.storage.urls import is_local, open_filesystem, redact
+from tatok_pipe.storage.faults import LastingError
+from tatok_pipe.storage.files import SourceInfo, read_range
+from tatok_pipe.storage.reader import check_unchanged, open_stream, source_gives_ranges
+from tatok_pipe.storage.urls import is_http, is_local, open_filesystem, redact
+
+logger = logging.getLogger(__name__)
+
+_COPY_BYTES = 1 << 20
 
 
 class RandomAccess(Protocol):
@@ -48,12 +58,17 @@ def open_random_access(
     A remote file is fetched in blocks of `block_bytes`, each tried again while its error may pass. At most
     `2 * num_ahead + 2` blocks are held: those read last, and up to `num_ahead` fetched ahead. The last block
     and the first one are fetched at once. Reading raises OSError naming the URL where a block stays short.
+
+    From a web server that gives no ranges the whole file is downloaded into the folder of temporary files first, and
+    is gone from there when it is closed. Raises OSError where there is no room for it.
     """
     if block_bytes < 1 or num_ahead < 1:
         raise ValueError(f"block_bytes={block_bytes}, num_ahead={num_ahead}: expected at least 1 each")
     filesystem, path = open_filesystem(url)
     if is_local(filesystem):
         return LocalFile(path, info)
+    if is_http(filesystem) and not source_gives_ranges(filesystem, path, url):
+        return DownloadedFile(url, info)
     return BlockReader(filesystem, path, url=url, info=info, block_bytes=block_bytes, num_ahead=num_ahead)
 
 
@@ -77,6 +92,43 @@ class LocalFile(io.FileIO):
                 f"{self._path}: changed before it was read to its end: {self._info.size_bytes} bytes before, "
                 f"{size_bytes} after"
             )
+
+
+class DownloadedFile(io.FileIO):
+    """A copy of a file whose server gives it as a whole only."""
+
+    def __init__(self, url: str, info: SourceInfo) -> None:
+        folder = tempfile.gettempdir()
+        shown, size = redact(url), info.size_bytes
+        num_free = shutil.disk_usage(folder).free
+        if num_free < size:
+            raise mark_outside_cause(
+                LastingError(
+                    f"{shown}: the server gives no ranges, so the file has to be downloaded first, and {folder} has "
+                    f"{num_free} of its {size} bytes free; make room, or set TMPDIR to a folder on another disk"
+                )
+            )
+        logger.warning(
+            "%s: the server gives no ranges; downloading %d bytes to %s first", shown, size, folder
+        )
+        descriptor, path = tempfile.mkstemp(prefix="tatok-download-")
+        super().__init__(descriptor, "r+b")
+        self._url = url
+        self._info = info
+        try:
+            os.unlink(path)  # so that nothing is left of it, however this process ends
+            with open_stream(url, info=info) as source:
+                shutil.copyfileobj(source, self, _COPY_BYTES)
+        except BaseException:
+            self.close()
+            raise
+        self.seek(0)
+
+    def read_ahead(self, ranges: Iterable[tuple[int, int]]) -> None:
+        pass
+
+    def check_unchanged(self) -> None:
+        check_unchanged(self._url, self._info)
 
 
 class BlockReader(io.RawIOBase):
@@ -151,11 +203,7 @@ class BlockReader(io.RawIOBase):
         self._fetch_ahead(-1)
 
     def check_unchanged(self) -> None:
-        found = file_info(self._url)
-        if found != self._info:
-            raise OSError(
-                f"{redact(self._url)}: changed while it was read: {self._info} before, {found} after"
-            )
+        check_unchanged(self._url, self._info)
 
     def _block(self, number: int) -> bytes:
         self._begin(number)
@@ -190,7 +238,7 @@ class BlockReader(io.RawIOBase):
     def _fetch_once(self, start: int, stop: int) -> bytes:
         if self._cancelled.is_set():
             raise CancelledError
-        data = self._filesystem.cat_file(self._path, start=start, end=stop)
+        data = read_range(self._filesystem, self._path, start, stop)
         if len(data) != stop - start:
             raise OSError(
                 f"bytes {start}-{stop} of {self._info.size_bytes}: got {len(data)} of {stop - start} bytes"

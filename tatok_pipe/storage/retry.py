@@ -1,50 +1,29 @@
-"""Which storage errors may pass, and trying again while they may."""
+"""Asking a store again while its error may pass, and telling in one line what it said where it does not."""
 
 from __future__ import annotations
 
-import errno
 import logging
 import random
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from tatok_pipe.errors import UserError, mark_outside_cause
-from tatok_pipe.storage.urls import redact
+from tatok_pipe.storage.advice import explain
+from tatok_pipe.storage.faults import Fault, find_fault, lacks_credentials
+from tatok_pipe.storage.settings import protocol_of
+from tatok_pipe.storage.urls import is_s3, open_filesystem, redact
 
 Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
 NUM_ATTEMPTS = 5
+# Of drivers that have tried for half a minute and more by themselves before they say no.
+NUM_PATIENT_ATTEMPTS = 2
+_PATIENT = ("az", "gs")
 FIRST_DELAY_S = 0.25
 MAX_DELAY_S = 10.0
-
-_PERMANENT = (
-    FileNotFoundError,
-    FileExistsError,
-    PermissionError,
-    IsADirectoryError,
-    NotADirectoryError,
-)
-_PERMANENT_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.ENOSYS}
-_TRANSIENT_STATUS = {408, 409, 425, 429}  # 409: another conditional write to the same key is under way
-_TRANSIENT_CODES = {"RequestTimeout", "IncompleteBody", "BadDigest"}  # S3 answers these with 400
-# Connection failures of botocore and aiohttp are no OSError. They are known by class name, so that reading a
-# local file never imports an S3 client.
-_TRANSIENT_NAMES = {
-    "HTTPClientError",
-    "ConnectionError",
-    "ClientError",
-    "ResponseStreamingError",
-    "IncompleteReadError",
-}
-_CREDENTIAL_NAMES = {
-    "NoCredentialsError",
-    "PartialCredentialsError",
-    "ProfileNotFound",
-    "CredentialRetrievalError",
-}
 
 
 def call(
@@ -56,75 +35,48 @@ def call(
 ) -> Result:
     """`action()`, tried again with exponential backoff while its error may pass.
 
-    Raises the last error with the URL in its message: an OSError of the same kind (FileNotFoundError,
-    PermissionError, ...) and number, which entries show as one line; or UserError where credentials are missing.
-    Errors that are not about storage pass through unchanged.
+    Raises the last error with the URL in its message and what to do about it: an OSError of the same kind
+    (FileNotFoundError, PermissionError, ...) and number, which entries show as one line; or UserError where credentials
+    are missing. Errors that are not about storage pass through unchanged.
     """
     for attempt in range(1, num_attempts + 1):
         try:
             return action()
         except Exception as error:
-            if attempt == num_attempts or not is_transient(error):
-                named = _named(error, url)
-                if named is error:
-                    raise
-                raise named from error
+            fault = find_fault(error)
+            if fault is None:
+                raise
+            if fault.is_mute and (told := _ask_why(url, fault)) is not None:
+                error, fault = told
+            is_patient = not fault.is_local and protocol_of(url) in _PATIENT
+            most = min(num_attempts, NUM_PATIENT_ATTEMPTS) if is_patient else num_attempts
+            if attempt >= most or not fault.passes:
+                raise _named(error, fault, url) from error
             # Jitter keeps the actors that met one outage from returning all at once.
             delay_s = min(FIRST_DELAY_S * 2 ** (attempt - 1), MAX_DELAY_S) * random.uniform(0.5, 1.0)
-            logger.warning("%s: %s; attempt %d of %d", redact(url), redact(str(error)), attempt, num_attempts)
+            logger.warning("%s: %s; attempt %d of %d", redact(url), redact(fault.text), attempt, most)
             pause(delay_s)
     raise ValueError(f"num_attempts={num_attempts}: expected at least 1")
 
 
-def is_transient(error: BaseException) -> bool:
-    """Whether the same request may succeed later: timeouts, broken connections, 408/409/429, every 5xx."""
-    if isinstance(error, TimeoutError):
-        return True
-    if isinstance(error, _PERMANENT):
-        return False
-    status = http_status(error)
-    if status is not None:
-        return status >= 500 or status in _TRANSIENT_STATUS or _error_code(error) in _TRANSIENT_CODES
-    if isinstance(error, OSError):
-        return error.errno not in _PERMANENT_ERRNO
-    return bool(_class_names(error) & _TRANSIENT_NAMES)
-
-
-def http_status(error: BaseException) -> int | None:
-    """The HTTP status behind an error of s3fs, aiohttp or gcsfs; None where there is none."""
-    for cause in (error, error.__cause__):
-        response = _response(cause)
-        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        for value in (status, getattr(cause, "status", None), getattr(cause, "code", None)):
-            if isinstance(value, int) and 100 <= value < 600:
-                return value
+def _ask_why(url: str, fault: Fault) -> tuple[Exception, Fault] | None:
+    """The error of a GET of `url`, where it fails as the HEAD before it did."""
+    filesystem, path = open_filesystem(url)
+    if not is_s3(filesystem) or "/" not in path:
+        return None
+    try:
+        filesystem.cat_file(path, start=0, end=1)
+    except Exception as error:
+        told = find_fault(error)
+        if told is not None and told.status == fault.status and told.code:
+            return error, told
     return None
 
 
-def _error_code(error: BaseException) -> str:
-    responses = (_response(error), _response(error.__cause__))
-    return next((response["Error"].get("Code", "") for response in responses if "Error" in response), "")
-
-
-def _response(error: BaseException | None) -> dict[str, Any]:
-    response = getattr(error, "response", None)
-    return response if isinstance(response, dict) else {}
-
-
-def _class_names(error: BaseException) -> set[str]:
-    return {base.__name__ for base in type(error).__mro__}
-
-
-def _named(error: Exception, url: str) -> Exception:
-    text = redact(str(error))
-    if _class_names(error) & _CREDENTIAL_NAMES:
-        return UserError(
-            f"{redact(url)}: {text}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL "
-            "for a store other than AWS), or give the machine a role"
-        )
-    if not isinstance(error, OSError) and not is_transient(error) and http_status(error) is None:
-        return error
-    kind = next((kind for kind in (*_PERMANENT, TimeoutError) if isinstance(error, kind)), OSError)
-    named = kind(f"{redact(url)}: {text or type(error).__name__}")
+def _named(error: Exception, fault: Fault, url: str) -> Exception:
+    text = f"{redact(url)}: {redact(explain(error, fault, url))}"
+    if lacks_credentials(fault):
+        return UserError(text)
+    named = fault.kind(text)
     named.errno = getattr(error, "errno", None)
     return mark_outside_cause(named)

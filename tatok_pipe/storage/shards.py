@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from braceexpand import braceexpand
+from fsspec.core import split_protocol
 
 from tatok_pipe.errors import UserError
 from tatok_pipe.parallel import map_ahead
-from tatok_pipe.storage import retry
-from tatok_pipe.storage.files import etag_of, file_entry, read_bytes
-from tatok_pipe.storage.urls import canonical_url, is_local, open_filesystem, openable_url, redact
+from tatok_pipe.storage import local
+from tatok_pipe.storage.files import NO_SIZE, etag_of, exists, file_entry, missing_place, read_bytes
+from tatok_pipe.storage.listing import find_files, glob_files, list_folder
+from tatok_pipe.storage.urls import (
+    canonical_url,
+    is_local,
+    name_listed,
+    names_filesystem_within,
+    open_filesystem,
+    openable_url,
+    redact,
+)
 
 SHARD_SUFFIXES = (".tar", ".parquet")  # where both are, the first: img2dataset puts a Parquet beside each tar
 _NUM_CHECKS = 32  # concurrent requests where files can only be asked for one by one
@@ -37,8 +48,11 @@ def expand_shards(spec: str | Sequence[str]) -> list[ShardFile]:
     """The image shards that `spec` means, each once, in the order given; local ones as absolute paths.
 
     An item is a URL or path, with `{000..127}` or `{a,b}` expanded as a shell does, one with `*`, `?` or
-    `[a-z]` (sorted), a directory or the prefix that stands for one (every shard below it, sorted), or
-    `@list.txt`: a file, local or remote, with one such item a line, where `#` begins a comment.
+    `[a-z]` (sorted), a directory or the prefix that stands for one (every shard below it, sorted), several of
+    these with `::` between them, as WebDataset has it, or `@list.txt`: a file, local or remote, with one such item
+    a line, where `#` begins a comment. Where a file (but a web server's) has the very name that was given, with
+    all its signs, it is meant. `::` behind a filesystem that reads out of another one (`simplecache::s3://…`,
+    `zip://a.tar::s3://…`) belongs to the URL. Symbolic links are followed; raises UserError for one that leads nowhere.
 
     Where `.tar` files are in a directory or match a pattern, they are the shards, else the `.parquet` files;
     of a pattern that matches neither, all that it matches. Names that begin with `.` or `_` do not count,
@@ -54,6 +68,8 @@ def expand_shards(spec: str | Sequence[str]) -> list[ShardFile]:
     unseen: dict[str, None] = {}  # named, in no listing so far
     for item in items:
         for file, is_listed in _expand(item):
+            # A web server's page of links has names alone.
+            is_listed = is_listed and file.size_bytes is not None
             key = canonical_url(file.url)
             if key == file.url:
                 key = file.url  # one string in memory, not two
@@ -66,6 +82,13 @@ def expand_shards(spec: str | Sequence[str]) -> list[ShardFile]:
                 del unseen[key]
     missing = _look_up(shards, unseen)
     if missing:
+        filesystem, path = open_filesystem(missing[0])
+        if told := missing_place(filesystem, path, missing[0]):
+            raise UserError(told)
+        for url in missing:
+            if os.path.islink(url):
+                entry = {"name": url, "destination": os.readlink(url)}
+                raise UserError(str(local.broken_link_error(entry)))
         shown = ", ".join(redact(url) for url in missing[:_NUM_SHOWN])
         more = f" and {len(missing) - _NUM_SHOWN} more" if len(missing) > _NUM_SHOWN else ""
         raise UserError(
@@ -80,21 +103,70 @@ def expand_shards(spec: str | Sequence[str]) -> list[ShardFile]:
 def _expand(item: str) -> Iterator[tuple[ShardFile, bool]]:
     """The files that `item` means, and whether a listing had them, so that they exist."""
     item = item.strip()
+    if _is_there_as_written(item):
+        yield from _expand_name(item)
+        return
+    parts = _split_list(item)
+    if len(parts) > 1:
+        for part in parts:
+            yield from _expand(part)
+        return
     if item.startswith("@"):
         for line in _lines(item[1:]):
             yield from _expand(line)
         return
+    if item.startswith("pipe:"):
+        raise UserError(f"{redact(item)}: a shell command, and none is run; give the URL that it reads")
     for url in _expand_braces(item):
         if not url.strip():  # it would mean the working directory
             raise UserError(
                 f"{redact(item)}: one of the words in its braces is empty; write each as a whole name"
             )
-        if _is_pattern(url):
-            yield from ((file, True) for file in _match(url))
-        elif _is_http(url) or url.endswith(SHARD_SUFFIXES):
-            yield ShardFile(openable_url(url), None), False
+        if not _is_pattern(url) or url != item and _is_there_as_written(url):
+            yield from _expand_name(url)
         else:
-            yield from _expand_directory(url)
+            yield from ((file, True) for file in _match(url))
+
+
+def _expand_name(url: str) -> Iterator[tuple[ShardFile, bool]]:
+    if _is_http(url) or url.endswith(SHARD_SUFFIXES):
+        yield ShardFile(openable_url(url), None), False
+    else:
+        yield from _expand_directory(url)
+
+
+def _is_there_as_written(item: str) -> bool:
+    """Whether a name with signs that mean something else is the name of a file or directory. Nobody has such names on
+    a web server, where they are escaped, and some servers have a page for every name."""
+    if _is_http(item) or not ("::" in item or any(sign in item for sign in "*?[{}\\")):
+        return False
+    if "::" in item:
+        return split_protocol(item)[0] is None and os.path.lexists(item)
+    filesystem, path = open_filesystem(item)
+    if is_local(filesystem):
+        return os.path.lexists(path)
+    try:
+        return exists(item)
+    except PermissionError:
+        return False
+    except OSError as error:
+        raise _unreachable(error) from error
+
+
+def _split_list(item: str) -> list[str]:
+    """The parts of WebDataset's list `a.tar::b.tar`. A part that names a filesystem within another one stays with what
+    follows it."""
+    parts = [""]
+    for part in item.split("::"):
+        parts[-1] += part
+        if names_filesystem_within(part):
+            parts[-1] += "::"
+        else:
+            parts.append("")
+    parts = parts[:-1] if parts[-1] == "" else parts
+    if "::" in item and not all(parts):
+        raise UserError(f"{redact(item)}: nothing before or behind '::'; write a list as a.tar::b.tar")
+    return parts
 
 
 def _lines(list_url: str) -> Iterator[str]:
@@ -128,26 +200,34 @@ def _is_pattern(url: str) -> bool:
 
 def _match(url: str) -> list[ShardFile]:
     filesystem, path = open_filesystem(url)
-    found = _read(lambda: retry.call(lambda: filesystem.glob(path, detail=True), url=url))
+    found = _read(lambda: glob_files(filesystem, path, url=url))
     start = path.rpartition("/")[2][:1]
 
     def is_shown(name: str) -> bool:
         base = name.rpartition("/")[2]
         return not base.startswith((".", "_")) or base.startswith(start)
 
-    names = [name for name, entry in found.items() if entry["type"] == "file" and is_shown(name)]
-    return _listed(filesystem, url, found, _shards_among(names) or sorted(names))
+    names = [name for name in found if is_shown(name)]
+    return _listed(filesystem, url, path, found, _shards_among(names) or sorted(names))
 
 
 def _expand_directory(url: str) -> Iterator[tuple[ShardFile, bool]]:
     filesystem, path = open_filesystem(url)
-    found = _read(lambda: retry.call(lambda: filesystem.find(path, detail=True), url=url))
-    if list(found) == [path] or not (found or filesystem.isdir(path)):
+    found = _read(lambda: find_files(filesystem, path, url=url))
+    if list(found) == [path] or not (found or _is_directory(url)):
         yield ShardFile(openable_url(url), None), False  # a shard without suffix, or nothing
         return
     start = len(path.rstrip("/"))
     names = [name for name in found if not any(part[:1] in "._" for part in name[start:].split("/") if part)]
-    yield from ((file, True) for file in _listed(filesystem, url, found, _shards_among(names)))
+    yield from ((file, True) for file in _listed(filesystem, url, path, found, _shards_among(names)))
+
+
+def _is_directory(url: str) -> bool:
+    try:
+        _read(lambda: file_entry(url))
+    except IsADirectoryError:
+        return True
+    return False
 
 
 def _shards_among(names: Iterable[str]) -> list[str]:
@@ -158,15 +238,24 @@ def _shards_among(names: Iterable[str]) -> list[str]:
     return []
 
 
-def _listed(filesystem: Any, url: str, found: dict[str, dict[str, Any]], names: list[str]) -> list[ShardFile]:
+def _listed(
+    filesystem: Any, url: str, path: str, found: dict[str, dict[str, Any]], names: list[str]
+) -> list[ShardFile]:
     """The files of `names`, with what `found` says of them; `found` is emptied on the way."""
     if not names:
+        if told := missing_place(filesystem, path, url):
+            raise UserError(told)
         raise UserError(
             f"{redact(url)}: no {' or '.join(SHARD_SUFFIXES)} file there; correct the pattern or the directory"
         )
-    spell = str if is_local(filesystem) else filesystem.unstrip_protocol
+    for name in names:
+        if found[name]["type"] == local.BROKEN_LINK:
+            raise UserError(str(local.broken_link_error(found[name])))
+    is_here = is_local(filesystem)
     # An entry takes about 1 KB, a ShardFile a quarter of it: never both for all of a million shards.
-    files = [_shard_file(spell(name), found.pop(name)) for name in names]
+    files = [
+        _shard_file(name if is_here else name_listed(url, path, name), found.pop(name)) for name in names
+    ]
     found.clear()
     return files
 
@@ -212,16 +301,23 @@ def _list_directory(directory: str, url: str) -> dict[str, dict[str, Any]] | Non
         return None
     filesystem, path = open_filesystem(url)
     try:
-        entries = retry.call(lambda: filesystem.ls(path.rpartition("/")[0], detail=True), url=url)
+        entries = list_folder(filesystem, path.rpartition("/")[0], url=url)
     except FileNotFoundError:
         return {}
     except PermissionError:
         return None  # a store that lets one read objects but not list them
+    except OSError as error:
+        raise _unreachable(error) from error
     return {entry["name"].rpartition("/")[2]: entry for entry in entries if entry["type"] == "file"}
 
 
 def _ask(url: str) -> ShardFile | None:
-    entry = _read(lambda: file_entry(url))
+    try:
+        entry = _read(lambda: file_entry(url))
+    except IsADirectoryError as error:
+        raise UserError(f"{error}; a folder of shards has a name without .tar") from error
+    if entry and entry.get("size") is None:
+        raise UserError(f"{redact(url)}: {NO_SIZE}")
     return _shard_file(url, entry) if entry else None
 
 
@@ -230,10 +326,14 @@ def _read(action: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return action()
     except FileNotFoundError:
         return {}
+    except IsADirectoryError:
+        raise
     except OSError as error:
-        raise UserError(
-            f"cannot list image shards: {error}; check the address and the credentials"
-        ) from error
+        raise _unreachable(error) from error
+
+
+def _unreachable(error: OSError) -> UserError:
+    return UserError(f"cannot list image shards: {error}")
 
 
 def _shown(items: list[str]) -> str:

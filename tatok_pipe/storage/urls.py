@@ -6,17 +6,39 @@ import functools
 import os
 import re
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import fsspec
+from fsspec import available_protocols
+from fsspec.config import conf
 from fsspec.core import split_protocol, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from tatok_pipe.errors import UserError
+from tatok_pipe.storage.faults import find_fault
+from tatok_pipe.storage.settings import settings_of
 
 _S3_PROTOCOLS = ("s3", "s3a")
+# Filesystems of fsspec that read out of another one, which their URL names behind `::`.
+_WITHIN_ANOTHER = frozenset(
+    (
+        "asyncwrapper",
+        "blockcache",
+        "cached",
+        "dir",
+        "filecache",
+        "libarchive",
+        "reference",
+        "simplecache",
+        "tar",
+        "zip",
+    )
+)
+_LOCAL_PROTOCOLS = ("file", "local")
 # Several streams share one filesystem object, each with eight ranges in flight; botocore's own limit is 10.
 _S3_CONNECTIONS = 64
-_USER_INFO = re.compile(r"(?<=://)[^/@\s]*@")
+# In abfs://container@account.dfs.core.windows.net/ it is no user that stands before the `@`.
+_USER_INFO = re.compile(r"(?<!abfs://)(?<!abfss://)(?<!az://)(?<=://)[^/@\s]*@")
 _SECRET_PARAMETER = re.compile(
     r"([?&;][^=&#\s]*(?:sig|token|key|secret|credential|passw|auth)[^=&#\s]*=)[^&#\s]+", re.IGNORECASE
 )
@@ -25,23 +47,79 @@ _SECRET_PARAMETER = re.compile(
 def open_filesystem(url: str) -> tuple[Any, str]:
     """The fsspec filesystem of `url` and the path inside it; listings are never cached.
 
-    Raises UserError where the protocol is unknown or its driver is not installed.
+    A `file://` URL is percent-encoded (RFC 8089), `file:///a%20b` is the folder `a b`; but a part of it that is there
+    as it stands is taken as it stands. A path without a protocol is never decoded.
+
+    Raises UserError where the protocol is unknown, its driver is not installed, or the driver refuses the URL or
+    what it finds of credentials.
     """
     protocol = split_protocol(url)[0]
-    options: dict[str, Any] = {"use_listings_cache": False}
-    if protocol in _S3_PROTOCOLS:
-        # botocore reads the endpoint from the environment by itself. It is passed on because fsspec keeps one
-        # filesystem object per set of arguments, and would hand out the one of an earlier endpoint.
-        options["endpoint_url"] = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        options["config_kwargs"] = {"max_pool_connections": _S3_CONNECTIONS}
     try:
-        return url_to_fs(url, **options)
-    except (ImportError, ValueError) as error:
-        known = ", ".join(f"{name}://" for name in ("s3", "gs", "http", "file"))
+        if is_chained(url) or protocol not in (None, *_LOCAL_PROTOCOLS) and "::" not in url:
+            return url_to_fs(url, **_driver_options(url))
+        if protocol in (None, *_LOCAL_PROTOCOLS):
+            path = url if protocol is None else _local_path(url.partition("://")[2])
+            return fsspec.filesystem("file", use_listings_cache=False), str(
+                LocalFileSystem._strip_protocol(path)
+            )
+        # A name with `::` in it, which fsspec alone would take for a chain.
+        driver = fsspec.get_filesystem_class(protocol)
+        options = driver._get_kwargs_from_urls(url) | _driver_options(url)
+        return fsspec.filesystem(protocol, **options), driver._strip_protocol(url)
+    except ImportError as error:
+        raise UserError(f"{redact(url)}: the driver of {protocol}:// is not installed: {error}") from error
+    except Exception as error:
+        if protocol not in (None, *available_protocols()) and isinstance(error, ValueError):
+            known = ", ".join(f"{name}://" for name in ("s3", "gs", "az", "hf", "http", "file"))
+            raise UserError(
+                f"{redact(url)}: {protocol}:// is no protocol that fsspec knows; use a path or one of {known}"
+            ) from error
+        fault = find_fault(error)
+        if fault is None:
+            raise
         raise UserError(
-            f"{redact(url)}: cannot open a {protocol}:// filesystem ({error}); "
-            f"use a path, one of {known}, or install the fsspec driver of {protocol}"
+            f"{redact(url)}: the driver of {protocol}:// refuses ({redact(fault.text)}); check the URL, and "
+            "the credentials in the environment"
         ) from error
+
+
+def is_chained(url: str) -> bool:
+    """Whether `url` names a filesystem within another one: `simplecache::s3://bucket/a`, `zip://a::file://b.zip`."""
+    return "::" in url and any(map(names_filesystem_within, url.split("::")[:-1]))
+
+
+def names_filesystem_within(part: str) -> bool:
+    """Whether what stands before a `::` names a filesystem that reads out of what stands behind it."""
+    return part in _WITHIN_ANOTHER or "://" in part and part.partition("://")[0] in _WITHIN_ANOTHER
+
+
+def _driver_options(url: str) -> dict[str, Any]:
+    # Settings are of the store, which comes last in a chained URL (simplecache::s3://bucket/a.tar); fsspec gives the
+    # protocol in front what has no name of its own.
+    protocol = split_protocol(url.rpartition("::")[2])[0]
+    options = settings_of(url)
+    if protocol in _S3_PROTOCOLS:
+        told = conf.get("s3", {}).get("config_kwargs", {})
+        options["config_kwargs"] = {"max_pool_connections": _S3_CONNECTIONS} | told
+    options["use_listings_cache"] = False
+    if is_chained(url) and protocol is not None:
+        return {"use_listings_cache": False, protocol: options}
+    return options
+
+
+def _local_path(path: str) -> str:
+    """The path behind `file://`."""
+    if path.startswith("localhost/") and not os.path.lexists("localhost"):
+        path = path.removeprefix("localhost")
+    if "%" not in path:
+        return path
+    found = ""
+    for part in path.split("/"):
+        decoded = unquote(part, errors="surrogateescape")
+        # Decided part by part, so that what is written into a folder lands in it, whichever way it is spelled.
+        stays = "\0" in decoded or decoded == part or os.path.lexists(found + part)
+        found += (part if stays else decoded) + "/"
+    return found[:-1]
 
 
 def is_local(filesystem: fsspec.AbstractFileSystem) -> bool:
@@ -51,8 +129,19 @@ def is_local(filesystem: fsspec.AbstractFileSystem) -> bool:
 
 def is_s3(filesystem: fsspec.AbstractFileSystem) -> bool:
     """Whether the filesystem speaks S3, and so has conditional PUT."""
-    protocols = (filesystem.protocol,) if isinstance(filesystem.protocol, str) else filesystem.protocol
-    return any(protocol in _S3_PROTOCOLS for protocol in protocols)
+    return speaks(filesystem, "s3")
+
+
+def is_http(filesystem: fsspec.AbstractFileSystem) -> bool:
+    """Whether the files are those of a web server."""
+    return speaks(filesystem, "http")
+
+
+def speaks(filesystem: fsspec.AbstractFileSystem, protocol: str) -> bool:
+    """Whether `protocol` is one of those that the filesystem is the driver of."""
+    return protocol in (
+        (filesystem.protocol,) if isinstance(filesystem.protocol, str) else filesystem.protocol
+    )
 
 
 def join(url: str, *parts: str) -> str:
@@ -72,7 +161,7 @@ def canonical_url(url: str) -> str:
 
 
 def openable_url(url: str) -> str:
-    """`url` with its protocol spelled in one way and, where it is local, as an absolute path.
+    """`url` as it was written, but where it is local as an absolute path.
 
     Unlike the canonical one it keeps what opening the file needs: `user:password@` and signed queries.
     """
@@ -89,9 +178,30 @@ def _spell(url: str) -> _Spelling:
     filesystem, path = open_filesystem(url)
     if is_local(filesystem):
         return _Spelling(path, os.path.abspath(path))
-    openable = filesystem.unstrip_protocol(path)
-    name = _USER_INFO.sub("", openable)
-    return _Spelling(openable, name.partition("?")[0] if _SECRET_PARAMETER.search(name) else name)
+    name = url if is_chained(url) else filesystem.unstrip_protocol(path)
+    if speaks(filesystem, "abfs") and "@" in url.partition("://")[2].partition("/")[0]:
+        name = "abfs://" + url.partition("://")[2]  # with the account, which adlfs leaves out of the path
+    name = _USER_INFO.sub("", name)
+    return _Spelling(url, name.partition("?")[0] if _SECRET_PARAMETER.search(name) else name)
+
+
+def name_listed(url: str, path: str, name: str) -> str:
+    """The URL of the file that a listing of the filesystem of `url` calls `name`, spelled as `url` is.
+
+    `path` is what `open_filesystem` gave for `url`. Drivers leave the account of an Azure URL out of their names, and
+    know nothing of what a chained URL has behind their part.
+    """
+    if "://" in name:
+        return name
+    parts = url.rstrip("/").split("::") if is_chained(url) else [url.rstrip("/")]
+    place = next((number for number, part in enumerate(parts) if "://" in part), 0)
+    path, part = path.rstrip("/"), parts[place]
+    if part.endswith(path):
+        parts[place] = part[: len(part) - len(path)] + name
+    else:
+        key = path.partition("/")[2]
+        parts[place] = part[: len(part) - len(key)] + name.partition("/")[2]
+    return "::".join(parts)
 
 
 # Asking fsspec takes 15 to 40 us a URL, most of a minute for a million. Their directories are few, and a name
@@ -103,7 +213,11 @@ _PROBE = "stands-for-any-plain-name"
 def _split(url: str) -> tuple[_Spelling | None, str]:
     """The spelling of the directory of `url`, with its slash, and the name; None where `_spell` has to say."""
     directory, slash, name = url.rpartition("/")
-    if not _PLAIN_NAME.fullmatch(name) or url.startswith("~") or "?" in url or "::" in url:
+    if (
+        not _PLAIN_NAME.fullmatch(name)
+        or url.startswith("~")
+        or any(each in url for each in ("?", "::", "%"))
+    ):
         return None, name
     is_relative = not (url.startswith("/") or "://" in url)
     if is_relative and ":" in url:

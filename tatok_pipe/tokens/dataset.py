@@ -314,7 +314,7 @@ def _tell_what_is_there(url: str) -> str:
         is_part = name in (DATA_DIRECTORY, QUARANTINE_DIRECTORY)
         if is_part and storage.exists(storage.join(folder or ".", DATASET_FILE)):
             return f"a part of the token dataset {storage.redact(folder or '.')}, expected all of it"
-        if any(name.endswith(".tar") for name in (url, *storage.list_files(url))):
+        if url.endswith(".tar") or any(name.endswith(".tar") for name in storage.list_files(url)):
             return f"image shards, expected a token dataset, which has {DATASET_FILE}"
     except OSError:  # a store that lets nobody look around
         return nothing_known

@@ -4,16 +4,19 @@ import os
 import pickle
 import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from webdataset.shardlists import expand_urls
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
-from tatok_pipe.storage import ShardFile
+from tatok_pipe.storage import ShardFile, retry
+
+from .web import WebServer
 
 
 def expand_shards(spec: str | list[str]) -> list[str]:
@@ -236,43 +239,18 @@ def test_a_folder_of_hidden_names_only(tmp_path: Path) -> None:
         expand_shards(str(tmp_path))
 
 
-class WebServer(BaseHTTPRequestHandler):
-    """Tells no size of what is called chunked."""
-
-    def do_HEAD(self) -> None:
-        is_there = "missing" not in self.path
-        self.send_response(200 if is_there else 404)
-        if is_there:
-            self.send_header("ETag", f'W/"{self.path[-5:]}"')
-            if "chunked" not in self.path:
-                self.send_header("Content-Length", "77")
-        self.end_headers()
-
-    def do_GET(self) -> None:
-        self.send_response(404 if "missing" in self.path else 200)
-        self.end_headers()
-
-    def log_message(self, format: str, *arguments: Any) -> None:
-        pass
-
-
 @pytest.fixture
 def web_url() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), WebServer)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    files = {f"/{index:03d}.tar": bytes(77 + index) for index in range(50)}
+    with WebServer(files | {"/0.tar": b"0"}) as server:
+        yield server.url
 
 
 def test_http(web_url: str) -> None:
-    files = storage.expand_shards([f"{web_url}/{{000..049}}.tar", f"{web_url}/chunked.tar?part=1"])
-    assert files[:2] == [
-        ShardFile(f"{web_url}/000.tar", 77, "0.tar"), ShardFile(f"{web_url}/001.tar", 77, "1.tar")
-    ]  # fmt: skip
-    assert files[-1] == ShardFile(f"{web_url}/chunked.tar?part=1", None, "art=1")
+    files = storage.expand_shards([f"{web_url}/{{000..049}}.tar", f"{web_url}/0.tar?part=1"])
+    assert [file.size_bytes for file in files] == [*range(77, 127), 1]
+    assert files[1].url == f"{web_url}/001.tar" and files[1].etag.startswith("78-")
+    assert files[-1].url == f"{web_url}/0.tar?part=1"
     with pytest.raises(UserError, match="1 of 2 image shards do not exist: .*missing.tar"):
         storage.expand_shards([f"{web_url}/missing.tar", f"{web_url}/0.tar"])
 
@@ -280,6 +258,103 @@ def test_http(web_url: str) -> None:
 def test_a_signed_link_stays_usable_and_is_one_shard(web_url: str) -> None:
     signed = [f"{web_url}/0.tar?X-Amz-Signature={each}" for each in ("aa", "bb")]
     assert [file.url for file in storage.expand_shards(signed)] == [signed[0]]
+
+
+def test_a_list_as_webdataset_has_it(tmp_path: Path, probe: Any) -> None:
+    a, b, c = fill(str(tmp_path), "a.tar", "b.tar", "c.tar")
+    (remote,) = fill("probe:///x", "0.tar")
+    for spec, expected in (
+        (f"{a}::{b}", [a, b]),
+        (f"{tmp_path}/{{a,b}}.tar::{c}::{remote}", [a, b, c, remote]),
+        (f"{remote}::{tmp_path}/*.tar", [remote, a, b, c]),
+        (f"@{tmp_path}/list.txt::{c}", [b, a, c]),
+        (f"{a}::{a}", [a]),
+    ):
+        (tmp_path / "list.txt").write_text(f"{b}::{a}\n")
+        assert expand_shards(spec) == expected
+    # The parts are those of webdataset itself.
+    assert expand_urls(f"{tmp_path}/{{a,b}}.tar::{c}") == [a, b, c]
+    (strange,) = fill(str(tmp_path), "a.tar::b.tar")
+    assert expand_shards(f"{tmp_path}/a.tar::b.tar") == [strange]
+    for wrong in (f"{a}::", f"::{a}", f"{a}::::{b}"):
+        with pytest.raises(UserError, match="nothing before or behind '::'"):
+            expand_shards(wrong)
+    with pytest.raises(UserError, match="1 of 2 image shards do not exist: .*no.tar"):
+        expand_shards(f"{a}::{tmp_path}/no.tar")
+    with pytest.raises(UserError, match="a shell command, and none is run"):
+        expand_shards(f"{a}::pipe:cat {b}")
+
+
+def test_filesystems_within_others(tmp_path: Path) -> None:
+    archive = tmp_path / "shards.zip"
+    with zipfile.ZipFile(archive, "w") as target:
+        for name in ("x/0.tar", "x/1.tar", "x/notes.txt"):
+            target.writestr(name, name)
+    (plain,) = fill(str(tmp_path), "2.tar")
+    inner = f"::file://{archive}"
+    expected = [f"zip://x/{index}.tar{inner}" for index in range(2)]
+    assert expand_shards(f"zip://x/0.tar{inner}") == expected[:1]
+    assert expand_shards(f"zip://x/*.tar{inner}") == expand_shards(f"zip://x{inner}") == expected
+    assert expand_shards(f"zip://x/0.tar{inner}::{plain}") == [expected[0], plain]
+    assert expand_shards(f"{plain}::zip://x/1.tar{inner}") == [plain, expected[1]]
+    for name, url in zip(("x/0.tar", "x/1.tar"), expected, strict=True):
+        with storage.open_stream(url) as stream:
+            assert stream.read() == name.encode()
+
+
+ODD_NAMES = (
+    "a b.tar", "a+b.tar", "a#b.tar", "a%20b.tar", "a%b.tar", "ünï-日本.tar", "a=b&c.tar", "a?b.tar", "a;b.tar",
+    "a[1].tar", "a{1,2}.tar", "a*b.tar", "a'b.tar", 'a"b.tar', "a\\b.tar", "a~.tar", " lead.tar", "trail .tar",
+    "a..b.tar", "a@b.tar",
+)  # fmt: skip
+
+
+def check_odd_names(base: str, names: Sequence[str]) -> None:
+    """In a folder and by pattern all are there under their names; each is found by its name alone, and read."""
+    for name in names:
+        storage.publish_bytes(name.encode(), storage.join(base, name), exclusive=True)
+    urls = sorted(f"{base}/{name}" for name in names)
+    assert sorted(expand_shards(base)) == sorted(expand_shards(f"{base}/*.tar")) == urls
+    for name in names:
+        assert expand_shards(f"{base}/{name}") == [f"{base}/{name}"]
+        with storage.open_stream(f"{base}/{name}") as stream:
+            assert stream.read() == name.encode()
+
+
+def test_odd_names(tmp_path: Path, probe: Any) -> None:
+    check_odd_names(str(tmp_path / "shards"), ODD_NAMES)
+    check_odd_names("probe:///shards", ODD_NAMES)
+
+
+@pytest.mark.s3
+def test_odd_names_on_s3(s3_url: str) -> None:
+    # SeaweedFS takes a backslash for a slash.
+    check_odd_names(s3_url, [name for name in ODD_NAMES if "\\" not in name])
+
+
+@pytest.mark.s3
+def test_a_bucket_that_is_not_there(s3_url: str, s3_server: Any) -> None:
+    told = f"bucket nowhere does not exist at {s3_server.endpoint_url}"
+    for name in ("0.tar", "*.tar", "", "train", "{0..99}.tar", "train/{0,1}.tar"):
+        with pytest.raises(UserError, match=told):
+            expand_shards(f"s3://nowhere/{name}")
+
+
+def test_messages_show_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="^s3a://b/x: "):
+        raise UserError(str(retry_error("s3a://b/x")))
+    with pytest.raises(UserError, match=r"^no\.tar: 1 of 1 image shards do not exist: "):
+        expand_shards("no.tar")
+
+
+def retry_error(url: str) -> Exception:
+    def fail() -> None:
+        raise PermissionError("no")
+
+    with pytest.raises(PermissionError) as raised:
+        retry.call(fail, url=url)
+    return raised.value
 
 
 def test_shard_files_are_small() -> None:

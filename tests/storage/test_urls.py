@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def test_plain_names_do_not_ask_fsspec(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_openable_urls_keep_what_opens_them() -> None:
     assert storage.openable_url("https://me:pw@host/a/0.tar") == "https://me:pw@host/a/0.tar"
     assert storage.openable_url("https://host/0.tar?sig=a") == "https://host/0.tar?sig=a"
-    assert storage.openable_url("s3a://bucket/a/0.tar") == "s3://bucket/a/0.tar"
+    assert storage.openable_url("s3a://bucket/a/0.tar") == "s3a://bucket/a/0.tar"
     assert storage.openable_url("0.tar") == os.path.join(os.getcwd(), "0.tar")
 
 
@@ -117,6 +118,67 @@ def test_join() -> None:
     assert storage.join("s3://b", "/data/") == "s3://b/data"
     assert storage.join("/", "x") == "/x"
     assert storage.join("memory://", "x") == "memory://x"
+
+
+def test_escapes_in_file_urls_are_decoded_where_no_such_name_is_there(tmp_path: Path) -> None:
+    for name in ("a b", "c%20d", "é", "x[1]"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.tar").write_bytes(b"x")
+    uri = tmp_path.as_uri()
+    for name in ("a b", "é", "x[1]"):  # as Python spells them
+        assert storage.canonical_url(f"{(tmp_path / name).as_uri()}/0.tar") == f"{tmp_path}/{name}/0.tar"
+        assert storage.exists(f"{(tmp_path / name).as_uri()}/0.tar")
+    assert storage.canonical_url(f"{uri}/c%20d/0.tar") == f"{tmp_path}/c%20d/0.tar"
+    assert storage.canonical_url(f"{uri}/c%2520d/0.tar") == f"{tmp_path}/c%20d/0.tar"
+    assert storage.canonical_url(f"{tmp_path}/a%20b/0.tar") == f"{tmp_path}/a%20b/0.tar"  # no URL
+    assert storage.canonical_url(f"file://localhost{tmp_path}/a%20b") == f"{tmp_path}/a b"
+    # What is new is decoded, and what is written into a folder lands in that one.
+    for folder, place in (("e%20f", "e f"), ("c%20d", "c%20d"), ("a%20b", "a b")):
+        for part in ("one", "two%20three"):
+            storage.publish_bytes(b"x", f"{uri}/{folder}/{part}", exclusive=True)
+        assert {"one", "two three"} <= set(os.listdir(tmp_path / place))
+
+
+def test_names_in_listings_are_spelled_as_the_url_was() -> None:
+    for url, path, name, expected in (
+        ("s3a://b/x/*.tar", "b/x/*.tar", "b/x/0.tar", "s3a://b/x/0.tar"),
+        ("s3://b", "b", "b/x/0.tar", "s3://b/x/0.tar"),
+        ("s3://b/x/", "b/x", "b/x/y/0.tar", "s3://b/x/y/0.tar"),
+        ("abfs://c@me.dfs.core.windows.net/x", "c/x", "c/x/0.tar", "abfs://c@me.dfs.core.windows.net/x/0.tar"),
+        ("hf://datasets/a/b@v1/x/*.tar", "datasets/a/b@v1/x/*.tar", "datasets/a/b@v1/x/0.tar",
+         "hf://datasets/a/b@v1/x/0.tar"),
+        ("zip://*.tar::s3://b/a.zip", "*.tar", "0.tar", "zip://0.tar::s3://b/a.zip"),
+        ("simplecache::s3://b/*.tar", "b/*.tar", "b/0.tar", "simplecache::s3://b/0.tar"),
+        ("http://h/x", "http://h/x", "http://h/x/0.tar", "http://h/x/0.tar"),
+    ):  # fmt: skip
+        assert urls.name_listed(url, path, name) == expected
+
+
+def test_files_within_different_files_are_different_files(tmp_path: Path) -> None:
+    for name in "ab":
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+            archive.writestr("0.tar", name)
+    first, second = (storage.canonical_url(f"zip://0.tar::file://{tmp_path}/{name}.zip") for name in "ab")
+    assert first != second
+
+
+def test_an_azure_url_keeps_its_account() -> None:
+    url = "abfss://images@me.dfs.core.windows.net/x/0.tar"
+    assert storage.redact(url) == storage.openable_url(url) == url
+    assert storage.canonical_url(url) == url.replace("abfss", "abfs")
+    assert storage.canonical_url(url.replace("@me.", "@you.")) != storage.canonical_url(url)
+
+
+def test_a_driver_that_refuses_is_told_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("AZURE_STORAGE"):
+            monkeypatch.delenv(name)
+    with pytest.raises(
+        UserError, match=r"az://c/x: the driver of az:// refuses \(.*Must provide either a conn"
+    ):
+        storage.open_filesystem("az://c/x")
+    with pytest.raises(UserError, match="the driver of box:// is not installed: .*boxfs"):
+        storage.open_filesystem("box://x")
 
 
 def test_unknown_protocol_names_what_to_use() -> None:

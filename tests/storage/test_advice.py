@@ -1,0 +1,255 @@
+"""What stores answer is told in one line that says what is so and what to do. The answers are those of AWS's and the
+Hub's documentation, given by a server on loopback to the real clients."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tatok_pipe import storage
+from tatok_pipe.errors import UserError, has_outside_cause
+from tatok_pipe.storage import retry
+
+from .answers import AnsweringServer, Request
+
+Answered = tuple[int, dict[str, str], bytes]
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "FIRST_DELAY_S", retry.FIRST_DELAY_S / 1000)
+    for name in ("HF_TOKEN", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "nobody")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+
+
+def s3_error(status: int, code: str, message: str, **more: str) -> Answered:
+    headers = {"Content-Type": "application/xml"}
+    if region := more.pop("region", ""):
+        headers["x-amz-bucket-region"] = region
+    extra = "".join(f"<{name}>{value}</{name}>" for name, value in more.items())
+    body = f"<Error><Code>{code}</Code><Message>{message}</Message>{extra}</Error>"
+    return status, headers, b'<?xml version="1.0" encoding="UTF-8"?>' + body.encode()
+
+
+S3_ANSWERS = [
+    (s3_error(400, "ExpiredToken", "The provided token has expired."),
+     r"the credentials have expired \(The provided token has expired.\); get new ones"),
+    (s3_error(403, "RequestTimeTooSkewed", "The difference is too large."),
+     r"the clock of this machine is not the store's \(The difference is too large.\); set it right"),
+    (s3_error(403, "InvalidAccessKeyId", "The key does not exist."),
+     r"does not accept the credentials \(InvalidAccessKeyId: The key does not exist.\); check AWS_ACCESS_KEY_ID"),
+    (s3_error(403, "SignatureDoesNotMatch", "Check your key."), "does not accept the credentials"),
+    (s3_error(403, "AccessDenied", "Access Denied"), r"access denied \(Access Denied\); .*storage.requester_pays"),
+    (s3_error(301, "PermanentRedirect", "Use the endpoint.", region="eu-west-3"),
+     r"bucket b is in region eu-west-3, not at http://127.*set AWS_DEFAULT_REGION=eu-west-3"),
+    (s3_error(400, "AuthorizationHeaderMalformed", "The region is wrong.", Region="eu-west-3"),
+     "bucket b is in region eu-west-3"),
+    (s3_error(400, "InvalidBucketName", "The bucket is not valid."), "The bucket is not valid"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("answer", "told"), S3_ANSWERS)
+def test_s3(answer: Answered, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with AnsweringServer(lambda request: answer) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        for spec in ("s3://b/x/0.tar", "s3://b/x/*.tar", "s3://b/x", "s3://b/x/{00..99}.tar"):
+            if "{" in spec and answer[0] == 403:
+                continue  # a store that does not let one list is asked for every file by itself
+            with pytest.raises(UserError, match=told) as raised:
+                storage.expand_shards(spec)
+            assert "\n" not in str(raised.value) and "s3://b/x" in str(raised.value)
+        for action in (storage.read_bytes, storage.file_info, storage.exists, publish):
+            with pytest.raises(OSError, match=told) as failed:
+                action("s3://b/x/0.tar")
+            assert has_outside_cause(failed.value)
+
+
+def publish(url: str) -> None:
+    storage.publish_bytes(b"x", url, exclusive=True)
+
+
+def test_a_bucket_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = s3_error(404, "NoSuchBucket", "The specified bucket does not exist")
+    with AnsweringServer(lambda request: answer) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        told = f"bucket b does not exist at {server.url}"
+        for spec in ("s3://b/x/0.tar", "s3://b/x/*.tar", "s3://b/x"):
+            with pytest.raises(UserError, match=told):
+                storage.expand_shards(spec)
+        for action in (storage.read_bytes, storage.file_info, publish):
+            with pytest.raises(FileNotFoundError, match=told):
+                action("s3://b/x/0.tar")
+        assert not storage.exists("s3://b/x/0.tar")
+
+
+def test_a_busy_store_is_asked_again_at_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    listing = (
+        b"<ListBucketResult><Name>b</Name><KeyCount>1</KeyCount><Contents><Key>x/0.tar</Key><Size>7</Size>"
+    )
+    listing += b"<LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents></ListBucketResult>"
+    seen: list[Request] = []
+
+    def busy(request: Request) -> Answered:
+        if "%2A" in request.path:  # is there a file or folder of that very name?
+            return (404, {}, b"") if request.method == "HEAD" else (200, {}, b"<ListBucketResult/>")
+        seen.append(request)
+        if len(seen) % 3:
+            return s3_error(503, "ServiceUnavailable", "Please come again.")
+        return (
+            200,
+            {"Content-Type": "application/xml", "Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"},
+            listing,
+        )
+
+    with AnsweringServer(busy) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        for spec in ("s3://b/x/0.tar", "s3://b/x/*.tar", "s3://b/x"):
+            assert [shard.url for shard in storage.expand_shards(spec)] == ["s3://b/x/0.tar"]
+            assert seen and len(seen) % 3 == 0
+
+
+def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    with AnsweringServer(lambda request: (200, {}, b"")) as server:
+        pass
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
+    with pytest.raises(
+        UserError, match=rf"s3://b/x/0.tar: {server.url} does not answer \(Could not connect to the"
+    ):
+        storage.expand_shards("s3://b/x/0.tar")
+
+
+# --- the Hub
+
+
+class Hub:
+    """As much of the Hub as listing and reading a dataset takes: a repository of one file, and what it says else."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.repository: Answered | None = None  # instead of the repository
+        self.statuses: list[int] = []  # to answer the next requests with
+
+    def __call__(self, request: Request) -> Answered:
+        if self.statuses:
+            return self.statuses.pop(0), {}, b"busy"
+        path = request.path.partition("?")[0]
+        if path.startswith("/api/datasets/me/images/tree/main/data"):
+            entry = {"type": "file", "path": "data/0.parquet", "size": len(self.data), "oid": "ab" * 20}
+            return 200, {"Content-Type": "application/json"}, json.dumps([entry]).encode()
+        if path.startswith(("/api/datasets/me/images/tree", "/api/datasets/me/images/paths-info")):
+            entry = {"type": "directory", "path": "data", "oid": "cd" * 20}
+            return 200, {"Content-Type": "application/json"}, json.dumps([entry]).encode()
+        if path == "/api/datasets/me/images":
+            told = {"id": "me/images", "sha": "ef" * 20, "siblings": []}
+            return self.repository or (200, {"Content-Type": "application/json"}, json.dumps(told).encode())
+        if path == "/datasets/me/images/resolve/main/data/0.parquet":
+            return self._part(request.headers.get("Range", request.headers.get("range", "")))
+        return 404, {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"}, b""
+
+    def _part(self, asked: str) -> Answered:
+        start, _, last = asked.removeprefix("bytes=").partition("-")
+        part = self.data[int(start) : int(last) + 1] if asked else self.data
+        if not asked:
+            return 200, {}, part
+        return 206, {"Content-Range": f"bytes {start}-{int(start) + len(part) - 1}/{len(self.data)}"}, part
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Any:
+    hub = Hub(bytes(range(256)) * 40)
+    with AnsweringServer(hub) as server:
+        # huggingface_hub reads the variable when it is imported; the option is passed with every access.
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        storage.configure(storage.StorageConfig(endpoints=[f"hf://={server.url}"]))
+        yield hub
+    storage.configure(storage.StorageConfig())
+
+
+SPECS = (
+    "hf://datasets/me/images/data/0.parquet",
+    "hf://datasets/me/images/data/*.parquet",
+    "hf://datasets/me/images/data",
+)
+
+
+def test_a_dataset_of_the_hub(hub: Hub) -> None:
+    for spec in SPECS:
+        (shard,) = storage.expand_shards(spec)
+        assert (shard.url, shard.size_bytes) == (SPECS[0], len(hub.data))
+    with storage.open_stream(SPECS[0], part_bytes=1000) as stream:
+        assert stream.read() == hub.data
+    assert storage.read_tail(SPECS[0], 100) == hub.data[-100:]
+    hub.statuses = [503, 503]
+    assert storage.read_tail(SPECS[0], 100) == hub.data[-100:]
+
+
+def gone(code: str, status: int, message: str) -> Answered:
+    return status, {"X-Error-Code": code, "X-Error-Message": message}, b""
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (
+            gone("RepoNotFound", 401, "Repository not found"),
+            r"has no such repository, or one that is private",
+        ),
+        (
+            gone("RepoNotFound", 404, "Repository not found"),
+            r"has no such repository, or one that is private",
+        ),
+        (gone("GatedRepo", 403, "Access is restricted"), "the repository is gated: accept its terms"),
+        (gone("GatedRepo", 401, "Access is restricted"), "the repository is gated: accept its terms"),
+        ((503, {}, b"busy"), "503 Service Unavailable"),
+        ((403, {}, b"no"), r"access denied \(.*403 Forbidden.*\); set HF_TOKEN"),
+        ((429, {}, b"slow down"), "429 Too Many Requests"),
+    ],
+)
+def test_what_the_hub_says(hub: Hub, answer: Answered, told: str) -> None:
+    hub.repository = answer
+    for spec in SPECS:
+        with pytest.raises(UserError, match=told) as raised:
+            storage.expand_shards(spec)
+        assert "\n" not in str(raised.value) and "hf://datasets/me/images/data" in str(raised.value)
+
+
+def test_a_busy_hub_is_asked_again(hub: Hub) -> None:
+    for spec in SPECS:
+        hub.statuses = [503, 502]
+        assert [shard.url for shard in storage.expand_shards(spec)] == [SPECS[0]]
+        assert not hub.statuses
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ("hf://datasets/me/images/data/1.parquet", "1 of 1 image shards do not exist"),
+        ("hf://images", "Repository id must be 'namespace/name'"),
+        ("hf://datasets/me/images/data/*.tar", "no .tar or .parquet file there"),
+    ],
+)
+def test_names_that_are_wrong(hub: Hub, spec: str, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        storage.expand_shards(spec)
+
+
+def test_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    with AnsweringServer(lambda request: (200, {}, b"")) as server:
+        pass
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    storage.configure(storage.StorageConfig(endpoints=[f"hf://={server.url}"]))
+    try:
+        for spec in SPECS:
+            with pytest.raises(
+                UserError, match=rf"{server.url} does not answer \(.*refused\); check the network"
+            ):
+                storage.expand_shards(spec)
+    finally:
+        storage.configure(storage.StorageConfig())
