@@ -35,13 +35,16 @@ _SEVERAL = ("anonymous", "requester_pays", "endpoints")
 class StorageConfig:
     anonymous: list[str] = option(
         [],
-        help="URLs that are read without credentials, with all below them: public buckets, as [s3://bucket]",
+        help="what is read without credentials, with all below it: public buckets, as [s3://bucket]",
+        unit="URLs",
     )
     requester_pays: list[str] = option(
-        [], help="URLs whose reader pays for the requests, with all below them, as [s3://bucket]"
+        [], help="what has its reader pay for the requests, with all below it, as [s3://bucket]", unit="URLs"
     )
     endpoints: list[str] = option(
-        [], help="where URLs are that are not at AWS_ENDPOINT_URL, as ['s3://bucket=https://store:9000']"
+        [],
+        help="where buckets are that are not at AWS_ENDPOINT_URL, as ['s3://bucket=https://store:9000']",
+        unit="URL=ENDPOINT each",
     )
 
     def __post_init__(self) -> None:
