@@ -26,7 +26,9 @@ def find_image_shards(spec: str, *, option: str) -> list[ShardFile]:
     try:
         shards = storage.expand_shards(spec)
     except UserError as error:
-        if what := _recognise_given(spec):
+        # A store that does not answer would not say what is there either.
+        is_away = isinstance(error.__cause__, OSError)
+        if not is_away and (what := _recognise_given(spec)):
             raise UserError(
                 f"{option}={storage.redact(spec)}: {what}, expected image shards: .tar files, or Parquet files with "
                 "images"
