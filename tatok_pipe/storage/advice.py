@@ -6,7 +6,7 @@ import os
 import re
 
 from tatok_pipe.storage.faults import Fault, client_response, lacks_credentials
-from tatok_pipe.storage.settings import endpoint_of, protocol_of
+from tatok_pipe.storage.settings import endpoint_of, place_of, protocol_of, settings_of
 
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
 _UNKNOWN_KEY = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken"}
@@ -32,7 +32,7 @@ def explain(error: BaseException, fault: Fault, url: str) -> str:
     protocol = protocol_of(url)
     if protocol == "s3" and (told := _explain_s3(error, fault, url)):
         return told
-    if protocol == "hf" and (told := _explain_hub(fault)):
+    if protocol == "hf" and (told := _explain_hub(fault, url)):
         return told
     if fault.code == "ContainerNotFound":
         return no_such_place(url)
@@ -41,11 +41,6 @@ def explain(error: BaseException, fault: Fault, url: str) -> str:
     if fault.kind is PermissionError and protocol in _MAY_NOT:
         return f"access denied ({fault.text}); {_MAY_NOT[protocol]}"
     return fault.text
-
-
-def place_of(url: str) -> str:
-    """The bucket, container or account that `url` is in."""
-    return url.rpartition("::")[2].partition("://")[2].partition("/")[0]
 
 
 def no_such_place(url: str) -> str:
@@ -60,6 +55,10 @@ def _show_endpoint(url: str) -> str:
 
 def _explain_s3(error: BaseException, fault: Fault, url: str) -> str:
     bucket, endpoint = place_of(url), _show_endpoint(url)
+    if "Invalid bucket name" in fault.text:
+        if "@" in url.partition("://")[2].partition("/")[0]:
+            return "S3 takes no credentials from a URL; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        return f"{bucket} cannot be the name of a bucket; it has letters, digits, dots and hyphens alone"
     if fault.code == "NoSuchBucket":
         return no_such_place(url)
     if fault.code in _EXPIRED:
@@ -89,8 +88,8 @@ def _explain_s3(error: BaseException, fault: Fault, url: str) -> str:
     return ""
 
 
-def _explain_hub(fault: Fault) -> str:
-    hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+def _explain_hub(fault: Fault, url: str) -> str:
+    hub = settings_of(url).get("endpoint") or os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     token = "HF_TOKEN is set" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set"
     if "GatedRepoError" in fault.names:
         return (

@@ -1,7 +1,7 @@
 """What is in the folders of any filesystem: fresh, with links followed, and with the store's errors as they are.
 
-fsspec's `glob`, and its `find` but for stores with flat listings, take a store that refuses or does not answer for an
-empty one.
+fsspec's `glob` and `find`, where a driver has none of its own, take a folder that cannot be listed for an empty one,
+and a link for neither a file nor a folder.
 """
 
 from __future__ import annotations

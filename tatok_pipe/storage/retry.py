@@ -12,7 +12,7 @@ from tatok_pipe.errors import UserError, mark_outside_cause
 from tatok_pipe.storage.advice import explain
 from tatok_pipe.storage.faults import Fault, find_fault, lacks_credentials
 from tatok_pipe.storage.settings import protocol_of
-from tatok_pipe.storage.urls import is_s3, open_filesystem, redact
+from tatok_pipe.storage.urls import is_s3, open_filesystem, redact, user_info
 
 Result = TypeVar("Result")
 
@@ -74,7 +74,9 @@ def _ask_why(url: str, fault: Fault) -> tuple[Exception, Fault] | None:
 
 
 def _named(error: Exception, fault: Fault, url: str) -> Exception:
-    text = f"{redact(url)}: {redact(explain(error, fault, url))}"
+    secret = user_info(url)
+    text = explain(error, fault, url)
+    text = f"{redact(url)}: {redact(text.replace(secret, '***') if secret else text)}"
     if lacks_credentials(fault):
         return UserError(text)
     named = fault.kind(text)

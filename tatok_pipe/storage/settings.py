@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -74,14 +75,17 @@ def configure(config: StorageConfig) -> None:
 
 def protocol_of(url: str) -> str:
     """The protocol of the store that `url` is in, in one spelling; empty for a path."""
-    protocol, found, _ = url.rpartition("::")[2].partition("://")
-    return _SAME.get(protocol, protocol) if found else ""
+    return _split(url)[0]
+
+
+def place_of(url: str) -> str:
+    """The bucket, container or account that `url` is in."""
+    return _split(url)[1].partition("/")[0]
 
 
 def settings_of(url: str) -> dict[str, Any]:
     """What fsspec's driver is to be told for `url` besides what it finds itself; for a chained URL, its last part."""
-    protocol, _, place = url.rpartition("::")[2].partition("://")
-    protocol = _SAME.get(protocol, protocol)
+    protocol, place = _split(url)
     config = _parse(os.environ.get(ENVIRONMENT, ""))
     options: dict[str, Any] = {}
     if _longest(config.anonymous, protocol, place) is not None:
@@ -105,6 +109,15 @@ def endpoint_of(url: str) -> str | None:
     return settings_of(url).get("endpoint_url") or from_fsspec
 
 
+def _split(url: str) -> tuple[str, str]:
+    """Protocol, and what is behind `://` without `user:password@`; of a chained URL those of its last part."""
+    protocol, found, place = url.rpartition("::")[2].partition("://")
+    if not found:
+        return "", url
+    protocol = _SAME.get(protocol, protocol)
+    return protocol, place if protocol == "az" else re.sub(r"^[^/@]*@", "", place)
+
+
 def _environment_endpoint() -> str | None:
     # botocore reads the variables by itself. It is passed on because fsspec keeps one filesystem object per set of
     # arguments, and would hand out the one of an earlier endpoint. What fsspec's own settings say (FSSPEC_S3_…,
@@ -125,9 +138,8 @@ def _longest(items: list[str], protocol: str, place: str) -> str | None:
     found, longest = None, -1
     for item in items:
         url, _, value = item.partition("=")
-        its_protocol, _, prefix = url.partition("://")
-        prefix = prefix.rstrip("/")
+        its_protocol, prefix = _split(url.rstrip("/") if not url.endswith("://") else url)
         is_below = not prefix or place == prefix or place.startswith(prefix + "/")
-        if _SAME.get(its_protocol, its_protocol) == protocol and is_below and len(prefix) > longest:
+        if its_protocol == protocol and is_below and len(prefix) > longest:
             found, longest = value, len(prefix)
     return found

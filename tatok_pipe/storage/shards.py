@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ _EXPECTED = (
     "give .tar files, a glob such as 's3://bucket/train/*.tar', a brace range such as 'train/{000000..000127}.tar', a "
     "directory, or @list.txt"
 )
+_LIST_SIGN = re.compile(r"::(?![\w:.%]*\])")  # not the one in http://[::1]/
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,15 +158,16 @@ def _is_there_as_written(item: str) -> bool:
 def _split_list(item: str) -> list[str]:
     """The parts of WebDataset's list `a.tar::b.tar`. A part that names a filesystem within another one stays with what
     follows it."""
+    *pieces, last = _LIST_SIGN.split(item)
     parts = [""]
-    for part in item.split("::"):
-        parts[-1] += part
-        if names_filesystem_within(part):
+    for piece in pieces:
+        parts[-1] += piece
+        if names_filesystem_within(piece):
             parts[-1] += "::"
         else:
             parts.append("")
-    parts = parts[:-1] if parts[-1] == "" else parts
-    if "::" in item and not all(parts):
+    parts[-1] += last
+    if pieces and not all(parts):
         raise UserError(f"{redact(item)}: nothing before or behind '::'; write a list as a.tar::b.tar")
     return parts
 

@@ -242,6 +242,12 @@ def _spell_folder(folder: str, working_directory: str) -> _Spelling | None:
     return _Spelling(*(each.removesuffix(_PROBE) for each in probe))
 
 
+def user_info(url: str) -> str:
+    """`user:password` of `url`; empty where it has none."""
+    found = _USER_INFO.search(url)
+    return found[0].removesuffix("@") if found else ""
+
+
 def redact(url: str) -> str:
     """`url`, or a text with URLs in it, with `user:password@` and secret query values hidden."""
     return _SECRET_PARAMETER.sub(r"\1***", _USER_INFO.sub("***@", url))

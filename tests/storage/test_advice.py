@@ -87,6 +87,19 @@ def test_a_bucket_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not storage.exists("s3://b/x/0.tar")
 
 
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("s3://me:secret@b/x/0.tar", "S3 takes no credentials from a URL; set AWS_ACCESS_KEY_ID"),
+        ("s3://b(1)/x/0.tar", r"b\(1\) cannot be the name of a bucket"),
+    ],
+)
+def test_what_is_no_bucket(url: str, told: str) -> None:
+    with pytest.raises(UserError, match=told) as raised:
+        storage.expand_shards(url)
+    assert "secret" not in str(raised.value)
+
+
 def test_a_busy_store_is_asked_again_at_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
     listing = (
         b"<ListBucketResult><Name>b</Name><KeyCount>1</KeyCount><Contents><Key>x/0.tar</Key><Size>7</Size>"

@@ -49,6 +49,11 @@ def test_a_permanent_error_keeps_its_kind_and_is_not_repeated(kind: type[OSError
     assert action.num_calls == 1
 
 
+def test_what_a_client_says_of_a_secret_is_hidden() -> None:
+    with pytest.raises(OSError, match=r"^ftp://\*\*\*@b/x: no \*\*\* here$"):
+        retry.call(Flaky(PermissionError("no me:secret here")), url="ftp://me:secret@b/x")
+
+
 def test_missing_credentials_are_the_users_to_give() -> None:
     with pytest.raises(UserError, match="AWS_ACCESS_KEY_ID"):
         retry.call(Flaky(NoCredentialsError()), url="s3://b/x")

@@ -285,6 +285,15 @@ def test_a_list_as_webdataset_has_it(tmp_path: Path, probe: Any) -> None:
         expand_shards(f"{a}::pipe:cat {b}")
 
 
+def test_an_address_of_ipv6_is_no_list() -> None:
+    url = "http://[::1]:1/a.tar"  # where nobody listens
+    assert storage.open_filesystem(url)[1] == url
+    with pytest.raises(
+        UserError, match=r"cannot list image shards: http://\[::1\]:1/a.tar: Cannot connect to host"
+    ):
+        expand_shards(url)
+
+
 def test_filesystems_within_others(tmp_path: Path) -> None:
     archive = tmp_path / "shards.zip"
     with zipfile.ZipFile(archive, "w") as target:
