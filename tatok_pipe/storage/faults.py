@@ -77,16 +77,14 @@ class Fault:
     code: str = ""  # the store's own word for it (NoSuchBucket, ExpiredToken, …), where it gave one
     names: frozenset[str] = frozenset()  # of the classes of the exception and its causes
     is_local: bool = False  # whether no client was in it, but this program and its system alone
-    is_mute: bool = (
-        False  # whether S3 answered a HEAD, with a status but not the reason, which is in an answer's body
-    )
+    is_mute: bool = False  # whether it is S3's answer to a HEAD: a status without the reason
 
 
 def find_fault(error: BaseException) -> Fault | None:
     """What `error` says of a store; None where it is about nothing of the kind."""
     causes = _causes(error)
     names = frozenset().union(*(_class_names(each) for each in causes))
-    if not any(isinstance(each, OSError) or _client(each) or _is_refusal(each) for each in causes):
+    if not isinstance(error, OSError) and not any(_client(each) or _is_refusal(each) for each in causes):
         return None
     status = http_status(error)
     return Fault(
