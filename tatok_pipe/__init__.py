@@ -6,20 +6,36 @@ The tokenizer is TaTok (arXiv 2605.16384): global tokens, patch tokens and Dynam
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tatok_pipe.api import DrawConfig as DrawConfig
+    from tatok_pipe.api import DTFConfig as DTFConfig
+    from tatok_pipe.api import RaggedTokens as RaggedTokens
+    from tatok_pipe.api import SamplingConfig as SamplingConfig
     from tatok_pipe.api import load_generator as load_generator
     from tatok_pipe.api import load_tokenizer as load_tokenizer
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_generator", "load_tokenizer"]
+__all__ = [
+    "DTFConfig",
+    "DrawConfig",
+    "RaggedTokens",
+    "SamplingConfig",
+    "__version__",
+    "load_generator",
+    "load_tokenizer",
+]
 
 
 def __getattr__(name: str) -> Any:
     """The models are imported when they are asked for: a job's `--help` does not wait for torch."""
-    if name in ("load_generator", "load_tokenizer"):
-        from tatok_pipe import api
-
-        return getattr(api, name)
+    if name in __all__:
+        return getattr(import_module("tatok_pipe.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What completion offers, also before it is imported."""
+    return sorted({*globals(), *__all__})

@@ -53,7 +53,7 @@ def make_plan(config: GenerateConfig, generator: LoadedGenerator) -> GenerationP
         num_images=config.num_images,
         images_per_shard=config.output.images_per_shard,
         seed=config.seed,
-        classes=_classes(config.classes, model),
+        classes=chosen_classes(config.classes, model),
         sampling=config.sampling,
         num_patches=asked_patches(config.target_tokens, generator),
         embeddings_url=storage.canonical_url(config.embeddings) if config.embeddings else None,
@@ -89,6 +89,19 @@ def asked_patches(target_tokens: int | None, generator: LoadedGenerator) -> int 
     return target_tokens - lowest
 
 
+def chosen_classes(text: str, model: GeneratorConfig) -> tuple[int, ...]:
+    """Classes by a text: all, none, or numbers and ranges. Raises UserError for what the generator does not have."""
+    if model.condition != "class":
+        if text not in ("all", "none"):
+            raise UserError(f"classes={text}: the generator's condition is {model.condition}, no class")
+        return ()
+    if text == "none":
+        return ()
+    if text == "all":
+        return tuple(range(model.num_classes))
+    return parse_classes(text, num_classes=model.num_classes)
+
+
 def parse_classes(text: str, *, num_classes: int) -> tuple[int, ...]:
     """A list of numbers and ranges, "0-9,17". Raises UserError for what is none, or out of range."""
     classes: list[int] = []
@@ -96,7 +109,8 @@ def parse_classes(text: str, *, num_classes: int) -> tuple[int, ...]:
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         if match is None:
             raise UserError(
-                f"classes={text}: {part!r} is no class; expected all, none, or a list like 0-9,17"
+                f"classes={text}: {part!r} is no class; expected all, none, or a list like 0-9,17 of the numbers 0 to "
+                f"{num_classes - 1}, by which alone the generator knows its classes"
             )
         first, last = int(match[1]), int(match[2] or match[1])
         if first > last:
@@ -164,18 +178,6 @@ def _check_guidance(config: GenerateConfig, model: GeneratorConfig) -> None:
             "sampling.codes.guidance, sampling.positions.guidance: expected 1, the generator has no condition to be "
             "guided by"
         )
-
-
-def _classes(text: str, model: GeneratorConfig) -> tuple[int, ...]:
-    if model.condition != "class":
-        if text not in ("all", "none"):
-            raise UserError(f"classes={text}: the generator's condition is {model.condition}, no class")
-        return ()
-    if text == "none":
-        return ()
-    if text == "all":
-        return tuple(range(model.num_classes))
-    return parse_classes(text, num_classes=model.num_classes)
 
 
 def _start(config: StartConfig, tokens: TokenSpec) -> StartPlan | None:
