@@ -45,11 +45,14 @@ class EvaluateConfig:
         f"of them with commas between, or {ALL!r}: every one that has what it needs",
     )
     tokenizer: str = option(
-        PACKAGED, help=f"folder that train_tokenizer wrote, on any URL, or {PACKAGED!r}", is_url=True
+        PACKAGED,
+        help=f"output.url of train_tokenizer, or its tokenizer/, on any URL, or {PACKAGED!r}",
+        is_url=True,
     )
     baseline: str | None = option(
         None,
-        help="tokenizer to compare with, without globals, as unfiltered patch tokens; null: none",
+        help="tokenizer to compare with, without globals, as unfiltered patch tokens: output.url of train_tokenizer, "
+        "or its tokenizer/; null: none",
         is_url=True,
     )
     data: str | None = option(

@@ -86,7 +86,8 @@ class GenerateConfig:
     )
     tokenizer: str = option(
         PACKAGED,
-        help=f"the tokenizer that its tokens were made with: a folder on any URL, or {PACKAGED!r}",
+        help="the tokenizer that its tokens were made with: output.url of train_tokenizer, or its tokenizer/, on any "
+        f"URL, or {PACKAGED!r}",
         is_url=True,
     )
     classes: str = option(

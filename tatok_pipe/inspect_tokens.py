@@ -55,8 +55,8 @@ class InputConfig:
 class CheckpointConfig:
     checkpoint: str | None = option(
         None,
-        help=f"folder of the tokenizer, on any URL, or {PACKAGED!r}; null: the packaged one or the one that the "
-        "dataset names, whichever made the tokens",
+        help=f"output.url of train_tokenizer, or its tokenizer/, on any URL, or {PACKAGED!r}; null: the packaged one "
+        "or the one that the dataset names, whichever made the tokens",
         is_url=True,
     )
 

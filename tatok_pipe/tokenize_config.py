@@ -53,7 +53,9 @@ class OutputConfig:
 @dataclass(frozen=True)
 class CheckpointConfig:
     checkpoint: str = option(
-        PACKAGED, help=f"folder that train_tokenizer wrote, on any URL, or {PACKAGED!r}", is_url=True
+        PACKAGED,
+        help=f"output.url of train_tokenizer, or its tokenizer/, on any URL, or {PACKAGED!r}",
+        is_url=True,
     )
 
 

@@ -48,18 +48,26 @@ class WeightsFolder:
         storage.publish_bytes(save_tensors(tensors), storage.join(url, self.weights), exclusive=False)
         storage.publish_bytes(text.encode(), storage.join(url, self.description), exclusive=False)
 
+    def locate(self, url: str) -> str:
+        """`url`, or the folder of this kind in it, where `url` is the output of the training that made one."""
+        inner = storage.join(url, self.description.removesuffix(".json"))
+        is_output = not storage.exists(storage.join(url, self.description)) and storage.exists(
+            storage.join(inner, self.description)
+        )
+        return inner if is_output else url
+
     def read(self, url: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """(description, weights). Raises UserError where there is none, or a file is damaged or of another format."""
+        """(description, weights) of the folder at `url`, or of that in it where a training left one there. Raises
+        UserError where there is none, or a file is damaged or of another format."""
         try:
+            url = self.locate(url)
             description = json.loads(storage.read_bytes(storage.join(url, self.description)))
             weights = storage.read_bytes(storage.join(url, self.weights))
         except (FileNotFoundError, NotADirectoryError):
             found = recognise(url)
             what = f"{found}, " if found and self.description not in found else ""
-            inner = storage.join(url, self.description.removesuffix(".json"))  # of what a training leaves
-            advice = f"give {storage.redact(inner)}" if recognise(inner) else self.origin
             raise self.error(
-                url, f"{what}expected a folder with {self.description} and {self.weights}; {advice}"
+                url, f"{what}expected a folder with {self.description} and {self.weights}; {self.origin}"
             ) from None
         except (ValueError, OSError) as error:
             raise self.error(url, f"cannot be read: {error}") from None

@@ -172,6 +172,18 @@ def test_parts_of_tokens(packaged: ImageTokenizer, pictures: list[Image.Image]) 
     assert repr(tokens[:0]).startswith("RaggedTokens(0 images, 0 tokens; ")
 
 
+def test_the_output_of_a_training_is_as_good_as_the_model_in_it(models: Models) -> None:
+    folder = Path(models.tokenizer).parent
+    assert tatok_pipe.load_tokenizer(folder).fingerprint == models.spec.tokenizer_fingerprint
+    assert (
+        tatok_pipe.load_generator(folder).fingerprint
+        == tatok_pipe.load_generator(models.generator).fingerprint
+    )
+    for load in (tatok_pipe.load_tokenizer, tatok_pipe.load_generator):
+        with pytest.raises(UserError, match=f"^url={folder}/nothing: expected a folder with .*output.url"):
+            load(folder / "nothing")
+
+
 def test_models_are_moved_and_shown(packaged: ImageTokenizer, generator: ImageGenerator) -> None:
     assert packaged.to("cpu") is packaged and generator.to(torch.device("cpu")) is generator
     assert repr(packaged).startswith("ImageTokenizer(128 px, 16 global and up to 256 patch tokens; ")

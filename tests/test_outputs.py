@@ -84,16 +84,18 @@ def test_a_part_of_a_token_dataset_is_not_all_of_it(tmp_path: Path, monkeypatch:
 def test_where_a_tokenizer_is_expected(tmp_path: Path) -> None:
     wanted = "expected a folder with tokenizer.json and model.safetensors"
     for what, told in (
-        ("images", f"{wanted}; give one that train_tokenizer wrote"),
-        ("file.tar", f"{wanted}; give one that train_tokenizer wrote"),
-        ("tokens", rf"a token dataset \(it has _dataset.json\), {wanted}; give one that"),
-        ("generator", rf"a generator \(it has generator.json\), {wanted}; give one that"),
+        ("images", f"{wanted}; give the output.url of a finished train_tokenizer run"),
+        ("file.tar", f"{wanted}; give the output.url of a finished train_tokenizer run"),
+        ("tokens", rf"a token dataset \(it has _dataset.json\), {wanted}; give the output.url"),
+        ("generator", rf"a generator \(it has generator.json\), {wanted}; give the output.url"),
     ):
         url = place(tmp_path, what)
         with pytest.raises(UserError, match=f"^tokenizer.checkpoint={url}: {told}"):
             load_tokenizer(url)
-    url = place(tmp_path, "training")
-    with pytest.raises(UserError, match=f"^tokenizer.checkpoint={url}: {wanted}; give {url}/tokenizer$"):
+    url = place(tmp_path, "training")  # in whose tokenizer/ are damaged files
+    with pytest.raises(
+        UserError, match=f"^tokenizer.checkpoint={url}/tokenizer: expected format 2 in tokenizer.json$"
+    ):
         load_tokenizer(url)
 
 

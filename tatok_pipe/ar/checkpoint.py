@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tatok_pipe import storage
 from tatok_pipe.ar.batch import Vocabulary
 from tatok_pipe.ar.model import Generator, GeneratorConfig
 from tatok_pipe.config import from_dict, to_dict
@@ -68,11 +67,7 @@ def load_generator(
     Raises UserError where there is none, its format is unknown, or one of its files is damaged or of another model.
     """
     folder = replace(FOLDER, option=option)
-    inner = storage.join(url, "generator")
-    is_output = not storage.exists(storage.join(url, folder.description)) and storage.exists(
-        storage.join(inner, folder.description)
-    )
-    description, weights = folder.read(inner if is_output else url)
+    description, weights = folder.read(url)
     try:
         model = Generator(
             from_dict(GeneratorConfig, description["model"]), Vocabulary(**description["vocabulary"])

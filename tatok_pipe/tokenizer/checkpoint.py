@@ -24,7 +24,7 @@ FOLDER = WeightsFolder(
     description="tokenizer.json",
     format=2,
     option="tokenizer.checkpoint",
-    origin=f"give one that train_tokenizer wrote, or {PACKAGED!r}",
+    origin=f"give the output.url of a finished train_tokenizer run, its tokenizer/, or {PACKAGED!r}",
 )
 _PACKAGED_FOLDER = "tatok-tiny-128"
 
@@ -68,7 +68,8 @@ def save_tokenizer(
 def load_tokenizer(
     url: str = PACKAGED, *, device: str | torch.device = "cpu", option: str = FOLDER.option
 ) -> Tokenizer:
-    """Load a checkpoint from a folder URL, or the packaged one. `option` is what the user calls this choice.
+    """Load a checkpoint from a folder URL, from `tokenizer` in the output of a train_tokenizer run, or the packaged
+    one. `option` is what the user calls this choice.
 
     Raises UserError where there is no checkpoint, its format is unknown, or its bytes are not those that its
     fingerprint was taken over.

@@ -41,6 +41,18 @@ def test_a_checkpoint_comes_back_as_it_was(
     ).read_bytes()
 
 
+def test_the_output_of_a_training_stands_for_the_tokenizer_in_it(model: TaTok, tmp_path: Path) -> None:
+    mark = save(model, tmp_path / "tokenizer")
+    (tmp_path / "checkpoints").mkdir()
+    for url in (str(tmp_path), f"{tmp_path}/", f"{tmp_path}/tokenizer", f"file://{tmp_path}"):
+        assert load_tokenizer(url).fingerprint == mark
+    (tmp_path / "tokenizer/model.safetensors").unlink()
+    with pytest.raises(
+        UserError, match=f"={tmp_path}/tokenizer: expected a folder with tokenizer.json and model"
+    ):
+        load_tokenizer(str(tmp_path))
+
+
 def test_every_weight_and_the_config_are_in_the_fingerprint(model: TaTok) -> None:
     tensors = dict(model.state_dict())
     marks = {fingerprint(tensors, to_dict(model.config))}
