@@ -97,8 +97,8 @@ class GenerateConfig:
     )
     embeddings: str | None = option(
         None,
-        help="where the condition is an embedding: Parquet file with a column `embedding`, whose rows are taken in "
-        "turn; null: without condition",
+        help="where the condition is an embedding: Parquet file with a column `embedding`, lists of numbers or "
+        "tensors, whose rows are taken in turn; null: without condition",
         is_url=True,
     )
     num_images: int = option(16, help="how many", unit="images")

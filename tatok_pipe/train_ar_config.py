@@ -17,7 +17,7 @@ class InputConfig:
     condition_url: str | None = option(
         None,
         help="where model.condition is embedding: folder with a Parquet file for each token shard, named like it, with "
-        "columns `key` and `embedding`",
+        "columns `key` and `embedding`: lists of model.embedding_dim numbers, or tensors",
         is_url=True,
     )
     on_dataset_change: str = option(

@@ -14,6 +14,7 @@ from tatok_pipe import storage
 from tatok_pipe.errors import UserError
 from tatok_pipe.options import check_choices, option
 from tatok_pipe.tokens.columns import to_numpy
+from tatok_pipe.tokens.embeddings import COLUMN, to_lists, to_vectors
 from tatok_pipe.tokens.layout import SUFFIX
 from tatok_pipe.tokens.parquet_groups import open_parquet, parquet_errors, read_groups
 
@@ -28,7 +29,7 @@ class ConditionConfig:
     num_classes: int = option(0, help="labels are 0 to num_classes - 1, for kind=class", unit="classes")
     embeddings_url: str = option(
         "",
-        help="folder of <token shard name>.parquet with the columns key and embedding (list of float16 or float32), "
+        help="folder of <token shard name>.parquet with the columns key and embedding (lists of numbers, or tensors), "
         "for kind=embedding",
     )
     embedding_size: int = option(
@@ -71,14 +72,15 @@ def read_embeddings(config: ConditionConfig, shard: str, keys: pa.Array) -> np.n
     """The embeddings of the samples with `keys` of a token shard, (n, E) float32; a key may come repeatedly.
 
     Of the file only the keys are read, and those row groups that are needed. Raises UserError where the file, a key or
-    a number in an embedding is missing, or where an embedding is not `embedding_size` long.
+    a number in an embedding is missing, or where an embedding is not `embedding_size` long or has numbers that are not
+    finite.
     """
     url = storage.join(config.embeddings_url, shard + SUFFIX)
     shown, size = storage.redact(url), config.embedding_size
     missing = "compute the embeddings of this shard again, or give the folder that has them as embeddings_url"
     with parquet_errors(url, missing), open_parquet(url) as (file, source):
         names = file.schema_arrow.names
-        if not {"key", "embedding"} <= set(names):
+        if not {"key", COLUMN} <= set(names):
             raise UserError(f"{shown}: has columns {names}, expected key and embedding; {missing}")
         num_groups = file.num_row_groups
         known = read_groups(file, source, list(range(num_groups)), ["key"])["key"]
@@ -92,26 +94,12 @@ def read_embeddings(config: ConditionConfig, shard: str, keys: pa.Array) -> np.n
         wanted = to_numpy(rows).astype(np.int64)
         group_of = np.searchsorted(starts, wanted, "right") - 1
         groups = np.unique(group_of)
-        column = read_groups(file, source, groups.tolist(), ["embedding"])["embedding"].combine_chunks()
+        column = read_groups(file, source, groups.tolist(), [COLUMN])[COLUMN]
     sizes = starts[groups + 1] - starts[groups]
     begins = np.zeros(num_groups, np.int64)
     begins[groups] = np.cumsum(sizes) - sizes
-    column = column.take(pa.array(begins[group_of] + wanted - starts[group_of]))
-    is_list = pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type)
-    if not is_list or column.type.value_type not in (pa.float16(), pa.float32()):
-        raise UserError(
-            f"{shown}: embedding is {column.type}, expected a list of float16 or float32; {missing}"
-        )
-    lengths = np.array(pc.call_function("list_value_length", [column]).fill_null(0))
-    if (lengths != size).any():
-        place = int((lengths != size).argmax())
-        raise UserError(
-            f"{shown}: the embedding of {keys[place].as_py()!r} has {lengths[place]} numbers, expected "
-            f"embedding_size={size}"
-        )
-    values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, size)
-    is_finite = np.isfinite(values).all(axis=1)
-    if not is_finite.all():
-        key = keys[int(is_finite.argmin())].as_py()
-        raise UserError(f"{shown}: the embedding of {key!r} has numbers that are not finite; {missing}")
-    return values
+    try:
+        lists = to_lists(column, size=size).take(pa.array(begins[group_of] + wanted - starts[group_of]))
+        return to_vectors(lists, size=size, name=lambda row: repr(keys[row].as_py()))
+    except ValueError as error:
+        raise UserError(f"{shown}: {error}; {missing}") from None

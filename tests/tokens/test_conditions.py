@@ -78,12 +78,14 @@ def test_what_is_missing_or_wrong(tmp_path: Path) -> None:
     write(tmp_path, keys[:-1], values[:-1], pa.list_(pa.float32()))
     with pytest.raises(UserError, match=rf"no embedding with key '{keys[-1]}' among 9"):
         read()
-    write(tmp_path, keys, values, pa.list_(pa.float64()))
-    with pytest.raises(UserError, match="expected a list of float16 or float32"):
+    pq.write_table(pa.table({"key": keys, "embedding": keys}), tmp_path / "s.parquet")
+    with pytest.raises(
+        UserError, match="embedding is string, expected lists of 4 numbers.*; compute the embed"
+    ):
         read()
     write(tmp_path, keys, values[:, :3], pa.list_(pa.float32()))
     with pytest.raises(
-        UserError, match=rf"embedding of '{keys[0]}' has 3 numbers, expected embedding_size=4"
+        UserError, match=rf"embedding of '{keys[0]}' has 3 numbers, expected 4 numbers \(embedding_dim\)"
     ):
         read()
     values[6, 2] = np.nan
@@ -100,7 +102,7 @@ def test_missing_values(tmp_path: Path) -> None:
             [2.0] * 4,
             [1.0] * 4,
         ]
-        with pytest.raises(UserError, match="embedding of 'b' has 0 numbers, expected embedding_size=4"):
+        with pytest.raises(UserError, match="embedding of 'b' is null, expected 4 numbers"):
             read_embeddings(config_of(tmp_path), "s", pa.array(["a", "b"]))
 
 

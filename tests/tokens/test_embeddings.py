@@ -1,20 +1,26 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import datasets
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from ray.data.extensions import ArrowTensorArray
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
+from tatok_pipe.tokens.conditions import ConditionConfig, read_embeddings
 from tatok_pipe.tokens.embeddings import read_vectors
 
 SIZE = 3
 VALUES = np.random.default_rng(0).normal(size=(25, SIZE))
+KEYS = [f"k{row}" for row in range(len(VALUES))]
 
 
 def write(path: Path, rows: list, data_type: pa.DataType, name: str = "embedding") -> str:
@@ -37,11 +43,80 @@ def test_whole_numbers_are_numbers(tmp_path: Path) -> None:
     assert read_vectors(path, size=SIZE).tolist() == [[1, -2, 3]]
 
 
-def test_files_of_polars(tmp_path: Path) -> None:
-    for column in (VALUES.tolist(), VALUES):  # a column of lists, and of arrays
-        pl.DataFrame({"embedding": column}).write_parquet(tmp_path / "v.parquet")
-        found = read_vectors(str(tmp_path / "v.parquet"), size=SIZE)
-        np.testing.assert_array_equal(found, VALUES.astype(np.float32))
+def polars_file(column: Any) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        frame = pl.DataFrame({"key": KEYS, "embedding": column}, schema_overrides={"key": pl.Categorical})
+        frame.write_parquet(path, row_group_size=7)
+
+    return write
+
+
+def datasets_file(feature: Any) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        features = datasets.Features({"key": datasets.Value("string"), "embedding": feature})
+        content = {"key": KEYS, "embedding": VALUES.tolist()}
+        datasets.Dataset.from_dict(content, features=features).to_parquet(path, batch_size=7)
+
+    return write
+
+
+def arrow_file(column: pa.Array) -> Callable[[Path], None]:
+    return lambda path: pq.write_table(pa.table({"key": KEYS, "embedding": column}), path, row_group_size=7)
+
+
+@pytest.mark.parametrize(
+    ("write_file", "item"),
+    [
+        pytest.param(polars_file(VALUES.tolist()), "float64", id="polars list"),
+        pytest.param(polars_file(VALUES), "float64", id="polars array"),
+        pytest.param(polars_file(VALUES.astype(np.float16)), "float16", id="polars half"),
+        pytest.param(datasets_file(datasets.List(datasets.Value("float32"))), "float32", id="datasets list"),
+        pytest.param(datasets_file(datasets.List(datasets.Value("float64"), length=SIZE)), "float64", id="fixed"),
+        pytest.param(datasets_file(datasets.LargeList(datasets.Value("float16"))), "float16", id="large"),
+        pytest.param(arrow_file(pa.FixedShapeTensorArray.from_numpy_ndarray(VALUES)), "float64", id="tensor"),
+        pytest.param(arrow_file(ArrowTensorArray.from_numpy(VALUES)), "float64", id="ray tensor"),
+    ],
+)  # fmt: skip
+def test_drawing_and_training_read_the_same_of_every_writer(
+    tmp_path: Path, write_file: Callable[[Path], None], item: str
+) -> None:
+    write_file(tmp_path / "s.parquet")
+    expected = VALUES.astype(item).astype(np.float32)
+    np.testing.assert_array_equal(read_vectors(str(tmp_path / "s.parquet"), size=SIZE), expected)
+    rows = [24, 3, 3, 11]
+    found = read_embeddings(condition_of(tmp_path), "s", pa.array([KEYS[row] for row in rows]))
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, expected[rows])
+    assert read_embeddings(condition_of(tmp_path), "s", pa.array([], pa.string())).shape == (0, SIZE)
+
+
+def condition_of(folder: Path) -> ConditionConfig:
+    return ConditionConfig(kind="embedding", embeddings_url=str(folder), embedding_size=SIZE)
+
+
+def test_tensors_of_another_shape_are_refused(tmp_path: Path) -> None:
+    """Also where they have as many numbers."""
+    turned = VALUES[:, :, None]
+    squares = datasets.Features(
+        {"key": datasets.Value("string"), "embedding": datasets.Array2D((1, 3), "float32")}
+    )
+    rows = {"key": KEYS, "embedding": VALUES[:, None].tolist()}
+    for write_file in (
+        arrow_file(pa.FixedShapeTensorArray.from_numpy_ndarray(turned)),
+        arrow_file(pa.FixedShapeTensorArray.from_numpy_ndarray(VALUES[:, :2].copy())),
+        arrow_file(ArrowTensorArray.from_numpy(turned)),
+        lambda path: datasets.Dataset.from_dict(rows, features=squares).to_parquet(path),
+    ):
+        write_file(tmp_path / "s.parquet")
+        for read in (
+            lambda: read_vectors(str(tmp_path / "s.parquet"), size=SIZE),
+            lambda: read_embeddings(condition_of(tmp_path), "s", pa.array(KEYS)),
+        ):
+            with pytest.raises(
+                UserError, match="s.parquet: embedding is .*, expected lists of 3 num"
+            ) as caught:
+                read()
+            assert "\n" not in str(caught.value)
 
 
 @pytest.mark.s3
@@ -55,21 +130,36 @@ def test_from_s3(tmp_path: Path, s3_url: str) -> None:
 @pytest.mark.parametrize(
     ("rows", "data_type", "message"),
     [
-        ([], pa.list_(pa.float32()), "0 rows of list<element: float>"),
-        ([[1, 2]], pa.list_(pa.float32()), "1 rows of list<element: float>"),
-        ([[1, 2, 3], [1, 2, 3, 4]], pa.list_(pa.float32()), "2 rows of list<element: float>"),
-        ([[1, 2, 3], None], pa.list_(pa.float32()), "2 rows of list<element: float>"),
-        ([[1, 2, 3, 4]], pa.list_(pa.float32(), 4), r"1 rows of fixed_size_list<element: float>\[4\]"),
-        ([[1, None, 3]], pa.list_(pa.float32()), "has numbers that are not finite"),
-        ([[1, float("nan"), 3]], pa.list_(pa.float32()), "has numbers that are not finite"),
-        ([[1, -float("inf"), 3]], pa.list_(pa.float16()), "has numbers that are not finite"),
-        ([[1, 2, 1e300]], pa.list_(pa.float64()), "has numbers that are not finite"),
-        ([["a", "b", "c"]], pa.list_(pa.string()), "1 rows of list<element: string>"),
-        ([["1", "2", "3"]], pa.list_(pa.string()), "1 rows of list<element: string>"),
-        ([[[1], [2], [3]]], pa.list_(pa.list_(pa.float32())), "1 rows of list<element: list<"),
-        ([[1, 2, 3]], pa.list_(pa.timestamp("ms")), "1 rows of list<element: timestamp"),
-        (["abc"], pa.string(), "1 rows of string"),
-        ([1.0, 2.0, 3.0], pa.float32(), "3 rows of float"),
+        ([], pa.list_(pa.float32()), "has no row"),
+        ([[1, 2]], pa.list_(pa.float32()), "the embedding of row 0 has 2 numbers, expected 3"),
+        (
+            [[1, 2, 3], [1, 2, 3, 4]],
+            pa.list_(pa.float32()),
+            "the embedding of row 1 has 4 numbers, expected 3",
+        ),
+        ([[1, 2, 3], None], pa.large_list(pa.float32()), "the embedding of row 1 is null, expected 3"),
+        ([[1, 2, 3], None], pa.list_(pa.float32(), 3), "the embedding of row 1 is null, expected 3"),
+        ([[1, 2, 3, 4]], pa.list_(pa.float32(), 4), "the embedding of row 0 has 4 numbers, expected 3"),
+        ([[1, None, 3]], pa.list_(pa.float32()), "the embedding of row 0 has numbers that are not finite"),
+        ([[1, None, 3]], pa.list_(pa.float16()), "the embedding of row 0 has numbers that are not finite"),
+        ([[1, 2, 3], [1, None, 3]], pa.list_(pa.int8()), "the embedding of row 1 has numbers that are not"),
+        (
+            [[1, float("nan"), 3]],
+            pa.list_(pa.float32()),
+            "the embedding of row 0 has numbers that are not finite",
+        ),
+        (
+            [[1, -float("inf"), 3]],
+            pa.list_(pa.float16()),
+            "the embedding of row 0 has numbers that are not finite",
+        ),
+        ([[1, 2, 1e300]], pa.list_(pa.float64()), "the embedding of row 0 has numbers that are not finite"),
+        ([["a", "b", "c"]], pa.list_(pa.string()), "embedding is list<element: string>"),
+        ([["1", "2", "3"]], pa.list_(pa.string()), "embedding is list<element: string>"),
+        ([[[1], [2], [3]]], pa.list_(pa.list_(pa.float32())), "embedding is list<element: list<"),
+        ([[1, 2, 3]], pa.list_(pa.timestamp("ms")), "embedding is list<element: timestamp"),
+        (["abc"], pa.string(), "embedding is string"),
+        ([1.0, 2.0, 3.0], pa.float32(), "embedding is float"),
     ],
 )
 def test_what_are_no_such_vectors(tmp_path: Path, rows: list, data_type: pa.DataType, message: str) -> None:
