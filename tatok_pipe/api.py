@@ -267,12 +267,11 @@ def _best_device() -> str:
 
 def _move(model: nn.Module, device: str | torch.device) -> None:
     try:
+        if torch.device(device).type not in DEFAULT_SLOTS:
+            raise ValueError("the models do not run there")
         model.to(device)
-    except (
-        RuntimeError,
-        AssertionError,
-        ValueError,
-    ) as error:  # what torch raises where it has no such device
+    # What torch raises where it has no such device.
+    except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
             f"device={device}: {reason}; expected cpu, or cuda where torch sees a GPU (here: {_best_device()})"

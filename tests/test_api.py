@@ -188,7 +188,7 @@ def test_models_are_moved_and_shown(packaged: ImageTokenizer, generator: ImageGe
     assert packaged.to("cpu") is packaged and generator.to(torch.device("cpu")) is generator
     assert repr(packaged).startswith("ImageTokenizer(128 px, 16 global and up to 256 patch tokens; ")
     assert repr(generator).startswith("ImageGenerator(64 x 2, condition: 10 classes; ")
-    for device in ("cuda:99", "nonsense"):
+    for device in ("cuda:99", "nonsense", "meta"):
         for move in (packaged.to, generator.to, lambda device: tatok_pipe.load_tokenizer(device=device)):
             with pytest.raises(UserError, match=f"^device={device}: .*; expected cpu, or cuda"):
                 move(device)
@@ -345,6 +345,24 @@ def test_classes_of_every_kind(generator: ImageGenerator) -> None:
     assert generator.sample(1, classes=1) == drawn[:1]
     assert generator.sample(4, classes="none") == generator.sample(4)
     assert generator.sample(4, classes="all") == generator.sample(4, classes=range(10))
+
+
+def test_embeddings_of_every_kind(tmp_path: Path) -> None:
+    config = GeneratorConfig(width=32, depth=1, heads=2, condition="embedding", embedding_dim=4)
+    generator = tatok_pipe.load_generator(save_models(tmp_path, config).generator)
+    vectors = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
+    drawn = generator.sample(3, embeddings=vectors)
+    for same in (vectors.astype(np.float64), vectors.tolist(), torch.from_numpy(vectors)):
+        assert generator.sample(3, embeddings=same) == drawn  # type: ignore[arg-type]
+    assert generator.sample(1, embeddings=vectors[0]) == drawn[:1] and generator.sample(3) != drawn
+    for arguments, message in (
+        ({"embeddings": vectors[:, :3]}, r"embedding of shape \(3,\): .* embedding_dim=4"),
+        ({"classes": [1]}, "label 1: the generator's condition is embedding"),
+        ({"classes": ["cat"]}, "'cat', expected numbers, .*: none, it has no classes"),
+        ({"classes": "3"}, "classes=3: the generator's condition is embedding"),
+    ):
+        with pytest.raises(UserError, match=message):
+            generator.sample(1, **arguments)  # type: ignore[arg-type]
 
 
 def test_the_package_waits_for_torch_until_it_is_needed() -> None:

@@ -182,11 +182,15 @@ def _check_guidance(config: GenerateConfig, model: GeneratorConfig) -> None:
 
 def _start(config: StartConfig, tokens: TokenSpec) -> StartPlan | None:
     if not config.url:
-        if config.rows or config.columns:
+        if config.rows or config.columns or not config.keep_globals:
             raise UserError(
-                "start.rows, start.columns: expected start.url, the token dataset to keep patches of"
+                "start.rows, start.columns, start.keep_globals: expected start.url, the token dataset to keep parts of"
             )
         return None
+    if not (config.rows or config.columns or config.keep_globals):
+        raise UserError(
+            "start.keep_globals=false: nothing of start.url is kept; expected start.rows or start.columns with it"
+        )
     dataset = TokenDataset(config.url)
     shown = storage.redact(config.url)
     if dataset.spec.tokenizer_fingerprint != tokens.tokenizer_fingerprint:
