@@ -94,12 +94,12 @@ def read_embeddings(config: ConditionConfig, shard: str, keys: pa.Array) -> np.n
         wanted = to_numpy(rows).astype(np.int64)
         group_of = np.searchsorted(starts, wanted, "right") - 1
         groups = np.unique(group_of)
-        column = read_groups(file, source, groups.tolist(), [COLUMN])[COLUMN]
+        table = read_groups(file, source, groups.tolist(), [COLUMN])
     sizes = starts[groups + 1] - starts[groups]
     begins = np.zeros(num_groups, np.int64)
     begins[groups] = np.cumsum(sizes) - sizes
     try:
-        lists = to_lists(column, size=size).take(pa.array(begins[group_of] + wanted - starts[group_of]))
+        lists = to_lists(table, size=size).take(pa.array(begins[group_of] + wanted - starts[group_of]))
         return to_vectors(lists, size=size, name=lambda row: repr(keys[row].as_py()))
     except ValueError as error:
         raise UserError(f"{shown}: {error}; {missing}") from None

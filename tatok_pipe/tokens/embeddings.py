@@ -5,6 +5,7 @@ Letters: n rows, E numbers a vector.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import numpy as np
@@ -25,25 +26,36 @@ def read_vectors(url: str, *, size: int) -> np.ndarray:
     with parquet_errors(url, advice), open_parquet(url) as (file, source):
         if COLUMN not in file.schema_arrow.names:
             raise UserError(f"{shown}: has columns {file.schema_arrow.names}; {advice}")
-        column = read_groups(file, source, list(range(file.num_row_groups)), [COLUMN])[COLUMN]
-    if not len(column):
+        table = read_groups(file, source, list(range(file.num_row_groups)), [COLUMN])
+    if not len(table):
         raise UserError(f"{shown}: has no row; {advice}")
     try:
-        return to_vectors(to_lists(column, size=size), size=size, name=lambda row: f"row {row}")
+        return to_vectors(to_lists(table, size=size), size=size, name=lambda row: f"row {row}")
     except ValueError as error:
         raise UserError(f"{shown}: {error}; {advice}") from None
 
 
-def to_lists(column: pa.ChunkedArray, *, size: int) -> pa.Array:
-    """The lists of numbers that a column is made of: as they are, or below what marks them as tensors of shape (E,), be
-    it Arrow's, Ray's or Hugging Face's mark. Raises ValueError for any other column."""
+def to_lists(table: pa.Table, *, size: int) -> pa.Array:
+    """The lists of numbers that a table's column is made of: as they are, or below what marks them as tensors of shape
+    (E,), be it Arrow's or Ray's mark. Raises ValueError for any other column."""
+    column, shape = table[COLUMN], _tensor_shape(table.field(COLUMN))
     kind, chunks = column.type, column.chunks
-    shape = getattr(kind, "shape", (size,)) if isinstance(kind, pa.BaseExtensionType) else (size,)
     while isinstance(kind, pa.BaseExtensionType):
         kind, chunks = kind.storage_type, [chunk.storage for chunk in chunks]
-    if tuple(shape) != (size,) or not _holds_numbers(kind):
-        raise ValueError(f"embedding is {column.type}, expected lists of {size} numbers, floats or integers")
+    if shape not in (None, (size,)) or not _holds_numbers(kind):
+        told = column.type if shape is None else f"tensors of shape {shape}"
+        raise ValueError(f"embedding is {told}, expected lists of {size} numbers, floats or integers")
     return pa.chunked_array(chunks, kind).combine_chunks()
+
+
+def _tensor_shape(field: pa.Field) -> tuple[int, ...] | None:
+    """Of one row, where the column is marked as one of tensors. Their numbers lie flat: the mark alone tells an array
+    of 2 x 3 from a vector of 6."""
+    shape = getattr(field.type, "shape", None)
+    # Where Ray Data is not imported, the type that its mark stands for is not known to Arrow.
+    if (field.metadata or {}).get(b"ARROW:extension:name", b"").startswith(b"ray.data.arrow_tensor"):
+        shape = json.loads(field.metadata[b"ARROW:extension:metadata"])
+    return None if shape is None else tuple(shape)
 
 
 def to_vectors(lists: pa.Array, *, size: int, name: Callable[[int], str]) -> np.ndarray:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,28 @@ def test_drawing_and_training_read_the_same_of_every_writer(
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, expected[rows])
     assert read_embeddings(condition_of(tmp_path), "s", pa.array([], pa.string())).shape == (0, SIZE)
+
+
+@pytest.fixture
+def without_ray_data() -> Iterator[None]:
+    """Arrow does not know Ray's type of tensors, as in a process that has not imported Ray Data."""
+    kind = ArrowTensorArray.from_numpy(VALUES).type
+    pa.unregister_extension_type(kind.extension_name)
+    yield
+    pa.register_extension_type(kind)
+
+
+@pytest.mark.usefixtures("without_ray_data")
+def test_tensors_of_ray_where_ray_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "s.parquet"
+    arrow_file(ArrowTensorArray.from_numpy(VALUES))(path)
+    assert pa.types.is_large_list(pq.read_schema(path).field("embedding").type)
+    np.testing.assert_array_equal(read_vectors(str(path), size=SIZE), VALUES.astype(np.float32))
+    arrow_file(ArrowTensorArray.from_numpy(VALUES[:, :, None]))(path)
+    with pytest.raises(
+        UserError, match=r"embedding is tensors of shape \(3, 1\), expected lists of 3 numbers"
+    ):
+        read_vectors(str(path), size=SIZE)
 
 
 def condition_of(folder: Path) -> ConditionConfig:
