@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import select
 import sys
@@ -28,6 +27,7 @@ from tatok_pipe.errors import (
     UserError,
     has_outside_cause,
 )
+from tatok_pipe.finite import to_json_types
 
 logger = logging.getLogger(__name__)
 
@@ -95,11 +95,7 @@ class JobSummary:
             **self._figures,
             **({"error": error} if error else {}),
         }
-        line = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in line.items()
-        }
-        logger.info("%s%s", SUMMARY, json.dumps(line, ensure_ascii=False))
+        logger.info("%s%s", SUMMARY, json.dumps(to_json_types(line), ensure_ascii=False, allow_nan=False))
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
+from tatok_pipe.finite import to_json_types
 from tatok_pipe.outputs import recognise
 
 
@@ -44,7 +45,8 @@ class WeightsFolder:
     def write(self, url: str, weights: dict[str, Tensor], description: dict[str, Any]) -> None:
         """The description comes last and makes the folder whole."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-        text = json.dumps({"format": self.format} | description, indent=1, sort_keys=True) + "\n"
+        content = to_json_types({"format": self.format} | description)
+        text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
         storage.publish_bytes(save_tensors(tensors), storage.join(url, self.weights), exclusive=False)
         storage.publish_bytes(text.encode(), storage.join(url, self.description), exclusive=False)
 

@@ -111,6 +111,8 @@ def test_tensorboard_has_the_curves_and_pictures(arguments: list[str], straight:
     (picture,) = (
         value.image for (tag, step), value in values.items() if value.HasField("image") and step == 25
     )
+    # As it was given: a name that TensorBoard's writer changes is told at every validation.
+    assert ("held_out/original_all_half_quarter_globals", 25) in values
     with Image.open(io.BytesIO(picture.encoded_image_string)) as panel:
         assert panel.size == (5 * 32, 3 * 32)
         pixels = np.asarray(panel)

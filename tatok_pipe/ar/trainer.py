@@ -19,10 +19,17 @@ from torch import Tensor, nn
 from tatok_pipe.ar.batch import BatchTensors
 from tatok_pipe.ar.loss_parts import LossParts
 from tatok_pipe.ar.model import Generator, Nats
+from tatok_pipe.finite import check_step
 from tatok_pipe.options import check_choices, option, section
 from tatok_pipe.seeds import hash_seed
-from tatok_pipe.training.ema import WeightAverage
+from tatok_pipe.training.ema import WeightAverage, local_part
 from tatok_pipe.training.schedule import ScheduleConfig, learning_rate
+
+# Where a step is not finite.
+_ADVICE = (
+    "give a smaller training.schedule.peak, or training.precision=fp32 (where the weights had gone astray before, "
+    "remove the newest of the checkpoints too)"
+)
 
 
 @dataclass(frozen=True)
@@ -178,7 +185,8 @@ class GeneratorTrainer:
     def step(self, batches: Sequence[BatchTensors], *, num_codes: int) -> StepResult:
         """One optimizer step on this process's micro-batches; `num_codes` counts those of all processes.
 
-        Every process must have the same number of micro-batches; they may hold padding alone.
+        Every process must have the same number of micro-batches; they may hold padding alone. Raises UserError, on all
+        processes, where the loss or the gradient is not finite; no weight has moved then.
         """
         rate = learning_rate(self.config.schedule, step=self.num_steps_done, num_steps=self.num_steps)
         for group in self.optimizer.param_groups:
@@ -194,13 +202,30 @@ class GeneratorTrainer:
                 loss, nats = self.network(batch)
             (loss * scale).backward()
             losses.add(batch, nats)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
+        norm = _full(nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm))
+        losses = losses.summed_over_processes()
+        # Both are the same on all processes, so that all of them stop, or none.
+        nats, gradient = torch.stack([losses.sums[:3].sum(), norm.double()]).tolist()
+        check_step({"loss": nats, "gradient": gradient}, step=f"step {self.num_steps_done}", advice=_ADVICE)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.num_steps_done += 1
         if self.average is not None:
             self.average.update()
-        return StepResult(losses.summed_over_processes(), _full(norm), rate)
+        return StepResult(losses, norm, rate)
+
+    def find_broken(self) -> str:
+        """What of this process's part of the state is not finite, and so is no checkpoint; empty where all is."""
+        kinds: dict[str, list[Tensor]] = {"weights": [p.detach() for p in self.model.parameters()]}
+        kinds["optimizer"] = [
+            value
+            for values in self.optimizer.state.values()
+            for value in values.values()
+            if isinstance(value, Tensor)
+        ]
+        if self.average is not None:
+            kinds["average of weights"] = list(self.average.weights.values())
+        return ", ".join(name for name, tensors in kinds.items() if not _are_finite(tensors))
 
     @torch.no_grad()
     def validate(self, steps: Iterator[Sequence[BatchTensors]]) -> LossParts:
@@ -217,6 +242,11 @@ class GeneratorTrainer:
 
     def _autocast(self) -> Any:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bf16")
+
+
+def _are_finite(tensors: Sequence[Tensor]) -> bool:
+    parts = [local_part(tensor) for tensor in tensors]
+    return bool(torch.stack([part.isfinite().all() for part in parts]).all()) if parts else True
 
 
 def _full(value: Tensor) -> Tensor:

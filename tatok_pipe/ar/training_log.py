@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tatok_pipe.finite import to_json_types
 from tatok_pipe.training.tensorboard import TensorBoard
 
 _PARTS = ("global", "position", "patch")
@@ -18,19 +19,21 @@ class TrainingLog:
 
     def train(self, step: int, losses: dict[str, float], speed: dict[str, float]) -> None:
         """A line's worth of training: `losses` are exact, `speed` is this machine's."""
-        self.curve.append({"step": step, "split": "train"} | losses)
+        self.curve.append({"step": step, "split": "train"} | to_json_types(losses))
         self._board.scalars("train", step, losses)
         self._board.scalars("speed", step, speed)
 
     def held_out(self, step: int, losses: dict[str, float]) -> None:
-        self.curve.append({"step": step, "split": "held_out"} | losses)
+        self.curve.append({"step": step, "split": "held_out"} | to_json_types(losses))
         self._board.scalars("held_out", step, losses)
 
     @property
-    def last_losses(self) -> dict[str, float]:
-        """Nats a code of the last logged line, `loss`, and of the last held-out images, `held_out_loss`."""
+    def last_losses(self) -> dict[str, float | None]:
+        """Nats a code of the last logged line, `loss`, and of the last held-out images, `held_out_loss`; None: there
+        is no such number."""
         names = {"train": "loss", "held_out": "held_out_loss"}
-        return {names[point["split"]]: round(point["loss"], 4) for point in self.curve if "loss" in point}
+        last = {names[point["split"]]: point["loss"] for point in self.curve if "loss" in point}
+        return {name: None if value is None else round(value, 4) for name, value in last.items()}
 
     def publish(self) -> None:
         """Put the scalars beside the checkpoints."""

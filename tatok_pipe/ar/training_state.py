@@ -85,7 +85,8 @@ def save_part(
         "extra": extra,
     }
     # Last, so that a part without its manifest is one that was not finished.
-    (folder / manifest_name(rank)).write_text(json.dumps(manifest | {"sha256": _digest(manifest)}))
+    text = json.dumps(manifest | {"sha256": _digest(manifest)}, allow_nan=False)
+    (folder / manifest_name(rank)).write_text(text)
 
 
 def manifest_name(rank: int) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
+import threading
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from tatok_pipe.ray_runtime.training import Driver, is_hopeless
 
 logger = logging.getLogger(__name__)
 
+_SETTLE_S = 600.0  # an upload that takes longer is given up with the training
 _GOES_ON = "then the same command goes on from the last checkpoint"
 
 
@@ -56,13 +59,21 @@ class GeneratorCheckpoints:
         self._rank, self._num_ranks = context.get_world_rank(), context.get_world_size()
         self._local_rank = context.get_local_rank()
         self._upload_error: UserError | None = None
+        self._uploads: dict[str, threading.Event] = {}  # that were begun, by name; set where they are over
 
     def save(self, extra: dict[str, Any], mode: CheckpointUploadMode) -> None:
         """Hand this worker's part of a checkpoint to Ray Train; `extra` (JSON types) is what `restore` returns.
 
-        Raises UserError where there is no space, or no permission: here, or in an upload that was begun before.
+        Raises UserError where there is no space, or no permission: here, or in an upload that was begun before; and, on
+        all workers and with nothing written or removed, where the state is not finite.
         """
         name = CheckpointName(self._trainer.num_steps_done, self._attempt)
+        if broken := next(filter(None, self._gather(self._trainer.find_broken())), ""):
+            self.settle()
+            raise UserError(
+                f"step {name.step}: {broken} not finite; no checkpoint is written of them, the last is from before: "
+                "give a smaller training.schedule.peak, and the same command goes on from there"
+            )
         try:
             with ExitStack() as stack:
                 folder = Path(tempfile.mkdtemp(prefix="tatok-checkpoint-"))
@@ -77,6 +88,8 @@ class GeneratorCheckpoints:
                 told += f"; make room, or set TMPDIR to a folder with more, {_GOES_ON}"
                 raise UserError(told) from error
             raise OSError(told) from error
+        self._uploads = {each: event for each, event in self._uploads.items() if not event.is_set()}
+        self._uploads[str(name)] = threading.Event()
         ray.train.report(
             {"step": self._trainer.num_steps_done},
             checkpoint=ray.train.Checkpoint.from_directory(folder),
@@ -92,6 +105,13 @@ class GeneratorCheckpoints:
                 training_state.prune(self._url, newest=name, num_to_keep=self._num_to_keep)
             except OSError as error:
                 logger.warning("old checkpoints are not removed: %s", error)
+
+    def settle(self) -> None:
+        """Wait for the uploads of all workers: a training that fails ends at once, and they with it."""
+        deadline_s = time.monotonic() + _SETTLE_S
+        for event in self._uploads.values():
+            event.wait(max(0.0, deadline_s - time.monotonic()))
+        self._gather("")
 
     def restore(self) -> dict[str, Any]:
         """Go on from the newest whole checkpoint; its extra, empty where there is none."""
@@ -144,6 +164,7 @@ class GeneratorCheckpoints:
             self._driver.fail(self._upload_error)
         finally:
             shutil.rmtree(part.path, ignore_errors=True)
+            self._uploads[name].set()
         place: Any = ray.train.get_context().get_storage()
         return ray.train.Checkpoint(place.build_checkpoint_path_from_name(name), place.storage_filesystem)
 

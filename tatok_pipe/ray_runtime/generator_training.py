@@ -193,7 +193,11 @@ class _Worker:
             start = time.perf_counter()
             batch = next(batches)
             speed.waited(time.perf_counter() - start)
-            result = trainer.step(self._tensors(batch), num_codes=batch.num_codes)
+            try:
+                result = trainer.step(self._tensors(batch), num_codes=batch.num_codes)
+            except UserError:
+                self.checkpoints.settle()
+                raise
             self.window.sums.add_(result.losses.sums)
             last_norm = result.grad_norm
             speed.did(elements=batch.num_elements, slots=batch.num_slots, sequences=batch.num_sequences)

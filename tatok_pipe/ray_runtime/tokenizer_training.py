@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tatok_pipe import storage
 from tatok_pipe.config import from_dict, to_dict
 from tatok_pipe.errors import UserError
+from tatok_pipe.finite import to_json_types
 from tatok_pipe.images.decode import DecodeError, PreprocessConfig, decode_image
 from tatok_pipe.images.limits import IMAGES_ONLY
 from tatok_pipe.images.shards import ShardError
@@ -178,10 +179,10 @@ class _Worker:
         ):
             figures, pixels = look(self.model, self._panel)
         self.curves.held_out.append(
-            {"step": step} | {name: round(value, 4) for name, value in figures.items()}
+            {"step": step} | to_json_types({name: round(value, 4) for name, value in figures.items()})
         )
         self._board.scalars("held_out", step, figures)
-        self._board.picture("held_out/original, all patches, half, a quarter, globals", step, pixels)
+        self._board.picture("held_out/original_all_half_quarter_globals", step, pixels)
         self._board.publish()
         by_kept = {name.removeprefix("psnr_"): value for name, value in figures.items()}
         self._metrics.psnr(by_kept)
@@ -202,7 +203,15 @@ class _Worker:
         if self._board is not None:
             self._board.publish()
         with tempfile.TemporaryDirectory() as folder:
-            tensors, counters = self.trainer.state_dict()
+            tensors, counters = (
+                self.trainer.state_dict()
+            )  # the same on all ranks, so all of them stop, or none
+            if broken := [name for name, value in tensors.items() if not bool(value.isfinite().all())]:
+                raise UserError(
+                    f"step {self.trainer.num_steps_done}: {broken[0]} and {len(broken) - 1} more not finite; no "
+                    "checkpoint is written of them, the last one is from before: give a smaller "
+                    "training.learning_rate, and the same command goes on from there"
+                )
             if self.leads:
                 save_file(
                     {name: tensor.contiguous() for name, tensor in tensors.items()},
@@ -216,7 +225,7 @@ class _Worker:
                 "training": self._run_facts.config["training"],
                 "num_ranks": self.num_ranks,
             }
-            Path(folder, f"rank-{self.rank}.json").write_text(json.dumps(state))
+            Path(folder, f"rank-{self.rank}.json").write_text(json.dumps(state, allow_nan=False))
             ray.train.report(
                 {"step": self.trainer.num_steps_done},
                 checkpoint=ray.train.Checkpoint.from_directory(folder),

@@ -14,7 +14,6 @@ Every stage ends with the average of its weights. Letters: B images, K globals, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tatok_pipe.errors import UserError
+from tatok_pipe.finite import check_step
 from tatok_pipe.seeds import hash_seed
 from tatok_pipe.tokenizer.discriminator import Discriminator, adversarial_factor, discriminator_loss
 from tatok_pipe.tokenizer.mix import draw_mix
@@ -167,11 +166,11 @@ class TokenizerTrainer:
             for name, parameters in clipped.items()
         }
         figures = losses | {f"gradient of {name}": float(norm) for name, norm in norms.items()}
-        if broken := [name for name, value in figures.items() if not math.isfinite(value)]:
-            raise UserError(
-                f"step {self.num_steps_done} ({stage}): {', '.join(broken)} not finite; the last checkpoint is from "
-                "before: give a smaller training.learning_rate, or training.precision=fp32, and go on"
-            )
+        check_step(
+            figures,
+            step=f"step {self.num_steps_done} ({stage})",
+            advice="give a smaller training.learning_rate, or training.precision=fp32",
+        )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if heard and self.judge_optimizer is not None:

@@ -26,7 +26,8 @@ class WeightAverage:
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         self.num_updates += 1
         pairs = [
-            (_local(self.weights[name]), _local(p.detach())) for name, p in self._model.named_parameters()
+            (local_part(self.weights[name]), local_part(p.detach()))
+            for name, p in self._model.named_parameters()
         ]
         for mean, now in pairs:
             mean.lerp_(now, 1 - decay)
@@ -35,7 +36,7 @@ class WeightAverage:
     def adopt(self) -> None:
         """The model goes on from the averaged weights, and a new average begins."""
         for name, parameter in self._model.named_parameters():
-            _local(parameter.detach()).copy_(_local(self.weights[name]))
+            local_part(parameter.detach()).copy_(local_part(self.weights[name]))
         self.num_updates = 0
 
     @contextmanager
@@ -50,12 +51,12 @@ class WeightAverage:
     @torch.no_grad()
     def _swap(self) -> None:
         for name, parameter in self._model.named_parameters():
-            mean, now = _local(self.weights[name]), _local(parameter.detach())
+            mean, now = local_part(self.weights[name]), local_part(parameter.detach())
             kept = now.clone()
             now.copy_(mean)
             mean.copy_(kept)
 
 
-def _local(value: Tensor) -> Tensor:
+def local_part(value: Tensor) -> Tensor:
     """This process's part of a tensor, sharing its memory."""
     return value.to_local() if hasattr(value, "to_local") else value  # type: ignore[operator]

@@ -13,7 +13,9 @@ from tatok_pipe.ar import training_state
 from tatok_pipe.ar.batch import to_tensors
 from tatok_pipe.ar.loss_parts import NUM_BUCKETS, LossParts
 from tatok_pipe.ar.trainer import OptimizerConfig
+from tatok_pipe.errors import UserError
 from tatok_pipe.tokens.dataset import TokenDataset
+from tatok_pipe.training.schedule import ScheduleConfig
 from tests.ar.trainings import (
     MODEL,
     TRAINING,
@@ -201,3 +203,34 @@ def _merge(folder: Path, *, num_ranks: int) -> None:
     whole = folder / "whole"
     for rank in range(num_ranks):
         shutil.copytree(folder / f"part-{rank}", whole, dirs_exist_ok=True)
+
+
+def test_a_step_that_is_not_finite_moves_nothing(url: str) -> None:
+    batches = iter(make_loader(url))
+    trainer = make_trainer(replace(TRAINING, schedule=ScheduleConfig(peak=1e30, warmup_steps=0)))
+    with pytest.raises(
+        UserError, match=r"^step [12]: .*gradient not finite; .*training.schedule.peak"
+    ) as caught:
+        for _ in range(3):
+            before, updates = weights(trainer), trainer.average.num_updates  # type: ignore[union-attr]
+            train(trainer, batches, 1)
+    assert caught.value.exit_code == 2
+    assert int(str(caught.value).split()[1].rstrip(":")) == trainer.num_steps_done
+    assert trainer.average is not None and trainer.average.num_updates == updates
+    for name, value in before.items():
+        assert torch.equal(value, trainer.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("part", ["weights", "optimizer", "average of weights"])
+def test_a_state_that_is_not_finite_is_found(url: str, part: str) -> None:
+    trainer = make_trainer()
+    train(trainer, iter(make_loader(url)), 1)
+    assert trainer.find_broken() == "" and trainer.average is not None
+    weight = next(trainer.model.parameters())
+    places = {
+        "weights": weight.detach(),
+        "optimizer": trainer.optimizer.state[weight]["exp_avg_sq"],
+        "average of weights": next(iter(trainer.average.weights.values())),
+    }
+    places[part].view(-1)[3] = float("inf")
+    assert trainer.find_broken() == part

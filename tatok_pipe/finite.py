@@ -1,0 +1,32 @@
+"""NaN and infinity: where a training stops, and what stands in JSON instead."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from tatok_pipe.errors import UserError
+
+
+def check_step(figures: Mapping[str, float], *, step: str, advice: str) -> None:
+    """The rule of all trainings: a step whose losses or gradient norms (`figures`) are not all finite is not taken.
+
+    To be called before a weight moves. Raises UserError, which names the figures; `advice` says what to change.
+    """
+    if broken := [name for name, value in figures.items() if not math.isfinite(value)]:
+        raise UserError(
+            f"{step}: {', '.join(broken)} not finite; no weight was moved by it, the last checkpoint is from before: "
+            f"{advice}, and the same command goes on from there"
+        )
+
+
+def to_json_types(value: Any) -> Any:
+    """`value` (JSON types) with null for what is not finite: JSON has no NaN, and strict readers refuse such a file."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: to_json_types(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json_types(each) for each in value]
+    return value
