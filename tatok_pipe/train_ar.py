@@ -18,17 +18,20 @@ import torch
 from tatok_pipe import storage
 from tatok_pipe.ar import training_state
 from tatok_pipe.ar.batch import Vocabulary
+from tatok_pipe.ar.batch_fit import BatchShape, estimate_fill, fit_batch
 from tatok_pipe.ar.memory import MemoryEstimate, estimate_memory
 from tatok_pipe.ar.model import Generator
 from tatok_pipe.ar.parallel import is_sharded
 from tatok_pipe.config import load_config, to_dict
 from tatok_pipe.errors import EXIT_DONE, EXIT_INTERRUPTED, RefusedError, UserError
 from tatok_pipe.job import JobSummary, job_summary, run_entry
+from tatok_pipe.number_lists import format_numbers
 from tatok_pipe.progress import format_duration
 from tatok_pipe.ray_runtime import has_gpu, run_training, start_ray
 from tatok_pipe.ray_runtime.generator_training import GeneratorRun, train_generator
 from tatok_pipe.stop_signal import StopSignal
 from tatok_pipe.tokens.spec import TokenSpec
+from tatok_pipe.tokens.splits import Split, survey_split
 from tatok_pipe.tokens.training_set import TrainingSet, read_training_set
 from tatok_pipe.train_ar_config import TrainArConfig
 
@@ -36,6 +39,7 @@ logger = logging.getLogger("tatok_pipe.train_ar")
 
 # What best-fit packing leaves empty at most on lengths as they are; for estimates only.
 _FILL = 0.998
+_LOW_FILL = 0.5  # below it the rows are told not to fit the dataset
 
 
 def main(argv: list[str]) -> int:
@@ -60,9 +64,11 @@ def _run(argv: list[str], summary: JobSummary) -> int:
     )
     output_url = storage.canonical_url(config.output.url)
     _check_earlier(output_url, config, dataset.spec)
+    split = _survey(config, dataset)
     start_ray(for_training=True)
     num_workers = config.workers.resolve()
     _show(config, dataset, num_steps=num_steps, num_workers=num_workers[1])
+    _show_fill(config, dataset, num_workers=num_workers[1])
     if config.dry_run:
         return EXIT_DONE
     summary.add({"output": storage.redact(config.output.url), "steps": num_steps})
@@ -76,6 +82,8 @@ def _run(argv: list[str], summary: JobSummary) -> int:
         num_steps=num_steps,
         elements_per_sequence=dataset.num_elements / dataset.num_sequences,
         unigram_nats=dataset.unigram_nats,
+        has_held_out=split.has_held_out,
+        untrained_classes=_untrained(config, split),
         command=command,
     )
     start = time.monotonic()
@@ -107,6 +115,36 @@ def steps_per_epoch(config: TrainArConfig, dataset: TrainingSet) -> float:
     """Estimated from the sum of all lengths; what is held out is not trained on."""
     elements = dataset.num_elements * (1 - config.validation.share)
     return max(1.0, elements / _FILL / (config.rows_per_step * config.packing.row_tokens))
+
+
+def _survey(config: TrainArConfig, dataset: TrainingSet) -> Split:
+    """What the training will see. Raises UserError where that is nothing; what it will not see is told."""
+    share, num_images = config.validation.share, dataset.num_sequences
+    num_classes = config.model.num_classes if config.model.condition == "class" else 0
+    split = survey_split(config.input.url, dataset.shards, held_out_share=share, num_classes=num_classes)
+    if not split.has_train:
+        raise UserError(
+            f"validation.share={share:g}: holds out all of the {num_images} images of "
+            f"{storage.redact(config.input.url)}; give a smaller one, 0 to train on all"
+        )
+    if share and not split.has_held_out:
+        logger.warning(
+            "validation.share=%g: by the hash of its key none of the %d images is held out, so there will be no "
+            "held-out losses; give a larger share for some", share, num_images,
+        )  # fmt: skip
+    if untrained := _untrained(config, split):
+        logger.warning(
+            "model.num_classes=%d: %d have no image to be trained on (%s), and none can be drawn of them",
+            num_classes, len(untrained), format_numbers(untrained),
+        )  # fmt: skip
+    return split
+
+
+def _untrained(config: TrainArConfig, split: Split) -> list[int]:
+    """Classes that no image to be trained on has."""
+    if config.model.condition != "class":
+        return []
+    return sorted(set(range(config.model.num_classes)) - split.classes)
 
 
 def _check_earlier(output_url: str, config: TrainArConfig, spec: TokenSpec) -> None:
@@ -160,6 +198,26 @@ def _show(config: TrainArConfig, dataset: TrainingSet, *, num_steps: int, num_wo
         num_steps, rows, row_tokens, steps_per_epoch(config, dataset),
         num_steps / steps_per_epoch(config, dataset), num_workers, device.type,
         ", weights split over them" if sharded else "",
+    )  # fmt: skip
+
+
+def _show_fill(config: TrainArConfig, dataset: TrainingSet, *, num_workers: int) -> None:
+    """Say where most of a step is padding, and what would fit."""
+    spec = dataset.spec
+    shape = BatchShape(config.packing.row_tokens, config.rows_per_step, config.training.microbatch_rows)
+    elements = max(1, round(dataset.num_elements * (1 - config.validation.share)))
+    fill = estimate_fill(shape, num_elements=elements, num_ranks=num_workers)
+    if fill >= _LOW_FILL:
+        return
+    longest = 1 + spec.num_globals + spec.num_patches
+    fit = fit_batch(shape, num_elements=elements, longest_elements=longest, num_ranks=num_workers)
+    if fit == shape:
+        return
+    logger.warning(
+        "%.1f %% of a step's %d rows is tokens, the rest is padding: the dataset is smaller than a step; "
+        "packing.row_tokens=%d training.batch_tokens=%d training.microbatch_rows=%d would make it %.0f %%",
+        100 * fill, shape.rows_per_step, fit.row_tokens, fit.batch_tokens, fit.microbatch_rows,
+        100 * estimate_fill(fit, num_elements=elements, num_ranks=num_workers),
     )  # fmt: skip
 
 

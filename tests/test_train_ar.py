@@ -231,6 +231,35 @@ def test_another_model_or_tokenizer_does_not_go_on_in_an_output(
     assert_told(train_ar.main, given, r"model.width=32 \(now 64\)", code=3)
 
 
+def test_a_share_that_leaves_nothing_to_train_on_is_told(folder: Path, tmp_path: Path) -> None:
+    changes = [f"output.url={tmp_path}/out", "validation.share=0.999999999"]
+    assert_told(
+        train_ar.main, command(folder, *changes)[3:], r"validation.share=1: holds out all of the 120 images"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_three_images_are_trained_on_with_a_word_about_what_is_missing(folder: Path, tmp_path: Path) -> None:
+    write_token_dataset(
+        str(tmp_path / "few"), [make_rows(3)]
+    )  # of classes 3, 0 and 2; none of them is held out
+    done = run(
+        folder, f"input.url={tmp_path}/few", f"output.url={tmp_path}/out", "training.steps=3",
+        "validation={share: 0.01, every_steps: 1}", "packing.row_tokens=512", "training.batch_tokens=8192",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "none of the 3 images is held out" in done.stderr
+    assert "model.num_classes=4: 1 have no image to be trained on (1)" in done.stderr
+    assert re.search(
+        r"0\.\d % of a step's 16 rows is tokens.*packing.row_tokens=\d\d training.batch_tokens=", done.stderr
+    )
+    text = (tmp_path / "out/generator/generator.json").read_text()
+    training = json.loads(text, parse_constant=lambda name: pytest.fail(name))["training"]
+    assert training["held_out"] is None and training["untrained_classes"] == [1]
+
+
 def test_a_dry_run_starts_nothing(folder: Path, tmp_path: Path) -> None:
     done = run(folder, f"output.url={tmp_path}/out", "--dry-run")
     assert done.returncode == 0

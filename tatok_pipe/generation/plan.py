@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
@@ -14,10 +16,13 @@ from tatok_pipe.errors import RefusedError, UserError
 from tatok_pipe.generate_config import GenerateConfig, StartConfig
 from tatok_pipe.generation.job import GenerationPlan, StartPlan
 from tatok_pipe.generation.layout import PLAN_FILE
+from tatok_pipe.number_lists import format_numbers
 from tatok_pipe.tokenizer.checkpoint import Tokenizer
 from tatok_pipe.tokens.dataset import TokenDataset
 from tatok_pipe.tokens.embeddings import read_vectors
 from tatok_pipe.tokens.spec import TokenSpec
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 
@@ -42,7 +47,7 @@ def check_pair(
 def make_plan(config: GenerateConfig, generator: LoadedGenerator) -> GenerationPlan:
     """Raises UserError, in one line, where the generator cannot do what is asked for."""
     model = generator.model.config
-    _check_guidance(config, model)
+    _check_trained(config, generator)
     if config.embeddings is not None:
         if model.condition != "embedding":
             raise UserError(
@@ -53,7 +58,9 @@ def make_plan(config: GenerateConfig, generator: LoadedGenerator) -> GenerationP
         num_images=config.num_images,
         images_per_shard=config.output.images_per_shard,
         seed=config.seed,
-        classes=chosen_classes(config.classes, model),
+        classes=chosen_classes(
+            config.classes, model, untrained=generator.training.get("untrained_classes", ())
+        ),
         sampling=config.sampling,
         num_patches=asked_patches(config.target_tokens, generator),
         embeddings_url=storage.canonical_url(config.embeddings) if config.embeddings else None,
@@ -89,17 +96,26 @@ def asked_patches(target_tokens: int | None, generator: LoadedGenerator) -> int 
     return target_tokens - lowest
 
 
-def chosen_classes(text: str, model: GeneratorConfig) -> tuple[int, ...]:
-    """Classes by a text: all, none, or numbers and ranges. Raises UserError for what the generator does not have."""
+def chosen_classes(text: str, model: GeneratorConfig, *, untrained: Collection[int] = ()) -> tuple[int, ...]:
+    """Classes by a text: all, none, or numbers and ranges. Raises UserError for what the generator does not have, and
+    for what is `untrained`: no image of it was in the training."""
     if model.condition != "class":
         if text not in ("all", "none"):
             raise UserError(f"classes={text}: the generator's condition is {model.condition}, no class")
         return ()
     if text == "none":
         return ()
-    if text == "all":
-        return tuple(range(model.num_classes))
-    return parse_classes(text, num_classes=model.num_classes)
+    given = (
+        tuple(range(model.num_classes))
+        if text == "all"
+        else parse_classes(text, num_classes=model.num_classes)
+    )
+    if never := sorted(set(untrained).intersection(given)):
+        trained = format_numbers(set(range(model.num_classes)).difference(untrained))
+        raise UserError(
+            f"classes={text}: no image of {format_numbers(never)} was in the training; expected classes among {trained}"
+        )
+    return given
 
 
 def parse_classes(text: str, *, num_classes: int) -> tuple[int, ...]:
@@ -172,11 +188,33 @@ def to_json(plan: GenerationPlan) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(plan)))
 
 
-def _check_guidance(config: GenerateConfig, model: GeneratorConfig) -> None:
+def _check_trained(config: GenerateConfig, generator: LoadedGenerator) -> None:
+    """Raise UserError where images would be drawn from weights that training never moved."""
+    model = generator.model.config
     if config.sampling.is_guided and model.condition == "none":
         raise UserError(
             "sampling.codes.guidance, sampling.positions.guidance: expected 1, the generator has no condition to be "
             "guided by"
+        )
+    # None: its file does not say how it was trained.
+    if generator.training.get("config", {}).get("drop_condition") != 0:
+        return
+    advice = (
+        "which the generator was never trained without (drop_condition=0); train one with drop_condition=0.1"
+    )
+    if config.sampling.is_guided:
+        raise UserError(
+            "sampling.codes.guidance, sampling.positions.guidance: expected 1, guidance leads away from images without "
+            f"condition, {advice}"
+        )
+    if model.condition == "class" and config.classes == "none":
+        raise UserError(f"classes=none: draws without a condition, {advice}, or give classes")
+    if model.condition == "embedding" and config.embeddings is None:
+        raise UserError(f"embeddings=null: draws without a condition, {advice}, or give embeddings")
+    if model.num_budgets and config.target_tokens is None:
+        logger.warning(
+            "target_tokens=null: in training the generator was always told how many tokens an image has "
+            "(drop_condition=0), and never learned to do without; give target_tokens"
         )
 
 

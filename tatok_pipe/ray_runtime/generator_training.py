@@ -36,7 +36,7 @@ from tatok_pipe.errors import UserError
 from tatok_pipe.progress import format_duration
 from tatok_pipe.ray_runtime.generator_checkpoints import GeneratorCheckpoints
 from tatok_pipe.ray_runtime.metrics import TrainingMetrics
-from tatok_pipe.ray_runtime.training import STORAGE_MARKER, Driver
+from tatok_pipe.ray_runtime.training import FIRST_LINE_S, STORAGE_MARKER, Driver
 from tatok_pipe.tokens.conditions import ConditionConfig
 from tatok_pipe.tokens.loader import LoaderConfig, StepBatch, TokenLoader
 from tatok_pipe.tokens.spec import TokenSpec
@@ -61,6 +61,8 @@ class GeneratorRun:
     num_steps: int
     elements_per_sequence: float  # mean
     unigram_nats: dict[str, float]  # entropy of single codes, "global" and "patch"
+    has_held_out: bool  # whether any image is held out
+    untrained_classes: list[int]  # that no image to be trained on has
     command: str
 
 
@@ -186,6 +188,7 @@ class _Worker:
         flops = model.flops_per_token(run.elements_per_sequence)
         speed = Throughput()
         batches = iter(self.loader)
+        begin_s, has_line = time.monotonic(), False
         last_norm = torch.zeros(())
         while trainer.num_steps_done < run.num_steps:
             if self._must_stop():
@@ -202,7 +205,13 @@ class _Worker:
             last_norm = result.grad_norm
             speed.did(elements=batch.num_elements, slots=batch.num_slots, sequences=batch.num_sequences)
             step, is_last = trainer.num_steps_done, trainer.num_steps_done == run.num_steps
-            if step % config.logging.every_steps == 0 or is_last:
+            is_logged = step % config.logging.every_steps == 0 or is_last
+            if self.leads and not (has_line or is_logged) and time.monotonic() > begin_s + FIRST_LINE_S:
+                # For whoever waits; it stands in no curve, as that must not depend on the machine.
+                logger.info("step %d/%d %s", step, run.num_steps, loss_line(self.window.figures()))
+                has_line = True
+            has_line = has_line or is_logged
+            if is_logged:
                 figures = self.window.figures()
                 figures |= {"grad_norm": float(last_norm), "learning_rate": result.learning_rate}
                 self.window.sums.zero_()
@@ -219,7 +228,7 @@ class _Worker:
                         step, run.num_steps, batch.epoch, loss_line(figures), speed_line(rates),
                         format_duration(left_s),
                     )  # fmt: skip
-            if config.validation.share and (step % config.validation.every_steps == 0 or is_last):
+            if run.has_held_out and (step % config.validation.every_steps == 0 or is_last):
                 self._validate()
                 speed = Throughput()
             if step % config.checkpoints.every_steps == 0 and not is_last:
@@ -285,9 +294,6 @@ class _Worker:
         losses = self.trainer.validate(batches())
         if self.log is None or self.metrics is None:
             return
-        if not losses.num_sequences:
-            logger.warning("validation.share=%g: no image is held out", config.validation.share)
-            return
         figures, unigram = losses.figures(), self.run_facts.unigram_nats
         self.log.held_out(step, figures)
         self.metrics.losses(loss_terms(figures), split="held_out")
@@ -326,6 +332,8 @@ class _Worker:
             "config": {name: value for name, value in run.config.items() if name != "model"},
             "num_steps": run.num_steps,
             "curve": self.log.curve,
+            "held_out": next((each for each in self.log.curve[::-1] if each["split"] == "held_out"), None),
+            "untrained_classes": run.untrained_classes,
             "unigram_nats": run.unigram_nats,
             "device": self.device.type,
             "num_workers": self.num_ranks,

@@ -31,7 +31,7 @@ from tatok_pipe.images.source import open_samples
 from tatok_pipe.images.stream import TrainingImages
 from tatok_pipe.progress import format_duration
 from tatok_pipe.ray_runtime.metrics import TrainingMetrics
-from tatok_pipe.ray_runtime.training import Driver
+from tatok_pipe.ray_runtime.training import FIRST_LINE_S, Driver
 from tatok_pipe.records import ImageSample
 from tatok_pipe.tokenizer.calibration import calibrate_ladders
 from tatok_pipe.tokenizer.checkpoint import save_tokenizer
@@ -133,6 +133,7 @@ class _Worker:
         total, every = config.training.num_steps, config.logging
         self._since = time.monotonic()
         window_start, window_step = self._since, trainer.num_steps_done
+        begin_s, has_line = self._since, False
         batches = iter(self.images)
         while trainer.num_steps_done < total:
             # Every worker hears of a stop at another moment, so worker 0 decides.
@@ -146,6 +147,12 @@ class _Worker:
             terms = trainer.step(to_model_input(next(batches), self.device))
             step = trainer.num_steps_done
             is_logged = step % every.every_steps == 0 or step == total
+            if self.leads and not (has_line or is_logged) and time.monotonic() > begin_s + FIRST_LINE_S:
+                # For whoever waits; it stands in no curve, as that must not depend on the machine.
+                line = " ".join(f"{name} {value:.4g}" for name, value in terms.items())
+                logger.info("step %d/%d %s %s", step, total, stage, line)
+                has_line = True
+            has_line = has_line or is_logged
             if self._board is not None and self._metrics is not None and is_logged:
                 now = time.monotonic()
                 rate = (step - window_step) / (now - window_start)

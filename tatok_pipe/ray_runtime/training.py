@@ -34,6 +34,7 @@ _RAY_TRAIN_DEFAULTS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
 }
 _RESIZE_EVERY_S = 30.0
+FIRST_LINE_S = 5.0  # after so long a training says how it goes, however many steps a logged line takes
 _HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's memory of a run's checkpoints
 # What Ray Train puts beside checkpoints before anything starts; a worker that does not see it has another disk.

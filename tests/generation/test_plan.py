@@ -350,3 +350,45 @@ def test_options_out_of_range_are_one_line(argument: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         read_config(argument)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def trained(kind: str, **training: Any) -> LoadedGenerator:
+    return replace(make_generator(kind), training=training)
+
+
+@pytest.mark.parametrize(
+    ("kind", "argv", "message"),
+    [
+        ("class", ["sampling.codes.guidance=2"], r"guidance: expected 1, .*drop_condition=0.1"),
+        ("class", ["sampling.positions.guidance=0"], r"guidance: expected 1, .*drop_condition=0.1"),
+        ("class", ["classes=none"], r"classes=none: .*drop_condition=0.1, or give classes"),
+        ("embedding", [], r"embeddings=null: .*or give embeddings"),
+    ],
+)
+def test_what_was_never_trained_is_not_drawn(kind: str, argv: list[str], message: str) -> None:
+    config = read_config(*argv)
+    with pytest.raises(UserError, match=message) as caught:
+        make_plan(config, trained(kind, config={"drop_condition": 0.0}))
+    assert caught.value.exit_code == 2
+    make_plan(config, trained(kind, config={"drop_condition": 0.1}))
+
+
+def test_classes_without_an_image_are_not_drawn() -> None:
+    generator = trained("class", untrained_classes=[0, 1, 2, 9])
+    for text, message in (
+        ("all", r"classes=all: no image of 0-2,9 was in the training; expected classes among 3-8$"),
+        ("2-4", r"classes=2-4: no image of 2 was"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            make_plan(read_config(f"classes={text}"), generator)
+        assert caught.value.exit_code == 2
+    assert make_plan(read_config("classes=3-8"), generator).classes == (3, 4, 5, 6, 7, 8)
+    assert make_plan(read_config("classes=none"), generator).classes == ()
+
+
+def test_a_budget_that_is_not_told_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    make_plan(read_config(), trained("budgets", config={"drop_condition": 0.1}))
+    make_plan(read_config("target_tokens=5"), trained("budgets", config={"drop_condition": 0}))
+    assert not caplog.messages
+    make_plan(read_config(), trained("budgets", config={"drop_condition": 0}))
+    assert len(caplog.messages) == 1 and "target_tokens=null" in caplog.messages[0]
