@@ -17,6 +17,8 @@ from tatok_pipe.options import option
 
 # The likeliest outcome weighs so much; what is less than a 2^30th as likely is never drawn.
 _UNIT = float(1 << 30)
+# Below it quotients may overflow float32, and no two logits that differ are near enough to both be drawn.
+_SMALLEST_TEMPERATURE = 1e-30
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def draw(logits: Tensor, uniforms: Tensor, config: DrawConfig) -> Tensor:
     Every row needs one finite logit. `config.guidance` is not looked at: it is about two sets of logits.
     """
     logits = logits.float()
-    if config.temperature == 0:
+    if config.temperature < _SMALLEST_TEMPERATURE:
         return logits.argmax(dim=-1)
     logits = truncate(logits / config.temperature, top_k=config.top_k, top_p=config.top_p)
     weights = (logits - logits.amax(dim=-1, keepdim=True)).exp().mul_(_UNIT).to(torch.int32)

@@ -99,3 +99,10 @@ def test_settings_that_cannot_be(options: dict[str, float]) -> None:
     name, value = next(iter(options.items()))
     with pytest.raises(ValueError, match=f"{name}={value}: expected"):
         DrawConfig(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("temperature", [1e-29, 1e-30, 1e-38, 1e-40, 5e-324])
+def test_a_tiny_temperature_draws_the_likeliest(temperature: float) -> None:
+    logits = torch.tensor([[0.0, 10.0, 9.9, -5.0, float("-inf")]]).repeat(3, 1)
+    chance = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    assert draw(logits, chance, DrawConfig(temperature=temperature)).tolist() == [1, 1, 1]
