@@ -204,6 +204,7 @@ def _finish(
     """Sheet, gallery, array and summary, of all images."""
     url, output = job.output_url, config.output
     lengths = np.array([row["num_tokens"] for name in names for row in layout.read_rows(url, name)])
+    std_tokens = float(lengths.std()) if len(lengths) > 1 else None  # one image has no spread
     if num_shown := max(output.contact_sheet, output.gallery):
         shown = list(islice(_images(job, names), num_shown))
         if output.contact_sheet:
@@ -212,7 +213,7 @@ def _finish(
         if output.gallery:
             page = render_samples(
                 shown[: output.gallery], url=storage.redact(url), spec=tokens, image_format=job.image_format,
-                num_images=len(lengths), mean_tokens=float(lengths.mean()), std_tokens=float(lengths.std()),
+                num_images=len(lengths), mean_tokens=float(lengths.mean()), std_tokens=std_tokens,
                 generator_fingerprint=job.generator_fingerprint, settings=describe(job.plan),
             )  # fmt: skip
             storage.publish_bytes(page.encode(), storage.join(url, layout.GALLERY), exclusive=False)
@@ -227,7 +228,7 @@ def _finish(
         "format": 1,
         "num_images": len(lengths),
         "mean_tokens": round(float(lengths.mean()), 3),
-        "std_tokens": round(float(lengths.std()), 3),
+        "std_tokens": None if std_tokens is None else round(std_tokens, 3),
         "min_tokens": int(lengths.min()),
         "max_tokens": int(lengths.max()),
         "run": {
@@ -240,9 +241,9 @@ def _finish(
     storage.publish_bytes(text.encode(), storage.join(url, layout.SUMMARY_FILE), exclusive=False)
     took = f", {outcome.num_images} of them in {format_duration(seconds)}" if outcome.num_images else ""
     logger.info(
-        "%s: %d images%s, %.1f ± %.1f tokens an image of %d + %d",
-        storage.redact(url), len(lengths), took, lengths.mean(), lengths.std(), tokens.num_globals,
-        tokens.num_patches,
+        "%s: %d images%s, %.1f%s tokens an image of %d + %d",
+        storage.redact(url), len(lengths), took, lengths.mean(),
+        "" if std_tokens is None else f" ± {std_tokens:.1f}", tokens.num_globals, tokens.num_patches,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from tatok_pipe.ar.trainer import TrainingConfig
 from tatok_pipe.options import check_choices, option, section
 from tatok_pipe.ray_runtime import ElasticWorkersConfig
 from tatok_pipe.storage.settings import STORAGE_HELP, StorageConfig
+from tatok_pipe.tokens.windows import MAX_SEED
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,8 @@ class TrainArConfig:
     dry_run: bool = option(False, help="print sizes, memory and steps, and train nothing")
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"seed={self.seed}: expected 0 to {MAX_SEED}")
         if not 0 <= self.drop_condition < 1:
             raise ValueError(
                 f"drop_condition={self.drop_condition}: expected a share of 0 or more, and below 1"

@@ -90,6 +90,8 @@ class TrainTokenizerConfig:
 
     def __post_init__(self) -> None:
         training, loss = self.training, self.training.loss
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed}: expected 0 or more")
         if training.batch_size % self.workers.count:
             raise ValueError(
                 f"training.batch_size={training.batch_size}: expected a multiple of "

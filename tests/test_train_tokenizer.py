@@ -257,6 +257,7 @@ def test_a_broken_shard_is_one_line_and_not_tried_again(arguments: list[str], tm
         (["validation.shards= "], "validation.shards= : empty"),
         (["validation.shards=/nowhere/*.tar"], "validation.shards: /nowhere"),
         (["workers.count=4"], "workers.count=4"),
+        (["seed=-1"], "seed=-1: expected 0 or more"),
         (["training.joint_steps=-1"], "training"),
         (["model.patch_size=7"], "image_size=32, patch_size=7"),
         (

@@ -27,7 +27,7 @@ def render_samples(
     image_format: str,
     num_images: int,
     mean_tokens: float,
-    std_tokens: float,
+    std_tokens: float | None,
     generator_fingerprint: str,
     settings: str,
 ) -> str:
@@ -47,7 +47,9 @@ def render_samples(
     ]
     tiles = [
         (f"{num_images:,}", "", "images"),
-        (f"{mean_tokens:,.1f}", f"± {std_tokens:,.1f}", "tokens per image, mean and std"),
+        (f"{mean_tokens:,.1f}", "", "tokens per image")
+        if std_tokens is None
+        else (f"{mean_tokens:,.1f}", f"± {std_tokens:,.1f}", "tokens per image, mean and std"),
         (f"{fixed / mean_tokens:,.2f}", "×", f"fewer tokens than the {fixed:,} with all patches"),
     ]
     shown = f", the first {len(images):,} of {num_images:,}" if len(images) < num_images else ""

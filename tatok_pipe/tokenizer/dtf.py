@@ -71,6 +71,8 @@ class DTFConfig:
         given = [f"{name}={aim}" for name, aim in aims.items() if aim is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)}: give one of them")
+        if given and self.rule == "none":
+            raise ValueError(f"{given[0]}, rule=none: keeps all patches; give another rule, or leave it out")
         if self.percentile is not None and self.rule != "threshold":
             raise ValueError(
                 f"percentile={self.percentile}, rule={self.rule}: expected rule=threshold; give target_tokens or value"
@@ -196,6 +198,8 @@ def resolve(
 
     if config.rule == "none":
         return done(0.0)
+    if config.rule == "top_k" and config.value is not None and config.value > num_patches:
+        raise ValueError(f"value={config.value:g}: top_k expects 0 to {num_patches}, the patches of an image")
     if config.value is not None:
         return done(config.value)
     target = (

@@ -158,6 +158,9 @@ def test_resolve_takes_the_value_or_the_ladder() -> None:
     assert (paper.value, paper.score) == (9.0, "entropy")
     assert resolved(rule="top_k", target_tokens=14) == Filter("top_k", 10.0, score="drop_cost")
     assert resolved(rule="none").rule == "none"
+    assert resolved(rule="top_k", value=64).value == 64
+    with pytest.raises(ValueError, match="value=65: top_k expects 0 to 64, the patches of an image"):
+        resolved(rule="top_k", value=65)
     with pytest.raises(ValueError, match="no calibration"):
         resolved(rule="budget")
     with pytest.raises(
@@ -181,6 +184,8 @@ def test_resolve_takes_the_value_or_the_ladder() -> None:
         {"rule": "top_k", "value": 2.5},
         {"value": float("nan")},
         {"min_patches": -1},
+        {"rule": "none", "value": 0.5},
+        {"rule": "none", "target_tokens": 5},
     ],
 )
 def test_impossible_settings_are_refused(options: dict[str, object]) -> None:
