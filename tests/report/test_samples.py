@@ -65,6 +65,12 @@ def test_the_page_asks_for_nothing_and_is_whole() -> None:
     assert all(svg.get("aria-hidden") == "true" for svg in page.all("svg"))
 
 
+def test_one_image_has_no_spread() -> None:
+    assert "± 1.2" in render(make_images())
+    text = render(make_images()[:1], num_images=1, std_tokens=None)
+    assert "±" not in text and "tokens per image" in text
+
+
 def test_nothing_given_becomes_markup() -> None:
     spec = replace(TINY, tokenizer_fingerprint="<b>'\"&" * 3)
     name = "<u>'\"&amp;"
