@@ -28,12 +28,13 @@ from tatok_pipe.job import JobSummary, job_summary, run_entry
 from tatok_pipe.number_lists import format_numbers
 from tatok_pipe.progress import format_duration
 from tatok_pipe.ray_runtime import has_gpu, run_training, start_ray
-from tatok_pipe.ray_runtime.generator_training import GeneratorRun, train_generator
+from tatok_pipe.ray_runtime.generator_training import GeneratorRun, list_settings, train_generator
 from tatok_pipe.stop_signal import StopSignal
 from tatok_pipe.tokens.spec import TokenSpec
 from tatok_pipe.tokens.splits import Split, survey_split
 from tatok_pipe.tokens.training_set import TrainingSet, read_training_set
 from tatok_pipe.train_ar_config import TrainArConfig
+from tatok_pipe.training.settings import check_changes, find_changes
 
 logger = logging.getLogger("tatok_pipe.train_ar")
 
@@ -63,7 +64,7 @@ def _run(argv: list[str], summary: JobSummary) -> int:
         1, math.ceil(config.training.epochs * steps_per_epoch(config, dataset))
     )
     output_url = storage.canonical_url(config.output.url)
-    _check_earlier(output_url, config, dataset.spec)
+    _check_earlier(output_url, config, dataset.spec, num_steps=num_steps)
     split = _survey(config, dataset)
     start_ray(for_training=True)
     num_workers = config.workers.resolve()
@@ -147,8 +148,9 @@ def _untrained(config: TrainArConfig, split: Split) -> list[int]:
     return sorted(set(range(config.model.num_classes)) - split.classes)
 
 
-def _check_earlier(output_url: str, config: TrainArConfig, spec: TokenSpec) -> None:
-    """Raise where the output holds a training of another model, or on tokens of another tokenizer."""
+def _check_earlier(output_url: str, config: TrainArConfig, spec: TokenSpec, *, num_steps: int) -> None:
+    """Raise where the output holds a training of another model, on tokens of another tokenizer, or one that is done
+    with other settings."""
     url = storage.join(output_url, "checkpoints")
     for name in training_state.list_checkpoints(url):
         try:
@@ -170,6 +172,13 @@ def _check_earlier(output_url: str, config: TrainArConfig, spec: TokenSpec) -> N
                 f"{storage.redact(output_url)}: holds a training with {shown}; give another output.url, or the same "
                 "model"
             )
+        settings = list_settings(to_dict(config), num_steps=num_steps)
+        check_changes(
+            find_changes(extra.get("settings", settings), settings),
+            num_steps_done=manifest["trainer"]["num_steps_done"],
+            num_steps=num_steps,
+            output=storage.redact(output_url),
+        )
         return
 
 

@@ -195,6 +195,7 @@ def test_bad_labels_are_one_line_and_not_tried_again(folder: Path, tmp_path: Pat
         (["model.condition=embedding", "model.embedding_dim=8"], "input.condition_url"),
         (["training.precision=fp8"], "expected one of auto, fp32, bf16"),
         (["model.heads=5"], "heads=5"),
+        (["seed=-1"], "seed=-1: expected 0 to 4294967295"),
         (["workers.min=3", "workers.max=2"], "max=2: expected at least min=3"),
     ],
 )
@@ -229,6 +230,51 @@ def test_another_model_or_tokenizer_does_not_go_on_in_an_output(
 ) -> None:
     given = command(folder, f"output.url={undisturbed}", "model.width=64")[3:]
     assert_told(train_ar.main, given, r"model.width=32 \(now 64\)", code=3)
+    # Done, so that nothing would be trained with what is other now.
+    for change, told in (
+        (
+            "training.optimizer.ema_decay=0.5",
+            r"200 steps are done.* training.optimizer.ema_decay=0.5 \(0.9 before\)",
+        ),
+        ("training.steps=150", r"training.steps=150 \(200 before\)"),
+        ("drop_condition=0", r"drop_condition=0.0 \(0.1 before\)"),
+    ):
+        description = (undisturbed / "generator/generator.json").read_bytes()
+        given = command(folder, f"output.url={undisturbed}", change)[3:]
+        assert_told(train_ar.main, given, told, code=3)
+        assert (undisturbed / "generator/generator.json").read_bytes() == description
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_what_is_changed_on_the_way_is_written_down(folder: Path, tmp_path: Path) -> None:
+    arguments = [f"output.url={tmp_path}/out", "checkpoints.every_steps=5"]
+    first = run(folder, *arguments, "training.steps=5", "training.optimizer.ema_decay=0")
+    assert first.returncode == 0, first.stderr
+    done = run(folder, *arguments, "training.steps=8", "training.schedule.peak=1e-3")
+    assert done.returncode == 0, done.stderr
+    assert "resumed at step 5" in done.stdout + done.stderr
+    training = load_generator(f"{tmp_path}/out").training
+    changes = {
+        "training.optimizer.ema_decay": [0.0, 0.9],
+        "training.schedule.peak": [0.003, 0.001],
+        "training.steps": [5, 8],
+    }
+    assert training["changes"] == [{"step": 5, "settings": changes}]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(folder: Path, tmp_path: Path) -> None:
+    arguments = [f"output.url={tmp_path}/out", "training.steps=8", "checkpoints.every_steps=1"]
+    broken = ["checkpoints.upload=async", "training.schedule.peak=1e30", "training.schedule.warmup_steps=0"]
+    done = run(folder, *arguments, *broken)
+    assert done.returncode == 2, done.stdout + done.stderr
+    told = re.search(r"error: step (\d): .*not finite", done.stderr)
+    assert told and "Traceback" not in done.stdout + done.stderr
+    names = [path.name[:14] for path in (tmp_path / "out/checkpoints").glob("step-*")]
+    assert f"step-{int(told[1]):09d}" in names
+    assert not (tmp_path / "out/generator").exists()
 
 
 def test_a_share_that_leaves_nothing_to_train_on_is_told(folder: Path, tmp_path: Path) -> None:
@@ -247,7 +293,8 @@ def test_three_images_are_trained_on_with_a_word_about_what_is_missing(folder: P
     )  # of classes 3, 0 and 2; none of them is held out
     done = run(
         folder, f"input.url={tmp_path}/few", f"output.url={tmp_path}/out", "training.steps=3",
-        "validation={share: 0.01, every_steps: 1}", "packing.row_tokens=512", "training.batch_tokens=8192",
+        "validation.share=0.01", "validation.every_steps=1",
+        "packing.row_tokens=512", "training.batch_tokens=8192",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "none of the 3 images is held out" in done.stderr

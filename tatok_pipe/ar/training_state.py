@@ -95,13 +95,17 @@ def manifest_name(rank: int) -> str:
 
 
 def load(folder: Path, trainer: GeneratorTrainer) -> None:
-    """Bring weights, optimizer, average and counters to what a checked local folder holds, at any world size.
+    """Bring weights, optimizer, average and counters to what a checked local folder holds, at any world size. Where it
+    has no average, that of the trainer begins at the weights.
 
     Raises UserError where the folder holds what no training of ours has written.
     """
     state = _tensors(trainer)
     try:
-        Reader(folder).read_metadata()  # here: torch's own loading tells an error in it as another one
+        # Here: torch's own loading tells an error in it as another one.
+        names = Reader(folder).read_metadata().state_dict_metadata
+        if not any(name.startswith("average.") for name in names):
+            state.pop("average", None)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             dcp.load(state, storage_reader=Reader(folder), planner=LoadPlanner())
@@ -114,13 +118,14 @@ def load(folder: Path, trainer: GeneratorTrainer) -> None:
         raise
     trainer.model.load_state_dict(state["model"])
     set_optimizer_state_dict(trainer.model, trainer.optimizer, optim_state_dict=state["optimizer"])
-    if trainer.average is not None:
-        for name, weight in state["average"].items():
-            trainer.average.weights[name].copy_(weight)
     counters = _manifests(folder)[0]["trainer"]
     trainer.num_steps_done = counters["num_steps_done"]
-    if trainer.average is not None:
+    if trainer.average is not None and "average" in state:
+        for name, weight in state["average"].items():
+            trainer.average.weights[name].copy_(weight)
         trainer.average.num_updates = counters["num_average_updates"]
+    elif trainer.average is not None:
+        trainer.average.begin_again()
 
 
 def read_extra(folder: Path) -> dict[str, Any]:

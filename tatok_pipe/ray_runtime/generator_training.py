@@ -42,9 +42,14 @@ from tatok_pipe.tokens.loader import LoaderConfig, StepBatch, TokenLoader
 from tatok_pipe.tokens.spec import TokenSpec
 from tatok_pipe.tokens.windows import ShardRows
 from tatok_pipe.train_ar_config import TrainArConfig
+from tatok_pipe.training.settings import check_changes, find_changes, flatten, show_changes
 
 logger = logging.getLogger(__name__)
 
+# Of the section `training`: how it is computed. (`epochs` is in the number of steps.)
+_NO_MATTER = tuple(
+    f"training.{name}" for name in ("epochs", "microbatch_rows", "shard", "compile", "checkpoint_activations")
+)
 _STOPPING = "stopping"
 _LEAVING = "a node is leaving"
 _FAREWELL_S = 3.0  # before the end of its notice, besides what checkpoints take
@@ -69,6 +74,13 @@ class GeneratorRun:
 def train_generator(loop: dict[str, Any]) -> None:
     """The loop of one worker; see `run_training`."""
     _Worker(loop["run"], loop["driver"]).run()
+
+
+def list_settings(config: dict[str, Any], *, num_steps: int) -> dict[str, Any]:
+    """Of a TrainArConfig what makes the weights; how long they are trained as a number of steps."""
+    parts = {name: config[name] for name in ("training", "packing", "drop_condition", "seed")}
+    parts["validation"] = {"share": config["validation"]["share"]}
+    return flatten(parts, without=_NO_MATTER) | {"training.steps": num_steps}
 
 
 def make_loader(
@@ -157,7 +169,9 @@ class _Worker:
             driver=self._driver,
         )
         extra = self.checkpoints.restore()
+        self.settings, self.changes = list_settings(run.config, num_steps=run.num_steps), []
         if extra:
+            self._take_changes(extra)
             self.loader.load_state_dict(extra["loader"])
             self.window.sums.copy_(torch.tensor(extra["window"], dtype=torch.float64))
         self.log = (
@@ -180,6 +194,21 @@ class _Worker:
             self.metrics.close()
             figures = self.log.last_losses | {"workers": self.num_ranks}
             self._driver.tell({"step": self.trainer.num_steps_done, "is_done": is_done, "figures": figures})
+
+    def _take_changes(self, extra: dict[str, Any]) -> None:
+        """Write down what is other than in the checkpoint, from this step on. Raises RefusedError where no step is left
+        that would be done so."""
+        run, step = self.run_facts, self.trainer.num_steps_done
+        changes = find_changes(extra.get("settings", self.settings), self.settings)
+        check_changes(
+            changes, num_steps_done=step, num_steps=run.num_steps, output=storage.redact(run.output_url)
+        )
+        self.changes = [
+            *extra.get("changes", []),
+            *([{"step": step, "settings": changes}] if changes else []),
+        ]
+        if changes and self.leads:
+            logger.warning("from step %d on: %s", step, show_changes(changes))
 
     def _train(self, model: Generator) -> bool:
         """Whether all steps are done; False where the driver stopped the training, which is saved then."""
@@ -311,6 +340,8 @@ class _Worker:
             "curve": self.log.curve if self.log is not None else [],
             "model": self.run_facts.config["model"],
             "tokens": self.run_facts.tokens,
+            "settings": self.settings,
+            "changes": self.changes,
         }
         self.checkpoints.save(extra, mode)
         if self.log is not None:
@@ -330,6 +361,7 @@ class _Worker:
         training = {
             "command": run.command,
             "config": {name: value for name, value in run.config.items() if name != "model"},
+            "changes": self.changes,
             "num_steps": run.num_steps,
             "curve": self.log.curve,
             "held_out": next((each for each in self.log.curve[::-1] if each["split"] == "held_out"), None),

@@ -42,6 +42,7 @@ from tatok_pipe.tokenizer.trainer import TokenizerTrainer, to_model_input
 from tatok_pipe.tokenizer.training_config import STAGES
 from tatok_pipe.tokenizer.training_log import TrainingCurves, look
 from tatok_pipe.train_tokenizer_config import TrainTokenizerConfig
+from tatok_pipe.training.settings import check_changes, find_changes, flatten, show_changes
 from tatok_pipe.training.tensorboard import TensorBoard
 
 logger = logging.getLogger(__name__)
@@ -230,6 +231,7 @@ class _Worker:
                 "curves": asdict(self.curves),
                 "model": self._run_facts.config["model"],
                 "training": self._run_facts.config["training"],
+                "settings": _list_settings(self._run_facts.config),
                 "num_ranks": self.num_ranks,
             }
             Path(folder, f"rank-{self.rank}.json").write_text(json.dumps(state, allow_nan=False))
@@ -264,7 +266,12 @@ class _Worker:
         self._saved_step = self.trainer.num_steps_done
         if self.leads:
             logger.info("resumed at step %d", self.trainer.num_steps_done)
-        return TrainingCurves(**state["curves"])
+        curves = TrainingCurves(**state["curves"])
+        if changes := self._find_changes(state):
+            curves.changes.append({"step": self.trainer.num_steps_done, "settings": changes})
+            if self.leads:
+                logger.warning("from step %d on: %s", self.trainer.num_steps_done, show_changes(changes))
+        return curves
 
     def _check_earlier(self, state: dict[str, Any]) -> None:
         """Learning rates, mixes and weights of losses may change on the way; what has a state may not."""
@@ -287,6 +294,16 @@ class _Worker:
                 f"output.url={storage.redact(self._run_facts.output_url)}: holds a training with {', '.join(changed)}; "
                 "give another output.url, or the same settings"
             )
+        check_changes(
+            self._find_changes(state),
+            num_steps_done=state["trainer"]["num_steps_done"],
+            num_steps=self.config.training.num_steps,
+            output=storage.redact(self._run_facts.output_url),
+        )
+
+    def _find_changes(self, state: dict[str, Any]) -> dict[str, list[Any]]:
+        settings = _list_settings(self._run_facts.config)
+        return find_changes(state.get("settings", settings), settings)
 
     def _finish(self) -> None:
         """Calibrate on training images, measure on held-out ones, and publish checkpoint and model card."""
@@ -310,6 +327,7 @@ class _Worker:
             "command": run.command,
             "config": to_dict(config.training),
             "seed": config.seed,
+            "changes": self.curves.changes,
             "num_steps": config.training.num_steps,
             "train_s": round(self.curves.train_s),
             "curve": self.curves.losses,
@@ -326,6 +344,13 @@ class _Worker:
         num_weights = sum(parameter.numel() for parameter in model.parameters())
         card = model_card(config.model, training, fingerprint=mark, num_weights=num_weights)
         storage.publish_bytes(card.encode(), storage.join(url, "README.md"), exclusive=False)
+
+
+def _list_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Of a TrainTokenizerConfig what makes the weights, but for the model."""
+    parts = {name: config[name] for name in ("training", "input", "seed")}
+    # How it is computed, and where images lie.
+    return flatten(parts, without=("training.microbatch_size", "training.compile", "input.shards"))
 
 
 def load_images(shards: list[str], image_size: int, max_images: int) -> torch.Tensor:

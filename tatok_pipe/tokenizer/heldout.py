@@ -24,6 +24,7 @@ def measure(model: TaTok, images: Tensor, ladders: Ladders, *, seed: int) -> dic
 
     At each of KEEP_RATES the same count of patches is kept in every image, by every score and control (`top_k`), and
     with one `threshold` on the default score for all images at the same mean count. PSNR is the mean over images, dB.
+    One image has neither a spread nor another image: the figures that need one are None.
     """
     config = model.config
     analysis = analyse(model, images, seed=seed)
@@ -32,6 +33,9 @@ def measure(model: TaTok, images: Tensor, ladders: Ladders, *, seed: int) -> dic
 
     def quality(keep: Tensor, globals_from: Tensor | None = None) -> float:
         return psnr(decode(model, analysis, keep, globals_from=globals_from), images).mean().item()
+
+    def spread(tokens: Tensor) -> float | None:
+        return tokens.double().std(correction=0).item() if len(tokens) > 1 else None
 
     rows = []
     for rate in KEEP_RATES:
@@ -44,7 +48,7 @@ def measure(model: TaTok, images: Tensor, ladders: Ladders, *, seed: int) -> dic
         masks = keep_mask(cost, Filter("threshold", value))
         row["psnr_threshold"] = quality(masks)
         row["tokens_threshold_mean"] = config.num_globals + masks.sum(1).double().mean().item()
-        row["tokens_threshold_std"] = masks.sum(1).double().std(correction=0).item()
+        row["tokens_threshold_std"] = spread(masks.sum(1))
         rows.append(row)
     default = _default_filter(model, ladders)
     calibrated = config.num_globals + keep_mask(analysis.costs[default.score], default).sum(1).double()
@@ -53,13 +57,13 @@ def measure(model: TaTok, images: Tensor, ladders: Ladders, *, seed: int) -> dic
         "num_images": len(images),
         "psnr_none": quality(everything),
         "psnr_globals_only": quality(~everything),
-        "psnr_globals_shuffled": quality(~everything, others),
-        "psnr_all_but_globals_shuffled": quality(everything, others),
+        "psnr_globals_shuffled": quality(~everything, others) if len(images) > 1 else None,
+        "psnr_all_but_globals_shuffled": quality(everything, others) if len(images) > 1 else None,
         "filtered": rows,
         "default_score": default.score,
         "default_threshold": default.value,
         "default_tokens_mean": calibrated.mean().item(),
-        "default_tokens_std": calibrated.std(correction=0).item(),
+        "default_tokens_std": spread(calibrated),
         "default_tokens_min": calibrated.min().item(),
         "default_tokens_max": calibrated.max().item(),
         "flat_image_patches": int(model.tokenize(flat, default).keep.sum()),

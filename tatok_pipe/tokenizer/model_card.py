@@ -7,6 +7,7 @@ from typing import Any
 from tatok_pipe.tokenizer.analysis import CONTROLS
 from tatok_pipe.tokenizer.dtf import SCORES
 from tatok_pipe.tokenizer.model import TaTokConfig
+from tatok_pipe.training.settings import show_changes
 
 
 def model_card(config: TaTokConfig, training: dict[str, Any], *, fingerprint: str, num_weights: int) -> str:
@@ -23,6 +24,10 @@ def model_card(config: TaTokConfig, training: dict[str, Any], *, fingerprint: st
         f"- made by: `{training['command']}`",
         f"- {training['num_steps']} steps of {training['config']['batch_size']} images in {training['train_s']} s on "
         f"{training['device']} in {training['precision']}, torch {training['torch']}, seed {training['seed']}",
+        *(
+            f"- from step {change['step']} on with {show_changes(change['settings'])}"
+            for change in training.get("changes", [])
+        ),
         f"- filters calibrated on {training['calibration_images']} training images",
         "",
         f"## On {figures['num_images']} held-out images",
@@ -39,16 +44,16 @@ def model_card(config: TaTokConfig, training: dict[str, Any], *, fingerprint: st
         cells = " | ".join(f"{row['psnr'][name]:.2f}" for name in names)
         lines.append(
             f"| {row['kept_share']:.0%} | {cells} | {row['psnr_threshold']:.2f} | "
-            f"{row['tokens_threshold_mean']:.1f} ± {row['tokens_threshold_std']:.1f} |"
+            f"{_mean(row['tokens_threshold_mean'], row['tokens_threshold_std'])} |"
         )
     lines += [
         "",
         f"- all patches: {figures['psnr_none']:.2f} dB; with another image's globals "
-        f"{figures['psnr_all_but_globals_shuffled']:.2f}",
+        f"{_decibels(figures['psnr_all_but_globals_shuffled'])}",
         f"- globals only: {figures['psnr_globals_only']:.2f} dB; another image's globals only "
-        f"{figures['psnr_globals_shuffled']:.2f}",
+        f"{_decibels(figures['psnr_globals_shuffled'])}",
         f"- default filter (threshold {figures['default_threshold']:.4g} on {figures['default_score']}): "
-        f"{figures['default_tokens_mean']:.1f} ± {figures['default_tokens_std']:.1f} tokens an image, "
+        f"{_mean(figures['default_tokens_mean'], figures['default_tokens_std'])} tokens an image, "
         f"{figures['default_tokens_min']:.0f} to {figures['default_tokens_max']:.0f}; a flat grey image keeps "
         f"{figures['flat_image_patches']} of {config.num_patches} patches",
         f"- entropy model: mean entropy {figures['entropy_mean_nats']:.3f} nats a patch code, mean surprisal "
@@ -59,6 +64,15 @@ def model_card(config: TaTokConfig, training: dict[str, Any], *, fingerprint: st
         "",
     ]
     return "\n".join(lines)
+
+
+def _mean(mean: float, std: float | None) -> str:
+    """Of one image there is no spread."""
+    return f"{mean:.1f}" if std is None else f"{mean:.1f} ± {std:.1f}"
+
+
+def _decibels(value: float | None) -> str:
+    return "no figure (one image)" if value is None else f"{value:.2f}"
 
 
 def _codebook(config: Any) -> str:

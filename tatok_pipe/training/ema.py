@@ -39,6 +39,13 @@ class WeightAverage:
             local_part(parameter.detach()).copy_(local_part(self.weights[name]))
         self.num_updates = 0
 
+    @torch.no_grad()
+    def begin_again(self) -> None:
+        """A new average begins at the weights as they are."""
+        for name, parameter in self._model.named_parameters():
+            local_part(self.weights[name]).copy_(local_part(parameter.detach()))
+        self.num_updates = 0
+
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """The model has the averaged weights meanwhile."""

@@ -80,6 +80,21 @@ def test_a_training_without_an_average_has_none(tmp_path: Path) -> None:
         assert torch.equal(value, expected[name]), name
 
 
+def test_an_average_may_begin_or_end_where_a_training_is_resumed(checkpoint: Path, tmp_path: Path) -> None:
+    no_average = replace(TRAINING, optimizer=replace(TRAINING.optimizer, ema_decay=0.0))
+    trainer = make_trainer(no_average, model=SMALL, seed=1)
+    training_state.load(checkpoint, trainer)
+    assert trainer.average is None and trainer.num_steps_done == 2
+    training_state.save_part(tmp_path, trainer, {}, rank=0, num_ranks=1)
+
+    other = make_trainer(model=SMALL, seed=2)
+    training_state.load(tmp_path, other)
+    assert other.average is not None and other.average.num_updates == 0 and other.num_steps_done == 2
+    for name, weight in trainer.model.named_parameters():
+        assert torch.equal(weight, dict(other.model.named_parameters())[name]), name
+        assert torch.equal(weight, other.average.weights[name]), name
+
+
 def remove(name: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).unlink()
 

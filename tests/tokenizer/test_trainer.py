@@ -321,6 +321,24 @@ def test_a_tokenizer_without_globals_and_filtering_is_trained_and_measured(pictu
     assert model_card(model.config, CARD | {"held_out": figures}, fingerprint="0" * 64, num_weights=1)
 
 
+def test_figures_of_one_image_have_no_spread_and_no_other_image(pictures: Tensor) -> None:
+    model = build().eval()
+    figures = measure(model, pictures[:1], calibrate_ladders(model, pictures), seed=0)
+    for name in ("default_tokens_std", "psnr_globals_shuffled", "psnr_all_but_globals_shuffled"):
+        assert figures[name] is None
+    card = model_card(
+        model.config,
+        CARD | {"held_out": figures, "changes": [{"step": 5, "settings": {"training.loss.l1": [0.5, 1.0]}}]},
+        fingerprint="0" * 64,
+        num_weights=1,
+    )
+    assert "±" not in card.partition("|---")[2]
+    assert "with another image's globals no figure (one image)" in card
+    assert "- from step 5 on with training.loss.l1=1.0 (0.5 before)" in card
+    pair = measure(model, pictures[:2], calibrate_ladders(model, pictures), seed=0)
+    assert pair["default_tokens_std"] >= 0 and pair["psnr_globals_shuffled"] is not None
+
+
 CARD = {
     "command": "python", "num_steps": 7, "config": {"batch_size": 8}, "train_s": 1, "device": "cpu", "torch": "2",
     "precision": "fp32",
