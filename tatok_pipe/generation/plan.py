@@ -97,24 +97,25 @@ def asked_patches(target_tokens: int | None, generator: LoadedGenerator) -> int 
 
 
 def chosen_classes(text: str, model: GeneratorConfig, *, untrained: Collection[int] = ()) -> tuple[int, ...]:
-    """Classes by a text: all, none, or numbers and ranges. Raises UserError for what the generator does not have, and
-    for what is `untrained`: no image of it was in the training."""
+    """Classes by a text: all, none, or numbers and ranges. All are those that an image of the training had, with a line
+    of the log where some had none (`untrained`). Raises UserError for what the generator does not have, and for
+    classes that are named and untrained."""
     if model.condition != "class":
         if text not in ("all", "none"):
             raise UserError(f"classes={text}: the generator's condition is {model.condition}, no class")
         return ()
     if text == "none":
         return ()
-    given = (
-        tuple(range(model.num_classes))
-        if text == "all"
-        else parse_classes(text, num_classes=model.num_classes)
-    )
-    if never := sorted(set(untrained).intersection(given)):
-        trained = format_numbers(set(range(model.num_classes)).difference(untrained))
+    trained = tuple(number for number in range(model.num_classes) if number not in set(untrained))
+    given = trained if text == "all" else parse_classes(text, num_classes=model.num_classes)
+    never = format_numbers(set(untrained) if text == "all" else set(given).difference(trained))
+    if never and (text != "all" or not trained):
+        known = format_numbers(trained) or "none, it was trained without labels"
         raise UserError(
-            f"classes={text}: no image of {format_numbers(never)} was in the training; expected classes among {trained}"
+            f"classes={text}: no image of {never} was in the training; expected classes among {known}"
         )
+    if never:
+        logger.warning("classes=all: no image of %s was in the training; they are left out", never)
     return given
 
 
