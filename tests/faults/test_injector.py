@@ -13,13 +13,14 @@ import pytest
 
 from tests.faults.injector import Fault, Injector
 
+REPOSITORY = Path(__file__).parents[2]
 READ = "import sys; from tatok_pipe.storage import open_stream; open_stream(sys.argv[1]).read()"
 
 
 def start(code: str, *arguments: str, injector: Injector) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
-        env={**os.environ, **injector.environment()}, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, **injector.environment()}, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
