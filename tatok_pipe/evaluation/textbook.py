@@ -80,11 +80,9 @@ class Textbook:
     def bits(self, num_kept: Tensor, num_patches: int) -> Tensor:
         """Bits of an image as codes of fixed length, which patches have one included (log2 of the number of choices):
         kept patches (M,) to (M,) float64."""
-        kept = num_kept.double()
-        total = torch.full_like(kept, num_patches)
-        choices = torch.lgamma(total + 1) - torch.lgamma(kept + 1) - torch.lgamma(total - kept + 1)
         fixed = GRID_SIDE**2 * math.log2(len(self.colours))
-        return fixed + kept * math.log2(len(self.residuals)) + choices / math.log(2)
+        each = math.log2(len(self.residuals))
+        return fixed + num_kept.double() * each + position_bits(num_kept, num_patches)
 
     def quality_at(self, errors: TextbookErrors, mean_bits: float) -> TextbookQuality:
         """With as many patches as fit into `mean_bits` on average over the images, by one threshold for all of them;
@@ -112,6 +110,14 @@ def load_textbook() -> Textbook:
     """The packaged codebooks, for patches of 8 pixels."""
     found = load_file(str(resources.files("tatok_pipe") / "pretrained" / _FOLDER / _WEIGHTS))
     return Textbook(found["colours"].float(), found["residuals"].float())
+
+
+def position_bits(num_kept: Tensor, num_patches: int) -> Tensor:
+    """Bits of saying which patches are kept, log2 of the number of choices: kept patches (M,) to (M,) float64."""
+    kept = num_kept.double()
+    total = torch.full_like(kept, num_patches)
+    choices = torch.lgamma(total + 1) - torch.lgamma(kept + 1) - torch.lgamma(total - kept + 1)
+    return choices / math.log(2)
 
 
 def mean_colours(images: Tensor) -> Tensor:

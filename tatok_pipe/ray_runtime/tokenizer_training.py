@@ -211,9 +211,8 @@ class _Worker:
         if self._board is not None:
             self._board.publish()
         with tempfile.TemporaryDirectory() as folder:
-            tensors, counters = (
-                self.trainer.state_dict()
-            )  # the same on all ranks, so all of them stop, or none
+            # The same on all ranks, so all of them stop, or none.
+            tensors, counters = self.trainer.state_dict()
             if broken := [name for name, value in tensors.items() if not bool(value.isfinite().all())]:
                 raise UserError(
                     f"step {self.trainer.num_steps_done}: {broken[0]} and {len(broken) - 1} more not finite; no "

@@ -27,7 +27,7 @@ from torch import Tensor
 from tatok_pipe import storage
 from tatok_pipe.evaluation.pictures import to_pixels
 from tatok_pipe.evaluation.suites.reconstruction import CODECS, codec_at
-from tatok_pipe.evaluation.textbook import load_textbook
+from tatok_pipe.evaluation.textbook import load_textbook, position_bits
 from tatok_pipe.image_input import find_image_shards
 from tatok_pipe.images.crops import CropConfig
 from tatok_pipe.images.decode import PreprocessConfig, decode_crops, decode_image
@@ -178,10 +178,9 @@ class Report:
 
     def bits(self, num_kept: Tensor) -> Tensor:
         """Of images with so many kept patches, (M,) to (M,), codes of fixed length."""
-        choices = [log_choices(self.num_patches, int(kept)) / math.log(2) for kept in num_kept]
         fixed = self.num_globals * math.log2(self.model.global_quantizer.vocab_size)
         each = math.log2(self.model.patch_quantizer.vocab_size)
-        return fixed + num_kept.double() * each + torch.tensor(choices, dtype=torch.float64)
+        return fixed + num_kept.double() * each + position_bits(num_kept, self.num_patches)
 
     def scores(self) -> str:
         prices = self.prices()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+
+from .loopback import LoopbackServer, QuietHandler
 
 
 @dataclass(frozen=True)
@@ -19,31 +18,16 @@ class Request:
 Answer = Callable[[Request], tuple[int, dict[str, str], bytes]]
 
 
-class AnsweringServer:
+class AnsweringServer(LoopbackServer):
     """Answers with status, headers and body that `answer` gives; no body goes with an answer to HEAD."""
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
         self.requests: list[Request] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-        self._server.daemon_threads = True
-        setattr(self._server, "world", self)  # noqa: B010 - of the handler alone
-        self._thread = threading.Thread(target=self._server.serve_forever)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> AnsweringServer:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        super().__init__(_Handler)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
+class _Handler(QuietHandler):
     def do_GET(self) -> None:
         world: AnsweringServer = getattr(self.server, "world")  # noqa: B009
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -59,6 +43,3 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     do_HEAD = do_PUT = do_POST = do_GET
-
-    def log_message(self, format: str, *arguments: Any) -> None:
-        pass

@@ -11,15 +11,14 @@ import gzip
 import re
 import socket
 import struct
-import threading
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+
+from .loopback import LoopbackServer, QuietHandler
 
 _PIECE_BYTES = 1 << 16
 
 
-class WebServer:
+class WebServer(LoopbackServer):
     """`files` by path. The other arguments say what is unusual of it, and may be set at any time."""
 
     def __init__(
@@ -42,33 +41,15 @@ class WebServer:
         self.cut_after: list[int] = []  # body bytes after which the next answers to GET end
         self.requests: list[tuple[str, str, str]] = []  # method, path, Range
         self.bytes_sent: Counter[str] = Counter()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-        self._server.daemon_threads = True
-        setattr(self._server, "world", self)  # noqa: B010 - of the handler alone
-        self._thread = threading.Thread(target=self._server.serve_forever)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> WebServer:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        super().__init__(_Handler)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
+class _Handler(QuietHandler):
     def do_HEAD(self) -> None:
         self._answer()
 
     def do_GET(self) -> None:
         self._answer()
-
-    def log_message(self, format: str, *arguments: Any) -> None:
-        pass
 
     def handle_one_request(self) -> None:
         try:
