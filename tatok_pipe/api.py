@@ -65,7 +65,7 @@ class ImageTokenizer:
 
     @property
     def device(self) -> torch.device:
-        return self.model.encoder_rotary.device
+        return self.model.linear.mean.device
 
     def to(self, device: str | torch.device) -> Self:
         """Move the model, in place, and return self. Raises UserError where there is no such device."""
@@ -96,10 +96,16 @@ class ImageTokenizer:
                 to_pixels(picture, size=self.image_size, number=number)
                 for number, picture in enumerate(pictures[start : start + _BATCH_IMAGES], start)
             ]
+            # Always the full batch: kernels differ by shape, and an image alone has the tokens it has among others.
+            whole = torch.zeros(_BATCH_IMAGES, *batch[0].shape)
+            whole[: len(batch)] = torch.stack(batch)
             with torch.no_grad():
-                tokens = self.model.tokenize(torch.stack(batch).to(self.device), resolved)
+                tokens = self.model.tokenize(whole.to(self.device), resolved)
             rows = zip(
-                *(x.cpu().numpy() for x in (tokens.global_codes, tokens.patch_codes, tokens.keep)),
+                *(
+                    x[: len(batch)].cpu().numpy()
+                    for x in (tokens.global_codes, tokens.patch_codes, tokens.keep)
+                ),
                 strict=True,
             )
             found += [

@@ -118,9 +118,10 @@ def _show(config: TrainTokenizerConfig, *, num_shards: int) -> None:
     )
     logger.info("model: %s", cost)
     logger.info(
-        "%d + %d + %d steps (joint, prior, decoder) of %d images from %d shards; %d workers on %s, %s",
-        training.joint_steps, training.prior_steps, training.decoder_steps, training.batch_size, num_shards, count,
-        device.type, training.precision_on(device),
+        "%s%s of %d images from %d shards; %d workers on %s, %s",
+        f"closed form from {training.start_crops} crops, then " if training.start == "closed_form" else "",
+        " + ".join(f"{getattr(training, f'{stage}_steps')} {stage}" for stage in training.stages) + " steps",
+        training.batch_size, num_shards, count, device.type, training.precision_on(device),
     )  # fmt: skip
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from tatok_pipe.options import option, section
 from tatok_pipe.ray_runtime import WorkersConfig
 from tatok_pipe.storage.settings import STORAGE_HELP, StorageConfig
+from tatok_pipe.tokenizer.closed_form import PATCHED_SHARE
 from tatok_pipe.tokenizer.model import TaTokConfig
 from tatok_pipe.tokenizer.training_config import TrainingConfig
 
@@ -103,8 +105,31 @@ class TrainTokenizerConfig:
                 f"training.loss.discriminator.depth={loss.discriminator.depth}: expected images of {smallest} pixels "
                 f"or more, model.image_size={self.model.image_size}; give a smaller depth"
             )
+        for name in ("global_codebook", "patch_codebook"):
+            kind = getattr(self.model, name).kind
+            if training.start == "closed_form" and kind != "vq":
+                raise ValueError(
+                    f"model.{name}.kind={kind}: expected vq with training.start=closed_form; give that, or "
+                    "training.start=random"
+                )
+        if training.start == "closed_form":
+            self._check_start()
         kinds = {self.model.global_codebook.kind, self.model.patch_codebook.kind}
         if loss.rate and kinds != {"fsq"}:
             raise ValueError(
                 f"training.loss.rate={loss.rate}: expected 0 with vq codebooks, whose codes have no differentiable rate"
+            )
+
+    def _check_start(self) -> None:
+        """A codebook needs as many vectors as it has codewords, each of them at least once."""
+        model, crops = self.model, self.training.start_crops
+        sizes = model.global_codebook.vocab_size, model.patch_codebook.vocab_size
+        vectors = crops, (crops // PATCHED_SHARE) * model.num_patches
+        need = max(
+            sizes[0] if model.num_globals else 1, PATCHED_SHARE * math.ceil(sizes[1] / model.num_patches)
+        )
+        if crops < need:
+            raise ValueError(
+                f"training.start_crops={crops}: gives {vectors[0]} thumbnails and {vectors[1]} patches for codebooks "
+                f"of {sizes[0]} and {sizes[1]}; expected at least {need}, or smaller codebooks"
             )

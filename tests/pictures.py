@@ -16,8 +16,8 @@ from PIL import Image
 from tatok_pipe.images.demo import held_out_crops
 from tatok_pipe.tokenizer.calibration import calibrate_ladders
 from tatok_pipe.tokenizer.checkpoint import save_tokenizer
-from tatok_pipe.tokenizer.model import StackConfig, TaTok, TaTokConfig
-from tatok_pipe.tokenizer.quantizer import QuantizerConfig
+from tatok_pipe.tokenizer.model import GridStackConfig, StackConfig, TaTok, TaTokConfig
+from tatok_pipe.tokenizer.quantizer import GlobalQuantizerConfig
 
 Member = tuple[str, bytes]
 
@@ -92,10 +92,11 @@ def small_tokenizer(folder: Path) -> str:
     """A tokenizer of 32 px images with random weights whose entropies spread; the folder."""
     torch.manual_seed(0)
     stack = StackConfig(width=32, depth=1, heads=2)
-    codebook = QuantizerConfig(levels=[5, 5, 5])
+    grid = GridStackConfig(width=32, depth=1, heads=2, attend_every=1)
+    codebook = GlobalQuantizerConfig(codebook_size=125)
     model = TaTok(
         TaTokConfig(
-            image_size=32, patch_size=8, num_globals=2, encoder=stack, decoder=stack, prior=stack,
+            image_size=32, patch_size=8, num_globals=2, search_passes=0, encoder=grid, decoder=grid, prior=stack,
             global_codebook=codebook, patch_codebook=codebook,
         )
     ).eval()  # fmt: skip

@@ -26,13 +26,14 @@ from tatok_pipe.shard_tokenizer import ShardTokenizer, TokenizeJob, token_spec
 from tatok_pipe.tokenizer.calibration import calibrate_ladders
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer, save_tokenizer
 from tatok_pipe.tokenizer.dtf import DTFConfig
-from tatok_pipe.tokenizer.model import StackConfig, TaTok, TaTokConfig
-from tatok_pipe.tokenizer.quantizer import QuantizerConfig
+from tatok_pipe.tokenizer.model import GridStackConfig, StackConfig, TaTok, TaTokConfig
+from tatok_pipe.tokenizer.quantizer import GlobalQuantizerConfig
 from tatok_pipe.tokenizer.trainer import to_model_input
 from tatok_pipe.tokens import dataset
 from tatok_pipe.tokens.format import token_shard_name
 
 STACK = StackConfig(width=32, depth=1, heads=2)
+GRID = GridStackConfig(width=32, depth=1, heads=2, attend_every=1)
 # A shard of which no sample gives an image fails, so there is one.
 BAD_SAMPLES = {
     "bad_1.jpg": b"\xff\xd8\xff and no more",
@@ -51,8 +52,8 @@ class Made:
 
 def save_random_tokenizer(url: str, *, seed: int) -> str:
     torch.manual_seed(seed)
-    codebook = QuantizerConfig(levels=[4, 4, 4])
-    model = TaTok(TaTokConfig(32, 8, 2, STACK, STACK, STACK, codebook, codebook))
+    codebook = GlobalQuantizerConfig(codebook_size=64)
+    model = TaTok(TaTokConfig(32, 8, 2, 0, GRID, GRID, STACK, codebook, codebook))
     decoded = [
         decode_image(sample.image, PreprocessConfig(32))[0] for sample in held_out_crops(crops_per_source=4)
     ]
@@ -130,7 +131,7 @@ def test_table_says_what_is_in_the_dataset(
     assert lines["fixed rate"] == f"18 tokens/image, {18 / mean:.2f} times as many"
     total = sum(record.entropy_total for record in rows) / 35
     assert lines["entropy"].startswith(f"{total:.1f} nats/image, ")
-    assert re.fullmatch(r"threshold on drop_cost, value [\d.e-]+, at least 1 patch", lines["filter"])
+    assert re.fullmatch(r"threshold on gain, value [\d.e-]+, at least 1 patch", lines["filter"])
     assert re.fullmatch(r"Spearman -?\d\.\d\d with tokens/image \(n = 33\)", lines["JPEG bytes/pixel"])
     assert lines["report"] == str(tmp_path / "report.html")
 
@@ -290,7 +291,8 @@ def test_everything_on_s3(made: Made, s3_url: str, tmp_path: Path) -> None:
     assert main([f"input.url={s3_url}/tokens"]) == EXIT_DONE
     page = storage.read_bytes(storage.join(s3_url, "tokens", "report.html")).decode()
     assert count_pictures(page) == (12, 12, 12)
-    local = inspect(made, tmp_path)
+    tokenize(str(tmp_path / "tokens"), made.checkpoint, made.shards[:2])
+    local = inspect(Made(str(tmp_path / "tokens"), made.checkpoint, made.shards[:2]), tmp_path)
     pictures = re.compile(r'<img[^>]+src="data:[^>]+>')
     assert pictures.findall(page) == pictures.findall(local)
 

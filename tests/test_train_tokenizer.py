@@ -39,14 +39,22 @@ model:
   encoder: {width: 32, depth: 1, heads: 2}
   decoder: {width: 32, depth: 1, heads: 2}
   prior: {width: 32, depth: 1, heads: 2}
-  global_codebook: {levels: [5, 5]}
-  patch_codebook: {levels: [5, 5, 5]}
+  search_passes: 0
+  global_codebook: {kind: fsq, levels: [5, 5]}
+  patch_codebook: {kind: fsq, levels: [5, 5, 5]}
 training:
-  {batch_size: 8, joint_steps: 30, prior_steps: 10, decoder_steps: 10, learning_rate: 3.0e-3, warmup_steps: 4,
-   ema_decay: 0.9, loss: {perceptual: 0.1}}
+  {start: random, batch_size: 8, joint_steps: 30, prior_steps: 10, decoder_steps: 10, learning_rate: 3.0e-3,
+   mix: {gain: 0.25, entropy: 0.15, random: 0.25}, warmup_steps: 4, ema_decay: 0.9, loss: {perceptual: 0.1}}
 validation: {every_steps: 25, panel_images: 3}
 logging: {every_steps: 5, checkpoint_every_steps: 5}
 """
+
+
+CLOSED_FORM = [
+    "training.start=closed_form", "training.start_crops=48", "model.global_codebook.kind=vq",
+    "model.global_codebook.codebook_size=16", "model.patch_codebook.kind=vq", "model.patch_codebook.codebook_size=64",
+    "model.patch_codebook.code_dim=16", "model.search_passes=1",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -132,8 +140,27 @@ def test_a_dry_run_tells_sizes_and_trains_nothing(
     config = load_config(TrainTokenizerConfig, given, prog="", description="").model
     num_weights = sum(parameter.numel() for parameter in TaTok(config).parameters())
     assert f"{num_weights / 1e6:.2f} M weights" in told and "GFLOP" in told and "GiB" in told
-    assert "30 + 10 + 10 steps" in told
+    assert "30 joint + 10 prior + 10 decoder steps" in told
     assert not (tmp_path / "out").exists()
+
+
+def test_a_closed_form_is_looked_at_and_trained_on(arguments: list[str], tmp_path: Path) -> None:
+    """Two workers, each with its shard; the decoder comes first then."""
+    done = train(
+        *arguments, f"output.url={tmp_path}/out", *CLOSED_FORM, "workers.count=2", "training.decoder_steps=20",
+        "training.joint_steps=5", "training.prior_steps=5",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = done.stdout + done.stderr
+    assert "closed form from 48 crops, then 20 decoder + 5 joint + 5 prior steps" in told
+    assert "round 4 of 4 of search, codewords and regression" in told
+    training = load_tokenizer(f"{tmp_path}/out/tokenizer").training
+    stages = [point["stage"] for point in training["curve"]]
+    assert stages == ["decoder"] * 4 + ["joint", "prior"]
+    looks = training["held_out_curve"]
+    assert [look["step"] for look in looks] == [0, 25, 30]
+    assert looks[0]["psnr_all"] > looks[0]["psnr_half"] > looks[0]["psnr_globals"]
+    assert "started in closed form from 48 crops" in Path(f"{tmp_path}/out/tokenizer/README.md").read_text()
 
 
 @pytest.mark.slow
@@ -270,6 +297,16 @@ def test_a_broken_shard_is_one_line_and_not_tried_again(arguments: list[str], tm
         ),
         (["training.loss.adversarial=0.1"], "adversarial_start_step=20000: expected less than 50"),
         (["training.loss.rate=0.1", "model.patch_codebook.kind=vq"], "training.loss.rate=0.1"),
+        (["training.start=closed_form"], "model.global_codebook.kind=fsq: expected vq"),
+        (
+            [*CLOSED_FORM, "training.start_crops=40", "model.patch_codebook.codebook_size=200"],
+            "training.start_crops=40: gives 40 thumbnails and 160 patches for codebooks of 16 and 200; expected at "
+            "least 52",
+        ),
+        (
+            ["model.search_passes=1"],
+            "search_passes=1: expected 0 or more, and 0 with a patch codebook of kind fsq",
+        ),
         (["training.mix.random=0.9"], "training.mix"),
         (["input.plain_share=1"], "plain_share=1.0: expected a share"),
         (["input.max_scale=0.5"], "max_scale=0.5: expected 1 or more"),

@@ -30,6 +30,13 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
+def unit_rms(x: Tensor, *, eps: float = 1e-6) -> Tensor:
+    """x / sqrt(mean(x²) + eps) over the last axis, (..., W); the dtype of x is kept."""
+    if x.device.type == "cpu" and torch.is_grad_enabled():
+        return _UnitWrittenOut.apply(x, eps)  # type: ignore[return-value]
+    return F.rms_norm(x, (x.shape[-1],), eps=eps)
+
+
 class _WrittenOut(torch.autograd.Function):
     """y = x̂ · w with x̂ = x · s, s = (mean(x²) + eps)^-½. Then dx = s · (dy · w - x̂ · mean(dy · w · x̂))."""
 
@@ -50,3 +57,22 @@ class _WrittenOut(torch.autograd.Function):
         mean = (grad_normed * normed).mean(dim=-1, keepdim=True)
         grad_x = grad_normed.addcmul_(normed, mean, value=-1).mul_(scale)
         return grad_x.to(x.dtype), grad_weight, None
+
+
+class _UnitWrittenOut(torch.autograd.Function):
+    """y = x · s with s = (mean(x²) + eps)^-½. Then dx = s · (dy - y · mean(dy · y))."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_().to(x.dtype)  # (..., 1)
+        y = x * scale
+        ctx.save_for_backward(y, scale)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        y, scale = ctx.saved_tensors
+        (grad,) = grads
+        mean = (grad * y).mean(dim=-1, keepdim=True)
+        return grad.addcmul(y, mean, value=-1).mul_(scale), None

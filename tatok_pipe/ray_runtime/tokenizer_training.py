@@ -1,5 +1,5 @@
-"""What each Ray Train worker of train_tokenizer runs: restore, step by step to the end, checkpoints on the way, then
-calibration, figures and the finished tokenizer."""
+"""What each Ray Train worker of train_tokenizer runs: closed form or restore, step by step to the end, checkpoints on
+the way, then calibration, figures and the finished tokenizer."""
 
 from __future__ import annotations
 
@@ -33,19 +33,28 @@ from tatok_pipe.progress import format_duration
 from tatok_pipe.ray_runtime.metrics import TrainingMetrics
 from tatok_pipe.ray_runtime.training import FIRST_LINE_S, Driver
 from tatok_pipe.records import ImageSample
+from tatok_pipe.seeds import hash_seed
 from tatok_pipe.tokenizer.calibration import calibrate_ladders
 from tatok_pipe.tokenizer.checkpoint import save_tokenizer
+from tatok_pipe.tokenizer.closed_form import fit_closed_form
 from tatok_pipe.tokenizer.heldout import measure
 from tatok_pipe.tokenizer.model import TaTok
 from tatok_pipe.tokenizer.model_card import model_card
 from tatok_pipe.tokenizer.trainer import TokenizerTrainer, to_model_input
 from tatok_pipe.tokenizer.training_config import STAGES
-from tatok_pipe.tokenizer.training_log import TrainingCurves, look
+from tatok_pipe.tokenizer.training_log import PATIENCE_STEPS, TrainingCurves, look
 from tatok_pipe.train_tokenizer_config import TrainTokenizerConfig
 from tatok_pipe.training.settings import check_changes, find_changes, flatten, show_changes
 from tatok_pipe.training.tensorboard import TensorBoard
 
 logger = logging.getLogger(__name__)
+
+_START_BATCH_IMAGES = 50
+_START_DRAW = 1  # tells the closed form's crops from those of the training
+
+
+class _StoppedError(Exception):
+    """The driver wants to stop."""
 
 
 @dataclass(frozen=True)
@@ -84,21 +93,22 @@ class _Worker:
         run, config = self._run_facts, self.config
         torch.manual_seed(config.seed)
         self.model = TaTok(config.model).to(self.device)
+        self.curves = TrainingCurves()
+        self._saved_step = -1
+        logger.info("worker %d of %d: process %d", self.rank, self.num_ranks, os.getpid())
+        if (
+            config.training.start == "closed_form"
+            and ray.train.get_checkpoint() is None
+            and not self._start()
+        ):
+            if self.leads:
+                self._driver.tell({"step": 0, "is_done": False})
+            return
         self.trainer = TokenizerTrainer(
             self.model, config.training, seed=config.seed, rank=self.rank, wrap=self._wrap
         )
-        self.images = TrainingImages(
-            run.train_shards,
-            image_size=config.model.image_size,
-            batch_size=config.training.batch_size // self.num_ranks,
-            seed=config.seed,
-            rank=self.rank,
-            num_ranks=self.num_ranks,
-            max_scale=config.input.max_scale,
-            plain_share=config.input.plain_share,
-        )
-        logger.info("worker %d of %d: process %d", self.rank, self.num_ranks, os.getpid())
-        self.curves = self._restore()
+        self.images = self._open_images(config.training.batch_size // self.num_ranks, seed=config.seed)
+        self._restore()
         self._board = self._panel = self._metrics = None
         if self.leads:
             self._metrics = TrainingMetrics("train_tokenizer")
@@ -118,6 +128,47 @@ class _Worker:
                 self._metrics.close()
             self._driver.tell({"step": self.trainer.num_steps_done, "is_done": is_done})
 
+    def _open_images(self, batch_size: int, *, seed: int) -> TrainingImages:
+        run, config = self._run_facts, self.config
+        return TrainingImages(
+            run.train_shards,
+            image_size=config.model.image_size,
+            batch_size=batch_size,
+            seed=seed,
+            rank=self.rank,
+            num_ranks=self.num_ranks,
+            max_scale=config.input.max_scale,
+            plain_share=config.input.plain_share,
+        )
+
+    def _start(self) -> bool:
+        """The closed form; False where the driver stopped it, which leaves nothing."""
+        config = self.config
+        num_crops = -(-config.training.start_crops // self.num_ranks)
+        images = self._open_images(
+            min(num_crops, _START_BATCH_IMAGES), seed=hash_seed(config.seed, _START_DRAW)
+        )
+        batches = (to_model_input(pixels, self.device) for pixels in images)
+        begin_s = time.monotonic()
+
+        def tell(line: str) -> None:
+            if self.leads:
+                logger.info("closed form: %s, %.0f s", line, time.monotonic() - begin_s)
+            self._check_stop()
+
+        try:
+            fit_closed_form(self.model, batches, num_crops=num_crops, seed=config.seed, tell=tell)
+        except _StoppedError:
+            return False
+        self.curves.start_s = time.monotonic() - begin_s
+        return True
+
+    def _check_stop(self) -> None:
+        """Every worker hears of a stop at another moment, so worker 0 decides. Raises _StoppedError."""
+        wants_stop = self._driver.wants_stop() if self.leads else None
+        if ray.train.collective.broadcast_from_rank_zero(wants_stop):
+            raise _StoppedError
+
     def _wrap(self, module: torch.nn.Module) -> torch.nn.Module:
         if self.num_ranks == 1:
             return module
@@ -136,11 +187,13 @@ class _Worker:
         window_start, window_step = self._since, trainer.num_steps_done
         begin_s, has_line = self._since, False
         batches = iter(self.images)
+        if config.training.start == "closed_form" and not trainer.num_steps_done:
+            self._look(0)
+            self._report_checkpoint()  # so that nothing has to be computed again
         while trainer.num_steps_done < total:
-            # Every worker hears of a stop at another moment, so worker 0 decides.
-            if ray.train.collective.broadcast_from_rank_zero(
-                self._driver.wants_stop() if self.leads else None
-            ):
+            try:
+                self._check_stop()
+            except _StoppedError:
                 logger.info("stopping: checkpoint at step %d", trainer.num_steps_done)
                 self._report_checkpoint()
                 return False
@@ -173,6 +226,14 @@ class _Worker:
                 window_start, window_step = now, step
             if step % config.validation.every_steps == 0 or step == total:
                 self._look(step)
+                if ray.train.collective.broadcast_from_rank_zero(self.curves.falls_behind(step)):
+                    trainer.slow_down()
+                    if self.leads:
+                        logger.warning(
+                            "step %d: held-out PSNR has been below that of the start for %d steps or more: learning "
+                            "rates are halved, to %.3g of the configured ones",
+                            step, PATIENCE_STEPS, trainer.rate_factor,
+                        )  # fmt: skip
             if step % every.checkpoint_every_steps == 0 or step == total:
                 self._report_checkpoint()
         return True
@@ -242,12 +303,11 @@ class _Worker:
         if self._metrics is not None:
             self._metrics.saved(self.trainer.num_steps_done)
 
-    def _restore(self) -> TrainingCurves:
+    def _restore(self) -> None:
         """Load the newest checkpoint, if there is one, and what was logged until then."""
         checkpoint = ray.train.get_checkpoint()
-        self._saved_step = -1
         if checkpoint is None:
-            return TrainingCurves()
+            return
         with checkpoint.as_directory() as folder:
             state = json.loads(Path(folder, "rank-0.json").read_text())
             self._check_earlier(state)
@@ -270,7 +330,7 @@ class _Worker:
             curves.changes.append({"step": self.trainer.num_steps_done, "settings": changes})
             if self.leads:
                 logger.warning("from step %d on: %s", self.trainer.num_steps_done, show_changes(changes))
-        return curves
+        self.curves = curves
 
     def _check_earlier(self, state: dict[str, Any]) -> None:
         """Learning rates, mixes and weights of losses may change on the way; what has a state may not."""
@@ -280,6 +340,7 @@ class _Worker:
         pairs += [
             (f"training.{stage}_steps", before[f"{stage}_steps"], now[f"{stage}_steps"]) for stage in STAGES
         ]
+        pairs.append(("training.start", before["start"], now["start"]))
         changed = [f"{key}={earlier} (now {later})" for key, earlier, later in pairs if earlier != later]
         states = [("ema_decay", before["ema_decay"], now["ema_decay"])]
         states += [(f"loss.{key}", before["loss"][key], now["loss"][key]) for key in ("adversarial", "rate")]
@@ -328,6 +389,7 @@ class _Worker:
             "seed": config.seed,
             "changes": self.curves.changes,
             "num_steps": config.training.num_steps,
+            "start_s": round(self.curves.start_s),
             "train_s": round(self.curves.train_s),
             "curve": self.curves.losses,
             "held_out_curve": self.curves.held_out,
@@ -348,8 +410,11 @@ class _Worker:
 def _list_settings(config: dict[str, Any]) -> dict[str, Any]:
     """Of a TrainTokenizerConfig what makes the weights, but for the model."""
     parts = {name: config[name] for name in ("training", "input", "seed")}
-    # How it is computed, and where images lie.
-    return flatten(parts, without=("training.microbatch_size", "training.compile", "input.shards"))
+    # How it is computed, where images lie, and what is behind.
+    return flatten(
+        parts,
+        without=("training.microbatch_size", "training.compile", "training.start_crops", "input.shards"),
+    )
 
 
 def load_images(shards: list[str], image_size: int, max_images: int) -> torch.Tensor:

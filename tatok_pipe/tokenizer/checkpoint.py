@@ -22,7 +22,7 @@ PACKAGED = "packaged"  # the checkpoint name of the tokenizer that comes with th
 FOLDER = WeightsFolder(
     weights="model.safetensors",
     description="tokenizer.json",
-    format=2,
+    format=3,
     option="tokenizer.checkpoint",
     origin=f"give the output.url of a finished train_tokenizer run, its tokenizer/, or {PACKAGED!r}",
 )

@@ -21,7 +21,7 @@ from torch import Tensor
 from tatok_pipe.options import check_choices, option
 
 RULES = ("threshold", "budget", "coverage", "top_k", "none")
-SCORES = ("drop_cost", "entropy", "synthesis")
+SCORES = ("gain", "drop_cost", "entropy", "synthesis")
 CALIBRATED_RULES = ("threshold", "budget", "coverage")
 PERCENTILES = (
     "percentiles"  # beside the rules in a checkpoint's ladders: rungs [percent of patches, their cost]
@@ -40,10 +40,11 @@ class DTFConfig:
         "keep that share of the total cost; top_k: a fixed count; none: keep all",
     )
     score: str = option(
-        "drop_cost",
+        "gain",
         choices=SCORES,
-        help="what losing a patch costs: predicted from the image by a head of the encoder; its conditional entropy, "
-        "as in the paper; or measured, by decoding in rounds, at the price of five decoder passes",
+        help="what losing a patch costs: what its codeword alone takes off its error; that of the decoded picture as a "
+        "head predicts it; its conditional entropy, as in the paper; or measured, by decoding in rounds, at the price "
+        "of five decoder passes",
     )
     target_tokens: float | None = option(
         None,
@@ -87,7 +88,7 @@ class Filter:
 
     rule: str
     value: float
-    score: str = "drop_cost"
+    score: str = "gain"
     min_patches: int = 1
 
     def __post_init__(self) -> None:

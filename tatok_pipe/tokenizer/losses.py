@@ -16,12 +16,18 @@ from tatok_pipe.tokenizer.perceptual import FEATURES
 from tatok_pipe.tokenizer.prior import PriorOutput, surprisal_nats
 
 _SMALLEST_COST = 1e-6  # mean squared error, pixels in [0, 1]: 60 dB
+_NEGLIGIBLE_ERROR = 1e-4  # 40 dB: an image that is better gains little by more
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    l1: float = option(0.5, help="weight of the mean absolute error of pixels in [0, 1]")
-    l2: float = option(2.0, help="weight of the mean squared error of pixels in [0, 1]")
+    l1: float = option(0.0, help="weight of the mean absolute error of pixels in [0, 1]")
+    l2: float = option(0.0, help="weight of the mean squared error of pixels in [0, 1]")
+    log_l2: float = option(
+        1.0,
+        help="weight of the logarithm of each image's mean squared error, so that images count alike whatever share of "
+        "their patches is kept",
+    )
     perceptual: float = option(0.1, help="weight of the distance of features")
     perceptual_features: str = option(
         "efficientnet_lite0",
@@ -53,6 +59,7 @@ class LossConfig:
         for name in (
             "l1",
             "l2",
+            "log_l2",
             "perceptual",
             "adversarial",
             "commitment",
@@ -62,14 +69,18 @@ class LossConfig:
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
-        if self.l1 + self.l2 == 0:
-            raise ValueError(f"l1={self.l1}, l2={self.l2}: expected one of them above 0")
+        if self.l1 + self.l2 + self.log_l2 == 0:
+            raise ValueError(
+                f"l1={self.l1}, l2={self.l2}, log_l2={self.log_l2}: expected one of them above 0"
+            )
 
 
-def pixel_losses(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean absolute and mean squared error of images (B, 3, H, W), two scalars."""
+def pixel_losses(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of images (B, 3, H, W): mean absolute error, mean squared error, and the mean over images of the logarithm of
+    theirs; scalars."""
     difference = output.float() - target
-    return difference.abs().mean(), difference.square().mean()
+    squares = difference.square().flatten(1).mean(dim=1)
+    return difference.abs().mean(), squares.mean(), (squares + _NEGLIGIBLE_ERROR).log().mean()
 
 
 def code_loss(

@@ -18,21 +18,26 @@ from tatok_pipe.options import option
 class MixConfig:
     """Shares of a batch by how its patches are filtered; what is left of 1 stays unfiltered."""
 
+    gain: float = option(
+        0.55,
+        help="kept by what their codewords gain, with noise, keep rate uniform over 0 to 1",
+        unit="share of batch",
+    )
     entropy: float = option(
-        0.1, help="kept by conditional entropy, keep rate uniform over 0 to 1", unit="share of batch"
+        0.0, help="kept by conditional entropy, keep rate uniform over 0 to 1", unit="share of batch"
     )
     drop_cost: float = option(
-        0.25, help="kept by the drop-cost head, keep rate uniform over 0 to 1", unit="share of batch"
+        0.0, help="kept by the drop-cost head, keep rate uniform over 0 to 1", unit="share of batch"
     )
     synthesis: float = option(
         0.0, help="kept by analysis by synthesis, keep rate uniform over 0 to 1", unit="share of batch"
     )
     random: float = option(
-        0.25, help="kept by chance, keep rate uniform over 0 to 1; what the drop-cost head learns from",
+        0.06, help="kept by chance, keep rate uniform over 0 to 1; what the drop-cost head learns from",
         unit="share of batch",
     )  # fmt: skip
     globals_only: float = option(
-        0.15, help="without patches, so that globals carry what patches share", unit="share of batch"
+        0.06, help="without patches, so that globals carry what patches share", unit="share of batch"
     )
 
     def __post_init__(self) -> None:

@@ -1,7 +1,10 @@
 """TaTok, the adaptive discrete tokenizer (arXiv 2605.16384): encoder, quantizers, entropy model, decoder.
 
-Letters: B images, H = W image size in pixels, p patch size, N = (H/p)² patches in raster order, K globals,
-V_g and V_p codebook sizes, D width, C code dimension.
+What tokens can say by linear maps alone is said by those (`linear`), whose weights have closed forms; the encoder's and
+the decoder's networks begin at zero on top of them, and correct. Patch codes are searched by synthesis (`search`).
+
+Letters: B images, H = W image size in pixels, p patch size, N = (H/p)² patches in raster order, P = 3·p² values of a
+patch, K globals, V_g and V_p codebook sizes, W width, D and C dimensions of the code vectors of globals and patches.
 
 Images are float (B, 3, H, W) in [0, 1], sRGB.
 """
@@ -15,16 +18,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tatok_pipe.nn.blocks import Transformer
-from tatok_pipe.nn.rotary import grid_coordinates, rotary_table
+from tatok_pipe.nn.grid import GridStack
 from tatok_pipe.options import option, section
 from tatok_pipe.tokenizer.dtf import Filter, keep_mask
+from tatok_pipe.tokenizer.linear import MAX_THUMBNAIL_SIDE, LinearCodec
 from tatok_pipe.tokenizer.prior import Prior, PriorOutput
-from tatok_pipe.tokenizer.quantizer import Quantized, QuantizerConfig, build_quantizer
+from tatok_pipe.tokenizer.quantizer import (
+    VQ,
+    GlobalQuantizerConfig,
+    Quantized,
+    QuantizerConfig,
+    build_quantizer,
+)
+from tatok_pipe.tokenizer.search import Neighbourhood, search_codes
 
 # Shares of the patches that are kept after each round of synthesis but the last, which takes the rest.
 SYNTHESIS_SHARES = (0.1, 0.25, 0.5)
 _HEAD_WIDTH = 256
+_NUM_RATE_WAVES = 8  # cosines of the keep rate that the decoder reads
+_OUTPUT_SCALE = 0.02  # so that a step of the optimizer moves pixels about as far as it moves activations
+_OVERLAP_SHARE = 4  # each patch of the decoder's output reaches p / 4 pixels into its neighbours
+_SMALLEST_GAIN = 1e-6  # mean squared error, pixels in [0, 1]: 60 dB
 
 
 @dataclass(frozen=True)
@@ -48,16 +62,43 @@ class StackConfig:
 
 
 @dataclass(frozen=True)
+class GridStackConfig:
+    """One stack of convolutions, MLPs and attention over globals and the grid of patches."""
+
+    width: int = option(768, help="width of the residual stream", unit="channels")
+    depth: int = option(12, help="number of blocks", unit="blocks")
+    heads: int = option(12, help="attention heads, which divide the width", unit="heads")
+    attend_every: int = option(
+        2, help="of so many blocks in a row, the middle one has attention", unit="blocks"
+    )
+
+    def __post_init__(self) -> None:
+        if min(self.width, self.heads, self.attend_every) < 1 or self.depth < 0 or self.width % self.heads:
+            raise ValueError(
+                f"width={self.width}, depth={self.depth}, heads={self.heads}, attend_every={self.attend_every}: "
+                "expected heads that divide the width, a depth of at least 0, and the others of at least 1"
+            )
+
+
+@dataclass(frozen=True)
 class TaTokConfig:
     image_size: int = option(256, help="side of the square images", unit="pixels")
     patch_size: int = option(16, help="side of a patch", unit="pixels")
     num_globals: int = option(32, help="global tokens an image, K", unit="tokens")
-    encoder: StackConfig = section(
-        StackConfig, help="bidirectional transformer over patches and global queries"
+    search_passes: int = option(
+        1,
+        help="passes of analysis by synthesis over the codes of the patches of an image; 0: the nearest codewords",
+        unit="passes",
     )
-    decoder: StackConfig = section(StackConfig, help="bidirectional transformer from tokens to pixels")
+    encoder: GridStackConfig = section(
+        GridStackConfig,
+        help="network in which patches and globals read each other before they become codes; depth 0: linear alone",
+    )
+    decoder: GridStackConfig = section(GridStackConfig, help="network from tokens to pixels")
     prior: StackConfig = section(StackConfig, help="entropy model: causal transformer over the codes")
-    global_codebook: QuantizerConfig = section(QuantizerConfig, help="quantizer of the global tokens")
+    global_codebook: GlobalQuantizerConfig = section(
+        GlobalQuantizerConfig, help="quantizer of the global tokens"
+    )
     patch_codebook: QuantizerConfig = section(QuantizerConfig, help="quantizer of the patch tokens")
 
     def __post_init__(self) -> None:
@@ -67,9 +108,29 @@ class TaTokConfig:
             )
         if self.num_globals < 0:
             raise ValueError(f"num_globals={self.num_globals}: expected 0 or more")
+        if self.decoder.depth < 1:
+            raise ValueError(f"decoder.depth={self.decoder.depth}: expected at least 1")
         if self.num_patches > 65_536:
             raise ValueError(
                 f"{self.num_patches} patches: positions are stored in 16 bits, so at most 65,536"
+            )
+
+        if self.search_passes < 0 or (self.search_passes and self.patch_codebook.kind != "vq"):
+            raise ValueError(
+                f"search_passes={self.search_passes}: expected 0 or more, and 0 with a patch codebook of kind "
+                f"{self.patch_codebook.kind} (vq can be searched)"
+            )
+        values = 3 * self.patch_size**2
+        if self.patch_codebook.dim > values:
+            raise ValueError(
+                f"patch_codebook.code_dim={self.patch_codebook.dim}: expected at most the {values} values of a patch "
+                f"of {self.patch_size} pixels"
+            )
+        side = min(self.grid_side, MAX_THUMBNAIL_SIDE)
+        if self.num_globals * self.global_codebook.dim > 3 * side**2:
+            raise ValueError(
+                f"num_globals={self.num_globals}, global_codebook.code_dim={self.global_codebook.dim}: expected at "
+                f"most {3 * side**2} dimensions in all, the values of a thumbnail of {side} pixels"
             )
 
     @property
@@ -85,9 +146,10 @@ class TaTokConfig:
 class Encoded:
     """What the encoder and the quantizers make of a batch of images."""
 
-    globals: Quantized  # vectors (B, K, C), codes (B, K)
+    globals: Quantized  # vectors (B, K, D), codes (B, K)
     patches: Quantized  # vectors (B, N, C), codes (B, N)
-    features: Tensor  # (B, N, D), of the patches, before quantization
+    gain: Tensor  # (B, N) float32, what the codeword alone takes off the mean squared error of its patch
+    features: Tensor  # (B, N, F) float32, all that the drop-cost head reads of a patch
 
     def rows(self, rows: Tensor) -> Encoded:
         """Some of the images, by index or mask (B,). A loss of the whole batch is no part of it."""
@@ -97,7 +159,7 @@ class Encoded:
                 quantized.vectors[rows], quantized.codes[rows], quantized.regularizer.new_zeros(())
             )
 
-        return Encoded(some(self.globals), some(self.patches), self.features[rows])
+        return Encoded(some(self.globals), some(self.patches), self.gain[rows], self.features[rows])
 
 
 @dataclass(frozen=True)
@@ -127,69 +189,170 @@ class DropCostHead(nn.Module):
             return self.out(F.gelu(self.hidden(features.float())))[..., 0]
 
 
-class TaTok(nn.Module):
-    encoder_rotary: Tensor
-    decoder_rotary: Tensor
+class EncoderNetwork(nn.Module):
+    """What attention over patches and globals adds to the linear latents of both, in units of their codes' size; zero
+    at first."""
 
+    def __init__(self, config: TaTokConfig) -> None:
+        super().__init__()
+        stack, width = config.encoder, config.encoder.width
+        self.num_globals = config.num_globals
+        self.patch_embed = nn.Linear(3 * config.patch_size**2, width)
+        self.global_embed = nn.Parameter(
+            torch.randn(config.num_globals, config.global_codebook.dim, width) * 0.5
+        )
+        self.positions = nn.Parameter(torch.randn(config.num_globals + config.num_patches, width) * 0.02)
+        self.blocks = GridStack(
+            width=width,
+            depth=stack.depth,
+            num_heads=stack.heads,
+            grid_side=config.grid_side,
+            attend_every=stack.attend_every,
+        )
+        self.to_global = nn.Parameter(torch.zeros(config.num_globals, width, config.global_codebook.dim))
+        self.to_patch = nn.Linear(width, config.patch_codebook.dim)
+        nn.init.zeros_(self.to_patch.weight)
+        nn.init.zeros_(self.to_patch.bias)
+
+    def forward(self, global_latents: Tensor, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Global latents (B, K, D) of about unit size and patches (B, N, P) in [0, 1] to corrections (B, K, D) and
+        (B, N, C), and the patches' features (B, N, W); float32."""
+        x = torch.cat(
+            [
+                torch.einsum("bkd,kdw->bkw", global_latents, self.global_embed),
+                self.patch_embed(patches * 2 - 1),
+            ],
+            dim=1,
+        )
+        x = self.blocks(x + self.positions)
+        free, grid = x[:, : self.num_globals], x[:, self.num_globals :]
+        corrections = torch.einsum("bkw,kwd->bkd", free, self.to_global.to(free.dtype)), self.to_patch(grid)
+        return corrections[0].float(), corrections[1].float(), grid.float()
+
+
+class DecoderNetwork(nn.Module):
+    """What convolutions and attention over all tokens add to the linear decoder's picture; zero at first."""
+
+    def __init__(self, config: TaTokConfig) -> None:
+        super().__init__()
+        stack, width, patch = config.decoder, config.decoder.width, config.patch_size
+        self.image_size, self.patch_size, self.num_globals = config.image_size, patch, config.num_globals
+        self.overlap = patch // _OVERLAP_SHARE
+        self.patch_in = nn.Linear(config.patch_codebook.dim + 3 * patch**2, width)
+        self.global_in = nn.Parameter(
+            torch.randn(config.num_globals, config.global_codebook.dim, width) * 0.5
+        )
+        self.rate_in = nn.Linear(_NUM_RATE_WAVES, width)
+        self.positions = nn.Parameter(torch.randn(config.num_globals + config.num_patches, width) * 0.02)
+        self.dropped = nn.Parameter(torch.randn(width) * 0.02)
+        self.blocks = GridStack(
+            width=width,
+            depth=stack.depth,
+            num_heads=stack.heads,
+            grid_side=config.grid_side,
+            attend_every=stack.attend_every,
+        )
+        self.to_pixels = nn.Linear(width, 3 * (patch + 2 * self.overlap) ** 2)
+        nn.init.zeros_(self.to_pixels.weight)
+        nn.init.zeros_(self.to_pixels.bias)
+
+    def forward(self, global_vectors: Tensor, patch_vectors: Tensor, picture: Tensor, keep: Tensor) -> Tensor:
+        """Code vectors (B, K, D) and (B, N, C) of about unit size, the globals' picture as patches (B, N, P), and the
+        keep mask (B, N) to what is added to the image, (B, 3, H, W) float32."""
+        kept = keep[:, :, None]
+        x = self.patch_in(torch.cat([patch_vectors * kept, picture * 2 - 1], dim=2))
+        x = x + torch.where(kept, 0.0, self.dropped)
+        free = torch.einsum("bkd,kdw->bkw", global_vectors, self.global_in)
+        waves = torch.arange(1, _NUM_RATE_WAVES + 1, device=x.device) * math.pi
+        rate = self.rate_in((keep.float().mean(dim=1, keepdim=True) * waves).cos())  # (B, W)
+        x = self.blocks(torch.cat([free, x], dim=1) + self.positions + rate[:, None])
+        pixels = (
+            self.to_pixels(x[:, self.num_globals :]).float() * _OUTPUT_SCALE
+        )  # (B, N, 3·(p + 2·overlap)²)
+        return F.fold(
+            pixels.transpose(1, 2),
+            self.image_size,
+            self.patch_size + 2 * self.overlap,
+            padding=self.overlap,
+            stride=self.patch_size,
+        )
+
+
+class TaTok(nn.Module):
     def __init__(self, config: TaTokConfig):
         super().__init__()
         self.config = config
-        patch_values = 3 * config.patch_size**2
-        coordinates = grid_coordinates(config.grid_side)
-        centre = torch.full((config.num_globals, 2), (config.grid_side - 1) / 2)
-        coordinates = torch.cat([centre, coordinates])  # globals first, as in every sequence here
-
-        def rotary(stack: StackConfig) -> Tensor:
-            return rotary_table(coordinates, head_dim=stack.width // stack.heads)
-
-        def bidirectional(stack: StackConfig) -> Transformer:
-            return Transformer(width=stack.width, depth=stack.depth, num_heads=stack.heads, causal=False)
-
-        def positions(stack: StackConfig) -> nn.Parameter:
-            return nn.Parameter(torch.randn(config.num_globals + config.num_patches, stack.width) * 0.02)
-
-        encoder, decoder, prior = config.encoder, config.decoder, config.prior
-        self.global_quantizer = build_quantizer(config.global_codebook)
+        self._known: tuple[object, Neighbourhood] | None = None
+        self.global_quantizer = build_quantizer(config.global_codebook, num_places=config.num_globals)
         self.patch_quantizer = build_quantizer(config.patch_codebook)
-
-        self.patch_embed = nn.Linear(patch_values, encoder.width)
-        self.encoder_positions = positions(encoder)  # a global's position is its query
-        self.encoder = bidirectional(encoder)
-        self.register_buffer("encoder_rotary", rotary(encoder), persistent=False)
-        self.to_global = nn.Linear(encoder.width, self.global_quantizer.dim)
-        self.to_patch = nn.Linear(encoder.width, self.patch_quantizer.dim)
-        self.drop_cost_head = DropCostHead(encoder.width)
-
-        self.from_global = nn.Linear(self.global_quantizer.dim, decoder.width)
-        self.from_patch = nn.Linear(self.patch_quantizer.dim, decoder.width)
-        self.dropped = nn.Parameter(torch.randn(decoder.width) * 0.02)
-        self.decoder_positions = positions(decoder)
-        self.decoder = bidirectional(decoder)
-        self.register_buffer("decoder_rotary", rotary(decoder), persistent=False)
-        self.to_pixels = nn.Linear(decoder.width, patch_values)
-
+        self.linear = LinearCodec(
+            grid_side=config.grid_side,
+            patch_size=config.patch_size,
+            num_globals=config.num_globals,
+            global_dim=self.global_quantizer.dim,
+            patch_dim=self.patch_quantizer.dim,
+        )
+        self.encoder = EncoderNetwork(config) if config.encoder.depth else None
+        self.decoder = DecoderNetwork(config)
+        features = 2 * self.patch_quantizer.dim + 2 + (config.encoder.width if self.encoder else 0)
+        self.drop_cost_head = DropCostHead(features)
         self.prior = Prior(
-            width=prior.width,
-            depth=prior.depth,
-            num_heads=prior.heads,
+            width=config.prior.width,
+            depth=config.prior.depth,
+            num_heads=config.prior.heads,
             num_globals=config.num_globals,
             grid_side=config.grid_side,
             global_quantizer=self.global_quantizer,
             patch_quantizer=self.patch_quantizer,
         )
 
-    def encode(self, images: Tensor) -> Encoded:
-        """Images (B, 3, H, W) to quantized globals and patches; gradients pass through."""
-        patches = self.patch_embed((self.patchify(images) * 2).sub_(1))  # (B, N, D)
-        queries = self.encoder_positions[: self.config.num_globals].expand(len(images), -1, -1)
-        patches = patches + self.encoder_positions[self.config.num_globals :]
-        x = self.encoder(torch.cat([queries, patches], dim=1), self.encoder_rotary)  # (B, K + N, D)
-        global_features, patch_features = x.split([self.config.num_globals, self.config.num_patches], dim=1)
-        return Encoded(
-            self.global_quantizer.quantize(self.to_global(global_features)),
-            self.patch_quantizer.quantize(self.to_patch(patch_features)),
-            patch_features,
-        )
+    def encode(self, images: Tensor, *, search_passes: int | None = None) -> Encoded:
+        """Images (B, 3, H, W) to quantized globals and patches; gradients pass through. `search_passes` instead of
+        the configured ones."""
+        linear = self.linear
+        with _exact(images):
+            images = images.float()
+            patches = self.patchify(images)
+            global_latents = linear.global_latents(images)
+            global_scale, patch_scale = self.global_quantizer.scale(), self.patch_quantizer.scale()
+        more: Tensor | float = 0.0
+        seen: list[Tensor] = []
+        if self.encoder is not None:
+            add, more, features = self.encoder(global_latents * global_scale, patches)
+            global_latents = global_latents + add / global_scale
+            seen = [features]
+        found = self.global_quantizer.quantize(global_latents)
+        with _exact(images):
+            picture = self.patchify(linear.render(found.vectors))
+            residual = patches - picture  # (B, N, P)
+            latents = residual @ linear.patch_basis + more / patch_scale
+            coded = self.patch_quantizer.quantize(latents)
+            passes = self.config.search_passes if search_passes is None else search_passes
+            if passes and isinstance(self.patch_quantizer, VQ):
+                coded = self.patch_quantizer.at(latents, self._search(coded, residual, picture, passes))
+            with torch.no_grad():
+                energy = residual.square().mean(dim=2)
+                left = (residual - coded.vectors @ linear.patch_basis.t()).square().mean(dim=2)
+                logs = torch.stack([energy, left], dim=2).clamp_min(_SMALLEST_GAIN).log()
+                known = [latents * patch_scale, coded.vectors * patch_scale, logs]
+        return Encoded(found, coded, energy - left, torch.cat([*known, *seen], dim=2).detach())
+
+    @torch.no_grad()
+    def _search(self, coded: Quantized, residual: Tensor, picture: Tensor, num_passes: int) -> Tensor:
+        """Better codes than those of `coded`, (B, N), by the linear decoder."""
+        errors = residual - self.linear.all_residuals(coded.vectors, picture)
+        side = self.config.grid_side
+        return search_codes(coded.codes, errors, self._neighbourhood(), side=side, num_passes=num_passes)
+
+    def _neighbourhood(self) -> Neighbourhood:
+        """Of the weights as they are; made anew when one of them has changed."""
+        assert isinstance(self.patch_quantizer, VQ)
+        codebook = self.patch_quantizer.codebook
+        weights = (self.linear.neighbours, self.linear.patch_basis, codebook)
+        mark = tuple((id(weight), weight._version, weight.device) for weight in weights)
+        if self._known is None or self._known[0] != mark:
+            self._known = mark, Neighbourhood(self.linear.jacobian(), codebook[0])
+        return self._known[1]
 
     def log_drop_cost(self, encoded: Encoded) -> Tensor:
         """The head's prediction (B, N) float32: logarithm of the mean squared error, pixels in [0, 1], that a patch
@@ -200,11 +363,7 @@ class TaTok(nn.Module):
         self, global_codes: Tensor, patch_codes: Tensor, *, without_globals: Tensor | None = None
     ) -> PriorOutput:
         """The entropy model's teacher-forced pass over codes (B, K) and (B, N)."""
-        return self.prior(
-            self.global_quantizer.codes_to_vectors(global_codes),
-            self.patch_quantizer.codes_to_vectors(patch_codes),
-            without_globals=without_globals,
-        )
+        return self.prior(*self._read(global_codes, patch_codes), without_globals=without_globals)
 
     @torch.no_grad()
     def patch_entropy(
@@ -213,18 +372,26 @@ class TaTok(nn.Module):
         """h_i of codes (B, K) and (B, N), (B, N) float32 in nats: the entropies of the distributions that `predict`
         has logits of."""
         return self.prior.patch_entropy(
-            self.global_quantizer.codes_to_vectors(global_codes),
-            self.patch_quantizer.codes_to_vectors(patch_codes),
-            without_globals=without_globals,
+            *self._read(global_codes, patch_codes), without_globals=without_globals
         )
 
     def reconstruct(self, global_vectors: Tensor, patch_vectors: Tensor, keep: Tensor) -> Tensor:
-        """Code vectors (B, K, C), (B, N, C) and keep mask (B, N) to images (B, 3, H, W), not clamped."""
-        patches = self.from_patch(patch_vectors)
-        patches = torch.where(keep[:, :, None], patches, self.dropped.to(patches.dtype))
-        x = torch.cat([self.from_global(global_vectors), patches], dim=1) + self.decoder_positions
-        x = self.decoder(x, self.decoder_rotary)[:, self.config.num_globals :]  # (B, N, D)
-        return (self.unpatchify(self.to_pixels(x)) + 1) / 2
+        """Code vectors (B, K, D), (B, N, C) and keep mask (B, N) to images (B, 3, H, W) float32, not clamped."""
+        with _exact(patch_vectors):
+            picture = self.linear.render(global_vectors.float())
+            patches = self.patchify(picture)
+            output = picture + self.unpatchify(self.linear.residuals(patch_vectors.float(), patches, keep))
+        return output + self.decoder(*self.scaled(global_vectors, patch_vectors), patches, keep)
+
+    def scaled(self, global_vectors: Tensor, patch_vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Code vectors (B, K, D) and (B, N, C) at about unit size, as the networks read them."""
+        return global_vectors * self.global_quantizer.scale(), patch_vectors * self.patch_quantizer.scale()
+
+    def _read(self, global_codes: Tensor, patch_codes: Tensor) -> tuple[Tensor, Tensor]:
+        return self.scaled(
+            self.global_quantizer.codes_to_vectors(global_codes),
+            self.patch_quantizer.codes_to_vectors(patch_codes),
+        )
 
     @torch.no_grad()
     def decode(self, global_codes: Tensor, patch_codes: Tensor, keep: Tensor) -> Tensor:
@@ -266,6 +433,8 @@ class TaTok(nn.Module):
         others as mean squared error of the patch, pixels in [0, 1]."""
         if score == "entropy":
             return entropy
+        if score == "gain":
+            return encoded.gain
         if score == "drop_cost":
             return self.log_drop_cost(encoded).exp()
         return self.synthesis_cost(images, encoded)
@@ -303,13 +472,14 @@ class TaTok(nn.Module):
         return self.patchify((output.float().clamp(0, 1) - images).square()).mean(dim=2)
 
     def patchify(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) to (B, N, 3·p²)."""
-        batch, side, patch = len(images), self.config.grid_side, self.config.patch_size
-        x = images.reshape(batch, 3, side, patch, side, patch)
-        return x.permute(0, 2, 4, 1, 3, 5).reshape(batch, side * side, -1)
+        """(B, 3, H, W) to (B, N, P)."""
+        return self.linear.patchify(images)
 
     def unpatchify(self, patches: Tensor) -> Tensor:
-        """(B, N, 3·p²) to (B, 3, H, W)."""
-        batch, side, patch = len(patches), self.config.grid_side, self.config.patch_size
-        x = patches.reshape(batch, side, side, 3, patch, patch)
-        return x.permute(0, 3, 1, 4, 2, 5).reshape(batch, 3, side * patch, side * patch)
+        """(B, N, P) to (B, 3, H, W)."""
+        return self.linear.unpatchify(patches)
+
+
+def _exact(like: Tensor) -> torch.autocast:
+    """Codes are chosen in float32, whatever autocast says."""
+    return torch.autocast(like.device.type, enabled=False)

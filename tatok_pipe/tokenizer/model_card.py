@@ -22,6 +22,13 @@ def model_card(config: TaTokConfig, training: dict[str, Any], *, fingerprint: st
         f"- patch size {config.patch_size} px; codebooks: {_codebook(config.patch_codebook)} for patches, "
         f"{_codebook(config.global_codebook)} for globals",
         f"- made by: `{training['command']}`",
+        *(
+            [
+                f"- started in closed form from {training['config']['start_crops']} crops, in {training['start_s']} s"
+            ]
+            if training["config"]["start"] == "closed_form"
+            else []
+        ),
         f"- {training['num_steps']} steps of {training['config']['batch_size']} images in {training['train_s']} s on "
         f"{training['device']} in {training['precision']}, torch {training['torch']}, seed {training['seed']}",
         *(
@@ -32,7 +39,7 @@ def model_card(config: TaTokConfig, training: dict[str, Any], *, fingerprint: st
         "",
         f"## On {figures['num_images']} held-out images",
         "",
-        "PSNR is the mean over images, dB, of centre crops. Every score (drop_cost, entropy, synthesis) and control",
+        f"PSNR is the mean over images, dB, of centre crops. Every score ({', '.join(SCORES)}) and control",
         "(chance, pixel variance, error to the mean of the neighbours, one measurement, the first patches in raster",
         f"order) keeps the same count in every image. `threshold` keeps what lies above one {figures['default_score']}",
         "for all images, at the same mean count.",
@@ -78,4 +85,4 @@ def _decibels(value: float | None) -> str:
 def _codebook(config: Any) -> str:
     if config.kind == "fsq":
         return f"FSQ {list(config.levels)} = {config.vocab_size:,} codes"
-    return f"cosine VQ of {config.vocab_size:,} codes"
+    return f"VQ of {config.vocab_size:,} codewords of {config.dim} dimensions"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tatok_pipe.nn.blocks import Transformer
 from tatok_pipe.nn.rotary import grid_coordinates, rotary_table
-from tatok_pipe.tokenizer.quantizer import FSQ, CosineVQ
+from tatok_pipe.tokenizer.quantizer import FSQ, VQ
 
 # Logits in float32 that entropies are taken of at once. On a CPU they stay in its cache: 36 instead of 100 ms for 16
 # images of 256 patches and 2,048 codes, the product that makes them included, one core. On a GPU all of them at once
@@ -41,7 +41,7 @@ class CodeHead(nn.Module):
 
     level_index: Tensor  # (V, C) rows of `level_rows`
 
-    def __init__(self, width: int, quantizer: FSQ | CosineVQ):
+    def __init__(self, width: int, quantizer: FSQ | VQ):
         super().__init__()
         self.rows = nn.Parameter(torch.zeros(quantizer.vocab_size, width))
         self.bias = nn.Parameter(torch.zeros(quantizer.vocab_size))
@@ -85,12 +85,13 @@ class Prior(nn.Module):
         num_heads: int,
         num_globals: int,
         grid_side: int,
-        global_quantizer: FSQ | CosineVQ,
-        patch_quantizer: FSQ | CosineVQ,
+        global_quantizer: FSQ | VQ,
+        patch_quantizer: FSQ | VQ,
     ):
         super().__init__()
         self.num_globals = num_globals
-        self.global_in = nn.Linear(global_quantizer.dim, width)
+        # A global's place decides what its dimensions mean, so each has weights of its own.
+        self.global_in = nn.Parameter(torch.randn(num_globals, global_quantizer.dim, width) * 0.5)
         self.patch_in = nn.Linear(patch_quantizer.dim, width)
         self.start = nn.Parameter(torch.randn(width) * 0.02)
         self.no_global = nn.Parameter(torch.randn(num_globals, width) * 0.02)
@@ -108,7 +109,8 @@ class Prior(nn.Module):
     ) -> PriorOutput:
         """Predict every code from those before it.
 
-        `global_vectors` (B, K, C_g) and `patch_vectors` (B, N, C_p) are the code vectors. `without_globals`
+        `global_vectors` (B, K, C_g) and `patch_vectors` (B, N, C_p) are the code vectors, scaled to about unit
+        size. `without_globals`
         (B,) bool hides all globals of the marked images; their `global_logits` mean nothing then.
         """
         x = self._states(global_vectors, patch_vectors, without_globals)
@@ -128,7 +130,7 @@ class Prior(nn.Module):
         self, global_vectors: Tensor, patch_vectors: Tensor, without_globals: Tensor | None
     ) -> Tensor:
         """(B, S, W), from each of which a code is predicted."""
-        globals_in = self.global_in(global_vectors)  # (B, K, W)
+        globals_in = torch.einsum("bkc,kcw->bkw", global_vectors, self.global_in)  # (B, K, W)
         if without_globals is not None:
             globals_in = torch.where(without_globals[:, None, None], self.no_global, globals_in)
         patches_in = self.patch_in(patch_vectors)  # (B, N, W)

@@ -1,7 +1,7 @@
-"""Quantizers: vectors to codes and back. FSQ (arXiv 2309.15505) and cosine VQ with EMA (arXiv 1711.00937, 2110.04627).
+"""Quantizers: vectors to codes and back. FSQ (arXiv 2309.15505) and Euclidean VQ (arXiv 1711.00937).
 
-Letters: V codebook size, C code dimension. Both classes share one interface:
-`quantize(latents (..., C)) -> Quantized`, `codes_to_vectors(codes (...)) -> (..., C)`.
+Letters: V codebook size, C code dimension, K places. Both classes share one interface:
+`quantize(latents (..., C)) -> Quantized`, `codes_to_vectors(codes (...)) -> (..., C)`, `scale()`.
 """
 
 from __future__ import annotations
@@ -11,16 +11,21 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tatok_pipe.options import check_choices, option
+
+_CHUNK_ROWS = 2048  # of distances at once; on a CPU they stay in its cache
+_CODEWORD_SHARE = 4.0  # codewords move as much faster than latents (arXiv 1711.00937: β = 0.25)
+_SMALLEST_SQUARE = 1e-12
 
 
 @dataclass(frozen=True)
 class QuantizerConfig:
     kind: str = option(
-        "fsq", choices=("fsq", "vq"), help="fsq: fixed grid, cannot collapse; vq: learned cosine codebook"
+        "vq",
+        choices=("vq", "fsq"),
+        help="vq: learned codewords, which have a closed-form start; fsq: fixed grid, cannot collapse",
     )
     levels: list[int] = option(
         [8, 8, 8, 8, 4],
@@ -28,13 +33,14 @@ class QuantizerConfig:
         unit="levels",
     )
     codebook_size: int = option(16384, help="codebook size of vq", unit="codes")
-    code_dim: int = option(16, help="dimension of a vq code vector", unit="channels")
+    code_dim: int = option(64, help="dimension of a vq code vector", unit="channels")
     ema_decay: float = option(
-        0.99, help="decay of the vq codebook's moving averages", unit="per forward pass"
+        0.99, help="decay of the moving average of how often a vq code is used", unit="per forward pass"
     )
     revive_below: float = option(
-        0.02,
-        help="a vq code used less than this often per forward pass is moved onto a recent latent",
+        0.0,
+        help="a vq code used less than this often per forward pass is moved onto a recent latent; 0.02 where training "
+        "starts at random, 0 after a closed form, which leaves no code without use",
         unit="uses",
     )
 
@@ -58,6 +64,14 @@ class QuantizerConfig:
     @property
     def dim(self) -> int:
         return len(self.levels) if self.kind == "fsq" else self.code_dim
+
+
+@dataclass(frozen=True)
+class GlobalQuantizerConfig(QuantizerConfig):
+    """The same of the globals, each of which has a codebook of its own and few dimensions."""
+
+    codebook_size: int = option(1024, help="codebook size of vq, of each global", unit="codes")
+    code_dim: int = option(4, help="dimension of a vq code vector", unit="channels")
 
 
 @dataclass(frozen=True)
@@ -121,6 +135,10 @@ class FSQ(nn.Module):
         even = torch.diag((levels + 1) / (3 * (levels - 1)))
         return mean.square().mean() + (covariance - even).square().sum() / self.dim
 
+    def scale(self) -> Tensor:
+        """What brings code vectors to a size of one, ()."""
+        return self.levels.new_ones((), dtype=torch.float32)
+
     def codes_to_digits(self, codes: Tensor) -> Tensor:
         """Codes (...) to the level of each dimension, (..., C) int64."""
         return codes[..., None] // self.strides % self.levels
@@ -130,29 +148,29 @@ class FSQ(nn.Module):
         return (self.codes_to_digits(codes) - half).float() / half
 
 
-class CosineVQ(nn.Module):
-    """A learned codebook on the unit sphere, moved by moving averages; codes that fall out of use are revived.
+class VQ(nn.Module):
+    """Codewords that are learned: the nearest one stands for a latent (arXiv 1711.00937). Codewords and latents are
+    drawn to each other by gradients, codes that fall out of use are moved onto latents.
 
-    The averages are summed over all ranks where torch.distributed runs, so every rank holds one codebook.
+    With `num_places` the latents (..., K, C) have a codebook of their own at each of the K places: a product quantizer
+    (Jégou, Douze, Schmid 2011). Uses are counted over all ranks where torch.distributed runs.
     """
 
     regularizer = "commitment"
 
-    codebook: Tensor  # (V, C), unit length
-    ema_count: Tensor  # (V,) uses a step
-    ema_sum: Tensor  # (V, C)
+    uses: Tensor  # (K, V), moving average of uses a step
     num_updates: Tensor  # seeds the choice of latents for revival, so that a resumed run repeats it
 
-    def __init__(self, config: QuantizerConfig):
+    def __init__(self, config: QuantizerConfig, *, num_places: int | None = None):
         super().__init__()
         self.vocab_size = config.vocab_size
         self.dim = config.dim
         self.ema_decay = config.ema_decay
         self.revive_below = config.revive_below
-        codebook = F.normalize(torch.randn(self.vocab_size, self.dim), dim=-1)
-        self.register_buffer("codebook", codebook)
-        self.register_buffer("ema_count", torch.ones(self.vocab_size))
-        self.register_buffer("ema_sum", codebook.clone())
+        self.has_places = num_places is not None
+        shape = (1 if num_places is None else num_places, self.vocab_size)
+        self.codebook = nn.Parameter(torch.randn(*shape, self.dim) * 0.1)
+        self.register_buffer("uses", torch.ones(shape))
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
 
     def quantize(self, latents: Tensor) -> Quantized:
@@ -161,44 +179,65 @@ class CosineVQ(nn.Module):
             return self._quantize(latents.float())
 
     def _quantize(self, latents: Tensor) -> Quantized:
-        latents = F.normalize(latents, dim=-1)
-        flat = latents.reshape(-1, self.dim)
-        if not len(flat):  # no globals
-            return Quantized(
-                latents, latents.new_zeros(latents.shape[:-1], dtype=torch.long), latents.new_zeros(())
-            )
-        codes = (flat @ self.codebook.t()).argmax(dim=-1)
-        vectors = self.codebook[codes].view_as(latents)
-        if self.training:
-            self._update(flat.detach(), codes)
-        commitment = (latents - vectors.detach()).square().sum(-1).mean()
-        straight = latents + (vectors - latents).detach()
-        return Quantized(straight, codes.view(latents.shape[:-1]), commitment)
+        by_place = latents.detach()
+        by_place = (
+            by_place.flatten(0, -3).transpose(0, 1) if self.has_places else by_place.reshape(1, -1, self.dim)
+        )
+        if not by_place.numel():  # no globals
+            codes = latents.new_zeros(latents.shape[:-1], dtype=torch.long)
+            return Quantized(latents, codes, latents.new_zeros(()))
+        with torch.no_grad():
+            rows = [nearest(*pair) for pair in zip(by_place, self.codebook, strict=True)]
+            if self.training:
+                self._update(by_place, torch.stack(rows))
+        return self.at(latents, torch.stack(rows, dim=1).view(latents.shape[:-1]))
+
+    def at(self, latents: Tensor, codes: Tensor) -> Quantized:
+        """These codes (...) for latents (..., C), be they the nearest or not."""
+        vectors = self.codes_to_vectors(codes)
+        to_codes = (latents - vectors.detach()).square().sum(-1).mean()
+        to_latents = (latents.detach() - vectors).square().sum(-1).mean()
+        # Straight through to the latents, and to the codewords, which are what is decoded.
+        through = vectors + (latents - latents.detach())
+        return Quantized(through, codes, to_codes + _CODEWORD_SHARE * to_latents)
 
     def codes_to_vectors(self, codes: Tensor) -> Tensor:
-        return self.codebook[codes]
+        if not self.has_places:
+            return self.codebook[0][codes]
+        return self.codebook[torch.arange(len(self.codebook), device=codes.device), codes]
+
+    def scale(self) -> Tensor:
+        """What brings code vectors to a size of one: () for one codebook, (K, C) for one at each place."""
+        mean = self.codebook.detach().square().mean(dim=(0, 1, 2) if not self.has_places else 1)
+        return mean.clamp_min(_SMALLEST_SQUARE).rsqrt()
 
     @torch.no_grad()
-    def _update(self, flat: Tensor, codes: Tensor) -> None:
-        count = torch.zeros_like(self.ema_count).index_add_(
-            0, codes, torch.ones_like(codes, dtype=torch.float32)
-        )
-        total = torch.zeros_like(self.ema_sum).index_add_(0, codes, flat)
+    def _update(self, latents: Tensor, codes: Tensor) -> None:
+        """Latents (K, M, C) and their codes (K, M)."""
+        places, size = self.uses.shape
+        flat = (codes + size * torch.arange(places, device=codes.device)[:, None]).flatten()
+        count = torch.bincount(flat, minlength=places * size).view(places, size).float()
         generator = torch.Generator().manual_seed(int(self.num_updates))
-        picks = flat[torch.randint(len(flat), (self.vocab_size,), generator=generator).to(flat.device)]
+        drawn = torch.randint(latents.shape[1], (size,), generator=generator).to(latents.device)
+        picks = latents[:, drawn].contiguous()  # (K, V, C)
         self.num_updates += 1
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(count)
-            dist.all_reduce(total)
             dist.broadcast(picks, src=0)
-        self.ema_count.lerp_(count, 1 - self.ema_decay)
-        self.ema_sum.lerp_(total, 1 - self.ema_decay)
-        dead = self.ema_count < self.revive_below
+        self.uses.lerp_(count, 1 - self.ema_decay)
+        dead = self.uses < self.revive_below
+        self.codebook[dead] = picks[dead]
         # A revived code starts with the weight of one use, so that it lives long enough to be chosen.
-        self.ema_sum[dead] = picks[dead]
-        self.ema_count[dead] = 1.0
-        self.codebook.copy_(F.normalize(self.ema_sum, dim=-1))
+        self.uses[dead] = 1.0
 
 
-def build_quantizer(config: QuantizerConfig) -> FSQ | CosineVQ:
-    return FSQ(config) if config.kind == "fsq" else CosineVQ(config)
+def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """The nearest codeword of each vector, the first of those that are equally near: (M, C) and (V, C) to (M,)."""
+    half = codebook.square().sum(dim=1) / 2
+    transposed = codebook.t()
+    parts = vectors.split(_CHUNK_ROWS)
+    return torch.cat([torch.addmm(half, part, transposed, beta=-1).argmax(dim=1) for part in parts])
+
+
+def build_quantizer(config: QuantizerConfig, *, num_places: int | None = None) -> FSQ | VQ:
+    return FSQ(config) if config.kind == "fsq" else VQ(config, num_places=num_places)

@@ -1,15 +1,15 @@
 """Tokenizer training, one process: three stages over batches of images, with mixed filtering. Knows no Ray.
 
-1. joint: encoder, quantizers and decoder on pixels and features, the drop-cost head on what random masks cost, and,
-   where rate or masks need it, the entropy model on the codes as they form. Every batch mixes unfiltered, filtered,
-   randomly filtered and globals-only samples, so that one set of weights decodes any budget and globals must carry
-   what the patches share.
-2. prior: the tokenizer is frozen and the entropy model fitted to its final codes; a model trained along with
-   drifting codes lags behind them.
-3. decoder: decoder fine-tuning on the masks that the final scores give, while the drop-cost head learns from
-   analysis by synthesis.
+- decoder: the decoder's network on codes that do not change, while the drop-cost head learns from analysis by
+  synthesis. Every batch mixes unfiltered, filtered, randomly filtered and globals-only samples, so that one set of
+  weights decodes any budget and globals must carry what the patches share.
+- joint: encoder, codewords and decoder on pixels and features, the latents on the codes that the search chose, and,
+  where rate or masks need it, the entropy model on the codes as they form.
+- prior: the tokenizer is frozen and the entropy model fitted to its final codes; a model trained along with drifting
+  codes lags behind them.
 
-Every stage ends with the average of its weights. Letters: B images, K globals, N patches.
+They come in the order of `TrainingConfig.stages`. Every stage ends with the average of its weights. Letters: B
+images, K globals, N patches.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from tatok_pipe.tokenizer.discriminator import Discriminator, adversarial_factor
 from tatok_pipe.tokenizer.mix import draw_mix
 from tatok_pipe.tokenizer.model import TaTok
 from tatok_pipe.tokenizer.perceptual import build_perceptual
-from tatok_pipe.tokenizer.training_config import STAGES, TrainingConfig
+from tatok_pipe.tokenizer.training_config import TrainingConfig
 from tatok_pipe.tokenizer.training_graph import Chance, TrainingGraph
 from tatok_pipe.training.ema import WeightAverage
+from tatok_pipe.training.muon import Muon
 from tatok_pipe.training.schedule import learning_rate
 
-_DECODER_PARTS = ("from_", "dropped", "decoder", "to_pixels")
+_CODES_PARTS = ("linear.", "global_quantizer.", "patch_quantizer.")
 _ADVERSARIAL_RAMP_SHARE = (
     0.1  # of the steps before its start, in which the discriminator gets its full weight
 )
@@ -64,7 +65,8 @@ class TokenizerTrainer:
         self.num_steps_done = 0
         self.device = next(model.parameters()).device
         if config.is_compiled_on(self.device):
-            for stack in (model.encoder, model.decoder, model.prior.transformer):
+            networks = [network for network in (model.encoder, model.decoder) if network is not None]
+            for stack in (*(network.blocks for network in networks), model.prior.transformer):
                 for block in stack.blocks:  # blocks of a stack are alike, so one compilation serves all
                     block.compile(dynamic=False)
         loss = config.loss
@@ -85,26 +87,41 @@ class TokenizerTrainer:
         tokenizer = {name: p for name, p in model.named_parameters() if not name.startswith("prior.")}
         head = {name: p for name, p in tokenizer.items() if name.startswith("drop_cost_head.")}
         self.groups = {
-            "encoder": [
-                p for name, p in tokenizer.items() if name not in head and not name.startswith(_DECODER_PARTS)
-            ],
-            "decoder": [p for name, p in tokenizer.items() if name.startswith(_DECODER_PARTS)],
+            "encoder": [p for name, p in tokenizer.items() if name.startswith("encoder.")],
+            "codes": [p for name, p in tokenizer.items() if name.startswith(_CODES_PARTS)],
+            "decoder": [p for name, p in tokenizer.items() if name.startswith("decoder.")],
             "drop_cost": list(head.values()),
             "prior": [*model.prior.parameters(), *self.graph.rate_heads.parameters()],
         }
+        inside = {id(p) for name, p in model.named_parameters() if ".blocks." in name and p.ndim == 2}
+
+        def decays(name: str, parameter: nn.Parameter) -> bool:
+            return name != "codes" and parameter.ndim >= 2
+
         self.optimizer = torch.optim.AdamW(
             [
                 {
-                    "params": [p for p in parameters if (p.ndim >= 2) == decays],
-                    "weight_decay": config.weight_decay if decays else 0.0,
+                    "params": [p for p in parameters if id(p) not in inside and decays(name, p) == decay],
+                    "weight_decay": config.weight_decay if decay else 0.0,
                     "group": name,
                 }
                 for name, parameters in self.groups.items()
-                for decays in (True, False)
+                for decay in (True, False)
             ],
             lr=0.0,
             betas=(0.9, 0.95),
         )
+        # Steps of orthogonal matrices (arXiv 2502.16982), scaled by their shapes alone.
+        self.matrix_optimizer = Muon(
+            [
+                {"params": [p for p in parameters if id(p) in inside], "group": name}
+                for name, parameters in self.groups.items()
+                if any(id(p) in inside for p in parameters)
+            ],
+            lr=0.0,
+            weight_decay=config.weight_decay,
+        )
+        self.rate_factor = 1.0  # of all learning rates; see `slow_down`
         self.judge_optimizer = (
             torch.optim.AdamW(
                 self.discriminator.parameters(), lr=0.0, betas=_DISCRIMINATOR_BETAS, weight_decay=0.0
@@ -125,10 +142,16 @@ class TokenizerTrainer:
         `*_nats` are means over codes, `mse` is that of the mixed batch in [0, 1] pixels, `drop_cost` is in log units.
         Raises UserError where a loss or a gradient is not finite; no weight has moved then.
         """
+        config = self.config
         stage, done, length = self._place()
         rates = self._learning_rates()
         for group in self.optimizer.param_groups:
             group["lr"] = rates[group["group"]]
+        for group in self.matrix_optimizer.param_groups:
+            group["lr"] = config.matrix_ratio * rates[group["group"]]
+        for name, parameters in self.groups.items():
+            for parameter in parameters:  # what stands still needs no gradient
+                parameter.requires_grad_(rates[name] > 0)
         random = torch.Generator().manual_seed(hash_seed(self.seed, self.rank, self.num_steps_done))
         self.model.train()
         if stage != "joint":  # a frozen vq codebook must not move by its averages either
@@ -155,7 +178,7 @@ class TokenizerTrainer:
         losses = {name: float(value) for name, value in sums.items()}
         groups = self.groups
         clipped = {
-            "tokenizer": groups["encoder"] + groups["decoder"],
+            "tokenizer": groups["encoder"] + groups["codes"] + groups["decoder"],
             "drop_cost": groups["drop_cost"],
             "prior": groups["prior"],
         }
@@ -171,8 +194,9 @@ class TokenizerTrainer:
             step=f"step {self.num_steps_done} ({stage})",
             advice="give a smaller training.learning_rate, or training.precision=fp32",
         )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in (self.optimizer, self.matrix_optimizer):
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         if heard and self.judge_optimizer is not None:
             for group in self.judge_optimizer.param_groups:
                 group["lr"] = rates["decoder"]
@@ -237,7 +261,7 @@ class TokenizerTrainer:
     def _place(self) -> tuple[str, int, int]:
         """Stage of the coming step, steps done in it, and its length."""
         first = 0
-        for stage in STAGES:
+        for stage in self.config.stages:
             length = getattr(self.config, f"{stage}_steps")
             if self.num_steps_done < first + length:
                 return stage, self.num_steps_done - first, length
@@ -249,20 +273,25 @@ class TokenizerTrainer:
         config = self.config
 
         def rate(peak: float) -> float:
-            return learning_rate(config.schedule(peak), step=done, num_steps=length)
+            return self.rate_factor * learning_rate(config.schedule(peak), step=done, num_steps=length)
 
         if stage == "joint":
             rates = dict.fromkeys(("encoder", "decoder", "drop_cost"), rate(config.learning_rate))
-            return rates | {"prior": rate(config.prior_learning_rate)}
+            return rates | {
+                "codes": rate(config.codes_peak), "prior": rate(config.prior_learning_rate)
+            }  # fmt: skip
         if stage == "prior":
             return dict.fromkeys(self.groups, 0.0) | {"prior": rate(config.prior_learning_rate)}
         # The head is read by nothing that is trained, so it may learn as fast as it did before.
-        return {
-            "encoder": 0.0, "prior": 0.0, "decoder": rate(config.decoder_learning_rate),
-            "drop_cost": rate(config.learning_rate),
+        return dict.fromkeys(self.groups, 0.0) | {
+            "decoder": rate(config.decoder_learning_rate), "drop_cost": rate(config.learning_rate)
         }  # fmt: skip
 
-    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, int]]:
+    def slow_down(self) -> None:
+        """Half of every learning rate from here on."""
+        self.rate_factor /= 2
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Tensors (weights, optimizers, average, by name) and counters; neither needs pickling."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"rate.{name}": value for name, value in self.graph.rate_heads.state_dict().items()}
@@ -273,14 +302,15 @@ class TokenizerTrainer:
         for kind, optimizer in self._optimizers().items():
             for index, state in optimizer.state_dict()["state"].items():
                 tensors |= {f"{kind}.{index}.{name}": value for name, value in state.items()}
-        counters = {"num_steps_done": self.num_steps_done}
+        counters = {"num_steps_done": self.num_steps_done, "rate_factor": self.rate_factor}
         if self.average is not None:
             tensors |= {f"average.{name}": value for name, value in self.average.weights.items()}
             counters["num_average_updates"] = self.average.num_updates
         return tensors, counters
 
-    def load_state_dict(self, tensors: dict[str, Tensor], counters: dict[str, int]) -> None:
-        self.num_steps_done = counters["num_steps_done"]
+    def load_state_dict(self, tensors: dict[str, Tensor], counters: dict[str, float]) -> None:
+        self.num_steps_done = int(counters["num_steps_done"])
+        self.rate_factor = counters["rate_factor"]
         by_kind: dict[str, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             kind, rest = name.split(".", 1)
@@ -299,10 +329,13 @@ class TokenizerTrainer:
         if self.average is not None:
             for name, value in by_kind["average"].items():
                 self.average.weights[name].copy_(value)
-            self.average.num_updates = counters["num_average_updates"]
+            self.average.num_updates = int(counters["num_average_updates"])
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        found: dict[str, torch.optim.Optimizer] = {"optimizer": self.optimizer}
+        found: dict[str, torch.optim.Optimizer] = {
+            "optimizer": self.optimizer,
+            "matrix_optimizer": self.matrix_optimizer,
+        }
         if self.judge_optimizer is not None:
             found["judge"] = self.judge_optimizer
         return found

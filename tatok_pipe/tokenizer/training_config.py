@@ -11,34 +11,46 @@ from tatok_pipe.tokenizer.losses import LossConfig
 from tatok_pipe.tokenizer.mix import MixConfig
 from tatok_pipe.training.schedule import ScheduleConfig
 
-STAGES = ("joint", "prior", "decoder")
+STAGES = (
+    "joint",
+    "decoder",
+    "prior",
+)  # in the order of their options; `TrainingConfig.stages` is theirs in time
+STARTS = ("closed_form", "random")
+_CAREFUL_RATE = 1e-5  # of codewords that are good already; their entries are about 0.1
 _FLOOR_SHARE = 0.02  # of the peak learning rate, at the end of every stage
 
 
 @dataclass(frozen=True)
 class DecoderMixConfig(MixConfig):
-    """The same kinds for the decoder's stage, where codes and entropies are final and synthesis is worth its price."""
+    """The same kinds for the decoder's stage, where codes are final and synthesis is worth its price."""
 
-    entropy: float = option(
-        0.2, help="kept by conditional entropy, keep rate uniform over 0 to 1", unit="share of batch"
-    )
-    drop_cost: float = option(
-        0.25, help="kept by the drop-cost head, keep rate uniform over 0 to 1", unit="share of batch"
-    )
     synthesis: float = option(
-        0.25,
+        0.06,
         help="kept by analysis by synthesis, keep rate uniform over 0 to 1; the drop-cost head learns from it",
         unit="share of batch",
     )
-    random: float = option(0.1, help="kept by chance, keep rate uniform over 0 to 1", unit="share of batch")
-    globals_only: float = option(0.05, help="without patches", unit="share of batch")
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    joint_steps: int = option(60_000, help="length of the joint stage", unit="steps")
+    start: str = option(
+        "closed_form",
+        choices=STARTS,
+        help="closed_form: linear maps and codewords are computed from images before the first step (vq codebooks); "
+        "random: everything is learned, by the joint stage",
+    )
+    start_crops: int = option(8_000, help="images that the closed form sees", unit="crops, over all workers")
+    decoder_steps: int = option(
+        40_000,
+        help="length of the decoder's stage, on codes that do not change: the first one after a closed form, the last "
+        "one after a random start",
+        unit="steps",
+    )
+    joint_steps: int = option(
+        20_000, help="length of the joint stage: encoder, codewords and decoder", unit="steps"
+    )
     prior_steps: int = option(15_000, help="length of the entropy model's stage", unit="steps")
-    decoder_steps: int = option(15_000, help="length of the decoder's stage", unit="steps")
     batch_size: int = option(256, help="images a step", unit="images, over all workers")
     microbatch_size: int | None = option(
         None,
@@ -54,12 +66,23 @@ class TrainingConfig:
         "auto", choices=("auto", "yes", "no"), help="torch.compile of the blocks; auto: on GPUs"
     )
     learning_rate: float = option(3e-4, help="peak of the joint stage", unit="per step")
+    codes_learning_rate: float | None = option(
+        None,
+        help="peak of codewords and linear maps in the joint stage; null: 1e-5 after a closed form, else learning_rate",
+        unit="per step",
+    )
     prior_learning_rate: float = option(
         3e-4, help="peak of the entropy model, in both of its stages", unit="per step"
     )
-    decoder_learning_rate: float = option(1e-4, help="peak of the decoder's stage", unit="per step")
+    decoder_learning_rate: float = option(3e-4, help="peak of the decoder's stage", unit="per step")
+    matrix_ratio: float = option(
+        5.0,
+        help="learning rate of the matrices inside blocks, which Muon trains, over that of the rest, which is AdamW's",
+    )
     warmup_steps: int = option(1_000, help="linear warm-up at the start of every stage", unit="steps")
-    weight_decay: float = option(0.05, help="AdamW, matrices only", unit="per step and learning rate")
+    weight_decay: float = option(
+        0.05, help="AdamW and Muon, matrices only", unit="per step and learning rate"
+    )
     clip_norm: float = option(
         1.0,
         help="gradient norm: encoder with decoder, drop-cost head, entropy model and discriminator, each by itself",
@@ -86,15 +109,25 @@ class TrainingConfig:
                 "joint_steps, prior_steps, decoder_steps, warmup_steps: expected 0 or more, some step "
                 "to do, and batch_size of at least 1"
             )
+        if self.start_crops < 1:
+            raise ValueError(f"start_crops={self.start_crops}: expected at least 1")
         if self.microbatch_size is not None and self.microbatch_size < 1:
             raise ValueError(f"microbatch_size={self.microbatch_size}: expected at least 1, or null")
         for name in ("hide_globals", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more, and below 1")
-        for name in ("learning_rate", "prior_learning_rate", "decoder_learning_rate", "clip_norm"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected more than 0")
-        last = self.num_steps if self.decoder_steps else self.joint_steps
+        for name in (
+            "learning_rate",
+            "codes_learning_rate",
+            "prior_learning_rate",
+            "decoder_learning_rate",
+            "matrix_ratio",
+            "clip_norm",
+        ):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name}={value}: expected more than 0")
+        last = self.last_decoder_step
         if self.loss.adversarial and self.loss.adversarial_start_step >= last:
             raise ValueError(
                 f"loss.adversarial_start_step={self.loss.adversarial_start_step}: expected less than {last}, the last "
@@ -104,6 +137,25 @@ class TrainingConfig:
             raise ValueError(
                 f"mix.synthesis={self.mix.synthesis}: expected 0; codes still change there, use decoder_mix.synthesis"
             )
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """In the order in which they are trained: a closed form has codes that a decoder can learn from at once."""
+        if self.start == "closed_form":
+            return ("decoder", "joint", "prior")
+        return ("joint", "prior", "decoder")
+
+    @property
+    def codes_peak(self) -> float:
+        if self.codes_learning_rate is not None:
+            return self.codes_learning_rate
+        return _CAREFUL_RATE if self.start == "closed_form" else self.learning_rate
+
+    @property
+    def last_decoder_step(self) -> int:
+        if self.start == "random" and self.decoder_steps:
+            return self.num_steps
+        return self.num_steps - self.prior_steps - (self.decoder_steps if self.start == "random" else 0)
 
     @property
     def num_steps(self) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode  # torch.device("meta") knows no autocast
 from torch.utils.flop_counter import FlopCounterMode
 
-from tatok_pipe.tokenizer.model import StackConfig, TaTok, TaTokConfig
+from tatok_pipe.tokenizer.model import GridStackConfig, StackConfig, TaTok, TaTokConfig
 from tatok_pipe.tokenizer.training_config import TrainingConfig
 
 # Bytes that a block keeps of each element for its backward pass, per channel of its width, in 16 bits (arXiv
@@ -46,18 +46,21 @@ def estimate_training_cost(
         images = torch.empty(1, 3, config.image_size, config.image_size)
         with FlopCounterMode(display=False) as tokenizer, torch.no_grad():
             encoded = model.encode(images)
-            keep = torch.empty(1, config.num_patches, dtype=torch.bool)
+            keep = torch.ones(1, config.num_patches, dtype=torch.bool)
             model.reconstruct(encoded.globals.vectors, encoded.patches.vectors, keep)
         with FlopCounterMode(display=False) as prior, torch.no_grad():
-            model.prior(encoded.globals.vectors, encoded.patches.vectors)
+            model.prior(*model.scaled(encoded.globals.vectors, encoded.patches.vectors))
     num_weights = sum(parameter.numel() for parameter in model.parameters())
     copies = 5 if training.ema_decay else 4
-    stacks = [config.encoder, config.decoder] + ([config.prior] if training.is_prior_in_joint else [])
+    stacks: list[StackConfig | GridStackConfig] = [config.encoder, config.decoder]
+    stacks += [config.prior] if training.is_prior_in_joint else []
     tokens = config.num_globals + config.num_patches
     scale = 1 if training.precision_on(device) == "bf16" else 2
 
-    def kept(stack: StackConfig) -> float:
+    def kept(stack: StackConfig | GridStackConfig) -> float:
         attention = _ATTENTION_BYTES * stack.heads * tokens if device.type == "cpu" else 0
+        if isinstance(stack, GridStackConfig):
+            attention /= stack.attend_every
         return scale * stack.depth * tokens * (_BLOCK_BYTES * stack.width + attention)
 
     activations = sum(map(kept, stacks))

@@ -20,6 +20,8 @@ from tatok_pipe.tokenizer.quantizer import FSQ
 from tatok_pipe.tokenizer.rate import RateHead, scale_gradient
 from tatok_pipe.tokenizer.training_config import TrainingConfig
 
+_GAIN_NOISE = 0.5  # gains are multiplied by a number from here to 1 more
+
 
 @dataclass(frozen=True)
 class Chance:
@@ -77,7 +79,9 @@ class TrainingGraph(nn.Module):
         """One pass over images (B, 3, H, W). `adversarial_factor` in [0, 1] says how far the discriminator is heard."""
         step = StepOutput(images.new_zeros(()))
         with torch.set_grad_enabled(stage == "joint"):
-            encoded = self.model.encode(images)
+            # One pass of search is enough to train on, and a second would not teach more.
+            passes = min(self.model.config.search_passes, 1) if stage != "prior" else None
+            encoded = self.model.encode(images, search_passes=passes)
         prior = None
         if stage == "prior" or (stage == "joint" and self.config.is_prior_in_joint):
             prior = self._add_code_losses(step, encoded, chance.hides_globals, rate=stage == "joint")
@@ -92,7 +96,9 @@ class TrainingGraph(nn.Module):
         weight = self.config.loss.rate if rate else 0.0
         global_vectors = scale_gradient(encoded.globals.vectors, weight)
         patch_vectors = scale_gradient(encoded.patches.vectors, weight)
-        prior: PriorOutput = self.model.prior(global_vectors, patch_vectors, without_globals=hidden)
+        prior: PriorOutput = self.model.prior(
+            *self.model.scaled(global_vectors, patch_vectors), without_globals=hidden
+        )
         global_nats, patch_nats = code_loss(
             prior, encoded.globals.codes, encoded.patches.codes, without_globals=hidden
         )
@@ -123,6 +129,8 @@ class TrainingGraph(nn.Module):
         def cost_of(kind: str, rows: Tensor) -> Tensor:
             if kind == "drop_cost":
                 return log_cost[rows]
+            if kind == "gain":  # and not always in its order, as scores differ
+                return encoded.gain[rows] * (_GAIN_NOISE + mix.draw[rows])
             some = encoded.rows(rows)
             if kind == "synthesis":
                 synthesis.append(model.synthesis_cost(images[rows], some))
@@ -134,9 +142,10 @@ class TrainingGraph(nn.Module):
         keep = keep_masks(mix, cost_of)  # (B, N)
         output = model.reconstruct(encoded.globals.vectors, encoded.patches.vectors, keep).float()
         step.output = output
-        l1, l2 = pixel_losses(output, images)
+        l1, l2, log_l2 = pixel_losses(output, images)
         step.add("l1", l1, loss.l1)
         step.add("mse", l2, loss.l2)
+        step.add("log_mse", log_l2, loss.log_l2)
         if stage == "joint":
             asked = {model.global_quantizer.regularizer: encoded.globals.regularizer}
             name = model.patch_quantizer.regularizer
@@ -149,7 +158,7 @@ class TrainingGraph(nn.Module):
         if discriminator is not None and adversarial_factor:
             reconstruction = step.loss
             verdict = generator_loss(discriminator(output))
-            balance = adaptive_weight(reconstruction, verdict, self.model.to_pixels.weight)
+            balance = adaptive_weight(reconstruction, verdict, self.model.decoder.to_pixels.weight)
             if dist.is_available() and dist.is_initialized():
                 dist.all_reduce(balance)
                 balance = balance / dist.get_world_size()

@@ -16,7 +16,9 @@ from tatok_pipe.tokenizer.analysis import psnr
 from tatok_pipe.tokenizer.dtf import Filter, keep_mask
 from tatok_pipe.tokenizer.model import TaTok
 
-# Columns of a panel beside the original, by the share of patches that the drop-cost head keeps.
+# Columns of a panel beside the original, by the share of patches that are kept, those whose codewords gain most.
+PATIENCE_STEPS = 200
+_NOISE_DB = 0.02  # less is no fall
 _SHARES = {"all": 1.0, "half": 0.5, "quarter": 0.25, "globals": 0.0}
 
 
@@ -28,6 +30,26 @@ class TrainingCurves:
     losses: list[dict[str, Any]] = field(default_factory=list)  # every `logging.every_steps`
     held_out: list[dict[str, Any]] = field(default_factory=list)  # every `validation.every_steps`
     changes: list[dict[str, Any]] = field(default_factory=list)  # of settings, and from which step on
+    start_s: float = 0.0  # spent in the closed form
+    behind_since: int | None = (
+        None  # the step from which on held-out images have been worse than at the start
+    )
+
+    def falls_behind(self, step: int) -> bool:
+        """Whether, by the last look, held-out images have been worse than at step 0 for so many steps, at some share
+        of kept patches; the count begins again then. False where nothing was looked at before the first step."""
+        if not self.held_out or self.held_out[0]["step"] != 0:
+            return False
+        start, now = self.held_out[0], self.held_out[-1]
+        if all(now[name] >= start[name] - _NOISE_DB for name in start if name.startswith("psnr_")):
+            self.behind_since = None
+            return False
+        if self.behind_since is None:
+            self.behind_since = step
+        if step - self.behind_since < PATIENCE_STEPS:
+            return False
+        self.behind_since = step
+        return True
 
 
 @torch.no_grad()
@@ -37,7 +59,7 @@ def look(model: TaTok, images: Tensor) -> tuple[dict[str, float], np.ndarray]:
     was_training = model.training
     model.eval()
     encoded = model.encode(images)
-    cost = model.log_drop_cost(encoded)
+    cost = encoded.gain
     figures, columns = {}, [images]
     for name, share in _SHARES.items():
         keep = keep_mask(cost, Filter("top_k", round(share * cost.shape[1]), min_patches=0))

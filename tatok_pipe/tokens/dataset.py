@@ -70,11 +70,16 @@ def check_spec(url: str, spec: TokenSpec) -> None:
     found, _ = read_dataset_file(url)
     differences = found.differences(spec)
     if differences:
+        earlier = (
+            ". Tokens of a tokenizer that came with an earlier tatok_pipe go on with that version"
+            if found.tokenizer_fingerprint != spec.tokenizer_fingerprint
+            else ""
+        )
         raise RefusedError(
             f"{storage.redact(url)}: holds tokens of tokenizer {found.tokenizer_fingerprint} with DTF "
             f"{_one_line(found.dtf)}; this run has tokenizer {spec.tokenizer_fingerprint} with DTF "
             f"{_one_line(spec.dtf)}. Give another output.url, or the checkpoint and settings of the dataset "
-            f"(its {'; its '.join(differences)})"
+            f"(its {'; its '.join(differences)}){earlier}"
         )
 
 

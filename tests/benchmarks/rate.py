@@ -26,9 +26,9 @@ from tatok_pipe.tokenizer.analysis import Analysis, analyse, decode, psnr
 from tatok_pipe.tokenizer.dtf import Filter, keep_mask
 from tatok_pipe.tokenizer.losses import LossConfig
 from tatok_pipe.tokenizer.mix import MixConfig
-from tatok_pipe.tokenizer.model import StackConfig, TaTok, TaTokConfig
+from tatok_pipe.tokenizer.model import GridStackConfig, StackConfig, TaTok, TaTokConfig
 from tatok_pipe.tokenizer.prior import surprisal_nats
-from tatok_pipe.tokenizer.quantizer import QuantizerConfig
+from tatok_pipe.tokenizer.quantizer import GlobalQuantizerConfig
 from tatok_pipe.tokenizer.trainer import TokenizerTrainer, to_model_input
 from tatok_pipe.tokenizer.training_config import TrainingConfig
 from tests.benchmarks.tokenizer import log_choices, table
@@ -85,18 +85,21 @@ def main(argv: list[str]) -> int:
 def train(shards: list[str], *, weight: float, joint_steps: int) -> TaTok:
     torch.manual_seed(0)
     stack = StackConfig(width=128, depth=3, heads=4)
+    grid = GridStackConfig(width=128, depth=3, heads=4, attend_every=1)
+    codebook = GlobalQuantizerConfig(kind="fsq", levels=[8, 8, 8])
     model = TaTok(
         TaTokConfig(
-            image_size=64, patch_size=8, num_globals=8, encoder=stack, decoder=stack, prior=stack,
-            global_codebook=QuantizerConfig(levels=[8, 8, 8]), patch_codebook=QuantizerConfig(levels=[8, 8, 8]),
+            image_size=64, patch_size=8, num_globals=8, search_passes=0, encoder=grid, decoder=grid, prior=stack,
+            global_codebook=codebook, patch_codebook=codebook,
         )
     )  # fmt: skip
     config = TrainingConfig(
-        joint_steps=joint_steps, prior_steps=joint_steps // 3, decoder_steps=joint_steps // 5, batch_size=BATCH,
+        start="random", joint_steps=joint_steps, prior_steps=joint_steps // 3, decoder_steps=joint_steps // 5,
+        batch_size=BATCH,
         learning_rate=2e-3, prior_learning_rate=2e-3, decoder_learning_rate=8e-4, warmup_steps=50, ema_decay=0.99,
         # The same for all: with λ of 0 the entropy model is trained along as well.
-        mix=MixConfig(entropy=0.1, drop_cost=0.25, random=0.15, globals_only=0.1),
-        loss=LossConfig(l1=0, l2=4, perceptual=0, rate=weight),
+        mix=MixConfig(gain=0.0, entropy=0.1, drop_cost=0.25, random=0.15, globals_only=0.1),
+        loss=LossConfig(log_l2=0, l2=4, perceptual=0, rate=weight),
     )  # fmt: skip
     trainer = TokenizerTrainer(model, config, seed=0)
     batches = iter(TrainingImages(shards, image_size=64, batch_size=BATCH, seed=0))

@@ -44,7 +44,8 @@ from tatok_pipe.tokenizer.prior import entropy_nats, surprisal_nats
 
 NAMES = (*SCORES, *CONTROLS)
 TOLD = {
-    "drop_cost": "`drop_cost`", "entropy": "`entropy` (the paper's)", "synthesis": "`synthesis`", "random": "random",
+    "gain": "`gain`", "drop_cost": "`drop_cost`", "entropy": "`entropy` (the paper's)", "synthesis": "`synthesis`",
+    "random": "random",
     "variance": "lowest variance", "neighbours": "error to the neighbours' mean", "one_shot": "one-shot oracle",
     "prefix": "fixed prefix",
 }  # fmt: skip
@@ -292,9 +293,10 @@ class Report:
         others = torch.arange(len(self.images)).roll(1)
         whole = self.quality(everything)[0]
         lines = []
+        default = self.found.costs[DTFConfig().score]
         for told, keep in (
             ("all patches", everything),
-            ("a quarter of them", keep_mask(self.found.costs["drop_cost"], Filter("top_k", self.num_patches // 4))),
+            ("a quarter of them", keep_mask(default, Filter("top_k", self.num_patches // 4))),
             ("no patch", ~everything),
         ):  # fmt: skip
             own = self.quality(keep)[0]
@@ -330,7 +332,7 @@ class Report:
         alone = analyse(other, self.images)
         plain = psnr(decode(other, alone, torch.ones_like(alone.patch_codes, dtype=torch.bool)), self.images)
         kept = other.config.num_patches - self.num_globals
-        mask = keep_mask(self.found.costs["drop_cost"], Filter("top_k", kept))
+        mask = keep_mask(self.found.costs[DTFConfig().score], Filter("top_k", kept))
         ours = self.quality(mask)[0]
         weights = [sum(p.numel() for p in model.parameters()) / 1e6 for model in (self.model, other)]
         return [
@@ -367,11 +369,11 @@ class Report:
         for rate in KEEP_RATES:
             kept = round(rate * self.num_patches)
             cells = []
-            for name in ("drop_cost", "entropy", "random"):
+            for name in ("gain", "entropy", "random"):
                 mask = keep_mask(self.found.costs[name], Filter("top_k", kept))
                 cells.append(f"{(self.found.surprisal * mask).sum(1).mean():.0f}")
             rows.append([f"{rate:.0%}", *cells, f"{log_choices(self.num_patches, kept):.0f}"])
-        header = ["kept", "`drop_cost`", "`entropy`", "random", "which were kept"]
+        header = ["kept", "`gain`", "`entropy`", "random", "which were kept"]
         return "\n".join(
             [
                 "Codes:", "", *lines, "",

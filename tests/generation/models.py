@@ -11,8 +11,8 @@ from tatok_pipe.ar.batch import Vocabulary
 from tatok_pipe.ar.checkpoint import save_generator
 from tatok_pipe.ar.model import Generator, GeneratorConfig
 from tatok_pipe.tokenizer.checkpoint import save_tokenizer
-from tatok_pipe.tokenizer.model import StackConfig, TaTok, TaTokConfig
-from tatok_pipe.tokenizer.quantizer import QuantizerConfig
+from tatok_pipe.tokenizer.model import GridStackConfig, StackConfig, TaTok, TaTokConfig
+from tatok_pipe.tokenizer.quantizer import GlobalQuantizerConfig
 from tatok_pipe.tokens.spec import TokenSpec
 from tests.ar.packed import widen
 
@@ -21,11 +21,12 @@ TOKENIZER = TaTokConfig(
     image_size=32,
     patch_size=8,
     num_globals=3,
-    encoder=_NARROW,
-    decoder=StackConfig(width=128, depth=2, heads=4),
+    search_passes=0,
+    encoder=GridStackConfig(width=32, depth=1, heads=2),
+    decoder=GridStackConfig(width=128, depth=2, heads=4),
     prior=_NARROW,
-    global_codebook=QuantizerConfig(levels=[5, 5], code_dim=4),
-    patch_codebook=QuantizerConfig(levels=[4, 4, 4], code_dim=4),
+    global_codebook=GlobalQuantizerConfig(kind="fsq", levels=[5, 5], code_dim=4),
+    patch_codebook=GlobalQuantizerConfig(kind="fsq", levels=[4, 4, 4], code_dim=4),
 )
 CLASSES = GeneratorConfig(width=64, depth=2, heads=4, num_classes=10)
 _WEIGHTS = 1.5  # times those of initialisation, with which every image is grey

@@ -32,9 +32,10 @@ model:
   encoder: {width: 32, depth: 1, heads: 2}
   decoder: {width: 32, depth: 1, heads: 2}
   prior: {width: 32, depth: 1, heads: 2}
-  global_codebook: {levels: [5, 5]}
-  patch_codebook: {levels: [5, 5, 5]}
-training: {batch_size: 8, joint_steps: 30, prior_steps: 10, decoder_steps: 10}
+  search_passes: 0
+  global_codebook: {kind: fsq, levels: [5, 5]}
+  patch_codebook: {kind: fsq, levels: [5, 5, 5]}
+training: {start: random, batch_size: 8, joint_steps: 30, prior_steps: 10, decoder_steps: 10}
 validation: {every_steps: 10, panel_images: 3}
 logging: {every_steps: 5, checkpoint_every_steps: 10}
 workers: {cpus: 1}

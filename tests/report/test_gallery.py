@@ -24,21 +24,22 @@ from tatok_pipe.report.gallery import (
     to_data_uri,
 )
 from tatok_pipe.report.sources import Shown
-from tatok_pipe.tokenizer.model import StackConfig, TaTok, TaTokConfig
-from tatok_pipe.tokenizer.quantizer import QuantizerConfig
+from tatok_pipe.tokenizer.model import GridStackConfig, StackConfig, TaTok, TaTokConfig
+from tatok_pipe.tokenizer.quantizer import GlobalQuantizerConfig
 from tatok_pipe.tokens.dataset import TokenDataset, create_or_check
 from tatok_pipe.tokens.spec import TokenSpec
 
 MakeRecords = Callable[..., list[TokenRecord]]
 SIDE, PATCH = 4, 8
 STACK = StackConfig(width=32, depth=1, heads=2)
+GRID = GridStackConfig(width=32, depth=1, heads=2, attend_every=1)
 
 
 @pytest.fixture(scope="module")
 def model() -> TaTok:
     torch.manual_seed(0)
-    codebook = QuantizerConfig(levels=[4, 4])
-    config = TaTokConfig(32, PATCH, 3, STACK, STACK, STACK, codebook, codebook)
+    codebook = GlobalQuantizerConfig(codebook_size=16)
+    config = TaTokConfig(32, PATCH, 3, 0, GRID, GRID, STACK, codebook, codebook)
     return TaTok(config).eval()
 
 

@@ -3,20 +3,22 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tatok_pipe.tokenizer.model import StackConfig, TaTok, TaTokConfig
-from tatok_pipe.tokenizer.quantizer import QuantizerConfig
+from tatok_pipe.tokenizer.model import GridStackConfig, StackConfig, TaTok, TaTokConfig
+from tatok_pipe.tokenizer.quantizer import GlobalQuantizerConfig, QuantizerConfig
 
 
 def small_config(kind: str = "fsq", num_globals: int = 3) -> TaTokConfig:
     stack = StackConfig(width=32, depth=2, heads=2)
+    grid = GridStackConfig(width=32, depth=2, heads=2, attend_every=1)
     return TaTokConfig(
         image_size=32,
         patch_size=8,
         num_globals=num_globals,
-        encoder=stack,
-        decoder=stack,
+        search_passes=int(kind == "vq"),
+        encoder=grid,
+        decoder=grid,
         prior=stack,
-        global_codebook=QuantizerConfig(kind=kind, levels=[5, 5], codebook_size=32, code_dim=4),
+        global_codebook=GlobalQuantizerConfig(kind=kind, levels=[5, 5], codebook_size=32, code_dim=4),
         patch_codebook=QuantizerConfig(kind=kind, levels=[4, 4, 4], codebook_size=64, code_dim=4),
     )
 

@@ -27,7 +27,7 @@ def errors(model: TaTok, images: Tensor, keep: Tensor) -> Tensor:
 
 def test_synthesis_chooses_in_rounds_what_helps_most(model: TaTok, images: Tensor) -> None:
     """Against a plain loop over rounds, images and patches."""
-    model.dropped.data.normal_(generator=torch.Generator().manual_seed(2))  # so that masks matter
+    model.decoder.dropped.data.normal_(generator=torch.Generator().manual_seed(2))  # so that masks matter
     costs = analyse(model, images, controls=False).costs["synthesis"]
     best = errors(model, images, torch.ones(4, 16, dtype=torch.bool))
     for image in range(4):

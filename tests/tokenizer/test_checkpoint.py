@@ -13,7 +13,7 @@ from tatok_pipe.tokenizer.dtf import DTFConfig, Filter
 from tatok_pipe.tokenizer.model import TaTok
 from tatok_pipe.weights_folder import fingerprint
 
-LADDERS = {"drop_cost": {"threshold": [[2.0, 3.0], [8.0, 1.0]]}}
+LADDERS = {"gain": {"threshold": [[2.0, 3.0], [8.0, 1.0]]}}
 
 
 def save(model: TaTok, folder: Path, *, half: bool = False) -> str:
@@ -60,7 +60,7 @@ def test_every_weight_and_the_config_are_in_the_fingerprint(model: TaTok) -> Non
         changed = tensor.clone()
         changed.view(-1)[-1] += 1
         marks.add(fingerprint({**tensors, name: changed}, to_dict(model.config)))
-    other = TaTok(type(model.config)(image_size=64, patch_size=16))
+    other = TaTok(type(model.config)(image_size=64, patch_size=16, num_globals=2))
     marks.add(fingerprint(tensors, to_dict(other.config)))
     assert len(marks) == len(tensors) + 2
 
@@ -83,7 +83,7 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
         load_tokenizer(str(tmp_path / "nowhere"))
     (tmp_path / "tokenizer.json").write_text(json.dumps({"format": 99}))
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match="format 2"):
+    with pytest.raises(UserError, match="format 3"):
         load_tokenizer(str(tmp_path))
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="cannot be read"):

@@ -142,7 +142,7 @@ def test_resolve_takes_the_value_or_the_ladder() -> None:
     ladder = [[10.0, 4.0], [20.0, 2.0], [64.0, 0.0]]
     percents = [[10.0, 0.5], [90.0, 4.5]]
     ladders = {
-        "drop_cost": {"threshold": ladder, PERCENTILES: percents},
+        "gain": {"threshold": ladder, PERCENTILES: percents},
         "entropy": {"budget": [[10.0, 9.0], [64.0, 0.0]]},
     }
 
@@ -152,11 +152,11 @@ def test_resolve_takes_the_value_or_the_ladder() -> None:
     assert resolved(value=1.25).value == 1.25
     assert resolved(target_tokens=14).value == 4.0
     assert resolved().value == pytest.approx(interpolate(ladder, 32))
-    assert resolved().score == "drop_cost"
+    assert resolved().score == "gain"
     assert resolved(percentile=50).value == pytest.approx(2.5)
     paper = resolved(rule="budget", score="entropy", target_tokens=14)
     assert (paper.value, paper.score) == (9.0, "entropy")
-    assert resolved(rule="top_k", target_tokens=14) == Filter("top_k", 10.0, score="drop_cost")
+    assert resolved(rule="top_k", target_tokens=14) == Filter("top_k", 10.0, score="gain")
     assert resolved(rule="none").rule == "none"
     assert resolved(rule="top_k", value=64).value == 64
     with pytest.raises(ValueError, match="value=65: top_k expects 0 to 64, the patches of an image"):

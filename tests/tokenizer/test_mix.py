@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tatok_pipe.tokenizer.mix import KINDS, Mix, MixConfig, draw_mix, keep_masks
 
-MIX = MixConfig(entropy=0.1, drop_cost=0.25, synthesis=0.15, random=0.2, globals_only=0.1)
+MIX = MixConfig(gain=0.0, entropy=0.1, drop_cost=0.25, synthesis=0.15, random=0.2, globals_only=0.1)
 CPU = torch.device("cpu")
 
 
@@ -19,7 +19,14 @@ def draw(seed: int, num_images: int = 40, config: MixConfig = MIX) -> Mix:
 
 def test_a_batch_holds_every_kind_in_its_share() -> None:
     counts = {name: int(draw(0).rows(name).sum()) for name in KINDS}
-    assert counts == {"entropy": 4, "drop_cost": 10, "synthesis": 6, "random": 8, "globals_only": 4}
+    assert counts == {
+        "gain": 0,
+        "entropy": 4,
+        "drop_cost": 10,
+        "synthesis": 6,
+        "random": 8,
+        "globals_only": 4,
+    }
     assert int((draw(0).kind == len(KINDS)).sum()) == 8
 
 
@@ -68,7 +75,7 @@ def test_nothing_is_asked_for_where_no_image_needs_it() -> None:
     def cost_of(kind: str, rows: Tensor) -> Tensor:
         raise AssertionError(kind)
 
-    chance = MixConfig(entropy=0, drop_cost=0, synthesis=0, random=0.5, globals_only=0.5)
+    chance = MixConfig(gain=0, random=0.5, globals_only=0.5)
     keep = keep_masks(draw(5, config=chance), cost_of)
     assert int((keep.sum(1) == 0).sum()) >= 20
 

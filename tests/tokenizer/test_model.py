@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from tatok_pipe.tokenizer.dtf import Filter
-from tatok_pipe.tokenizer.model import StackConfig, TaTok, TaTokConfig
+from tatok_pipe.tokenizer.model import GridStackConfig, StackConfig, TaTok, TaTokConfig
 from tatok_pipe.tokenizer.prior import entropy_nats, surprisal_nats
-from tatok_pipe.tokenizer.quantizer import QuantizerConfig
+from tatok_pipe.tokenizer.quantizer import GlobalQuantizerConfig
 
 ALL = Filter("none", 0)
 
@@ -44,18 +44,50 @@ def test_decoding_does_not_read_dropped_codes(model: TaTok, images: Tensor) -> N
 
 
 def test_globals_read_patches_and_patches_read_globals(images: Tensor, model: TaTok) -> None:
-    latents = {}
-    model.to_global.register_forward_hook(lambda module, args, out: latents.__setitem__("global", out))
-    model.to_patch.register_forward_hook(lambda module, args, out: latents.__setitem__("patch", out))
-    model.encode(images)
-    before = dict(latents)
-    changed = images.clone()
-    changed[:, :, :8, :8] = 1 - changed[:, :, :8, :8]
-    model.encode(changed)
-    assert not torch.allclose(latents["global"], before["global"])
-    model.encoder_positions.data[:3] = torch.randn(3, 32)  # the queries alone
-    model.encode(images)
-    assert not torch.allclose(latents["patch"], before["patch"])
+    encoder = model.encoder
+    assert encoder is not None
+    latents, patches = torch.randn(4, 3, model.global_quantizer.dim), model.patchify(images)
+    changed = patches.clone()
+    changed[:, 5] = 1 - changed[:, 5]
+    others = latents + 1
+    with torch.no_grad():
+        for output in encoder(latents, patches)[:2]:
+            assert not output.any()  # it begins at nothing
+        for parameter in encoder.parameters():
+            parameter.normal_(std=0.3)
+        of_globals, of_patches, _ = encoder(latents, patches)
+        assert not torch.allclose(encoder(latents, changed)[0], of_globals)
+        read = encoder(others, patches)[1]
+    far = (read - of_patches).abs().amax(dim=(0, 2))
+    assert (far > 1e-4).all()  # every patch, by attention
+
+
+def test_networks_begin_at_the_linear_codec(model: TaTok, images: Tensor) -> None:
+    """At first the picture is that of the linear maps, whatever is kept, and the latents are theirs."""
+    encoded = model.encode(images)
+    keep = torch.rand(4, 16, generator=torch.Generator().manual_seed(0)) < 0.5
+    linear = model.linear
+    torch.nn.init.normal_(linear.neighbours, std=0.02)
+    picture = linear.render(encoded.globals.vectors)
+    patches = linear.patchify(picture)
+    expected = picture + linear.unpatchify(linear.residuals(encoded.patches.vectors, patches, keep))
+    output = model.reconstruct(encoded.globals.vectors, encoded.patches.vectors, keep)
+    assert torch.equal(output, expected)
+    everything = torch.ones_like(keep)
+    assert torch.allclose(
+        linear.residuals(encoded.patches.vectors, patches, everything),
+        linear.all_residuals(encoded.patches.vectors, patches),
+        atol=1e-6,
+    )
+
+
+def test_gain_is_what_the_codeword_takes_off_the_error(model: TaTok, images: Tensor) -> None:
+    encoded = model.encode(images)
+    picture = model.patchify(model.linear.render(encoded.globals.vectors))
+    with_code = picture + model.linear.own(encoded.patches.vectors, torch.ones(4, 16, dtype=torch.bool))
+    truth = model.patchify(images)
+    expected = (truth - picture).square().mean(2) - (truth - with_code).square().mean(2)
+    assert torch.allclose(encoded.gain, expected, atol=1e-6)
 
 
 def test_the_entropy_of_a_code_depends_on_what_precedes_it_alone(model: TaTok, images: Tensor) -> None:
@@ -92,9 +124,10 @@ def test_patch_entropy_is_that_of_the_logits_however_many_at_once(
 ) -> None:
     torch.manual_seed(0)
     stack = StackConfig(width=32, depth=2, heads=2)
-    quantizer = QuantizerConfig(kind=kind, levels=[4, 4, 4], codebook_size=50, code_dim=4)
+    grid = GridStackConfig(width=32, depth=2, heads=2, attend_every=1)
+    quantizer = GlobalQuantizerConfig(kind=kind, levels=[4, 4, 4], codebook_size=50, code_dim=4)
     config = TaTokConfig(
-        image_size=32, patch_size=8, num_globals=3, encoder=stack, decoder=stack, prior=stack,
+        image_size=32, patch_size=8, num_globals=3, search_passes=0, encoder=grid, decoder=grid, prior=stack,
         global_codebook=quantizer, patch_codebook=quantizer,
     )  # fmt: skip
     model = TaTok(config).eval()
@@ -143,8 +176,17 @@ def test_bf16_runs_and_stays_close(model: TaTok, images: Tensor) -> None:
 
 def test_no_globals_at_all_is_a_patch_only_tokenizer(images: Tensor) -> None:
     stack = StackConfig(width=32, depth=1, heads=2)
+    grid = GridStackConfig(width=32, depth=1, heads=2, attend_every=1)
     model = TaTok(
-        TaTokConfig(image_size=32, patch_size=8, num_globals=0, encoder=stack, decoder=stack, prior=stack)
+        TaTokConfig(
+            image_size=32,
+            patch_size=8,
+            num_globals=0,
+            search_passes=0,
+            encoder=grid,
+            decoder=grid,
+            prior=stack,
+        )
     )
     tokens = model.eval().tokenize(images, ALL)
     assert tokens.global_codes.shape == (4, 0)

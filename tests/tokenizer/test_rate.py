@@ -13,7 +13,7 @@ from tatok_pipe.tokenizer.rate import RateHead, scale_gradient
 
 def head(levels: list[int]) -> tuple[FSQ, RateHead]:
     torch.manual_seed(0)
-    quantizer = FSQ(QuantizerConfig(levels=levels))
+    quantizer = FSQ(QuantizerConfig(kind="fsq", levels=levels))
     made = RateHead(6, quantizer)
     torch.nn.init.normal_(made.out.weight, std=0.7)
     return quantizer, made
@@ -47,7 +47,7 @@ def test_a_dimension_is_the_mixture_that_scipy_gives() -> None:
 
 
 def test_the_gradient_moves_a_latent_towards_what_is_predicted() -> None:
-    quantizer = FSQ(QuantizerConfig(levels=[8, 8]))
+    quantizer = FSQ(QuantizerConfig(kind="fsq", levels=[8, 8]))
     rate = RateHead(6, quantizer)
     torch.nn.init.zeros_(rate.out.weight)  # every code is predicted to be the middle one
     latents = torch.tensor([[[1.2, -0.9]]], requires_grad=True)
@@ -58,7 +58,7 @@ def test_the_gradient_moves_a_latent_towards_what_is_predicted() -> None:
 
 
 def test_a_code_far_from_what_is_predicted_has_a_gradient() -> None:
-    quantizer = FSQ(QuantizerConfig(levels=[8]))
+    quantizer = FSQ(QuantizerConfig(kind="fsq", levels=[8]))
     rate = RateHead(6, quantizer)
     torch.nn.init.zeros_(rate.out.weight)
     rate.out.bias.data.view(2, 3)[:] = torch.tensor([0.0, -1.0, -2.5])  # both narrow, at the first level

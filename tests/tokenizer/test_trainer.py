@@ -21,9 +21,9 @@ from tatok_pipe.tokenizer.dtf import Filter, keep_mask
 from tatok_pipe.tokenizer.heldout import measure
 from tatok_pipe.tokenizer.losses import LossConfig
 from tatok_pipe.tokenizer.mix import MixConfig
-from tatok_pipe.tokenizer.model import StackConfig, TaTok, TaTokConfig
+from tatok_pipe.tokenizer.model import GridStackConfig, StackConfig, TaTok, TaTokConfig
 from tatok_pipe.tokenizer.model_card import model_card
-from tatok_pipe.tokenizer.quantizer import QuantizerConfig
+from tatok_pipe.tokenizer.quantizer import GlobalQuantizerConfig
 from tatok_pipe.tokenizer.trainer import TokenizerTrainer, to_model_input
 from tatok_pipe.tokenizer.training_config import DecoderMixConfig, TrainingConfig
 
@@ -31,14 +31,16 @@ from tatok_pipe.tokenizer.training_config import DecoderMixConfig, TrainingConfi
 def build(kind: str = "fsq") -> TaTok:
     torch.manual_seed(0)
     stack = StackConfig(width=32, depth=1, heads=2)
-    codebook = QuantizerConfig(kind=kind, levels=[5, 5, 5], codebook_size=64, code_dim=4)
+    grid = GridStackConfig(width=32, depth=1, heads=2, attend_every=1)
+    codebook = GlobalQuantizerConfig(kind=kind, levels=[5, 5, 5], codebook_size=64, code_dim=4)
     return TaTok(
         TaTokConfig(
             image_size=32,
             patch_size=8,
             num_globals=2,
-            encoder=stack,
-            decoder=stack,
+            search_passes=0,
+            encoder=grid,
+            decoder=grid,
             prior=stack,
             global_codebook=codebook,
             patch_codebook=codebook,
@@ -66,8 +68,9 @@ def run(trainer: TokenizerTrainer, pictures: Tensor, steps: int) -> list[dict[st
 @pytest.mark.parametrize("kind", ["fsq", "vq"])
 def test_losses_go_down_in_every_stage(pictures: Tensor, kind: str) -> None:
     config = TrainingConfig(
-        joint_steps=80, prior_steps=40, decoder_steps=20, batch_size=16, learning_rate=3e-3,
+        start="random", joint_steps=80, prior_steps=40, decoder_steps=20, batch_size=16, learning_rate=3e-3,
         prior_learning_rate=3e-3, decoder_learning_rate=1e-3, warmup_steps=5, ema_decay=0.9,
+        mix=MixConfig(gain=0.4, entropy=0.1, random=0.2),
     )  # fmt: skip
     model = build(kind)
     with torch.no_grad():
@@ -100,7 +103,7 @@ EVERYTHING = LossConfig(
 )
 def test_a_resumed_run_is_the_uninterrupted_run(pictures: Tensor, kind: str, loss: LossConfig) -> None:
     config = TrainingConfig(
-        joint_steps=5, prior_steps=2, decoder_steps=2, batch_size=8, microbatch_size=5, warmup_steps=1,
+        start="random", joint_steps=5, prior_steps=2, decoder_steps=2, batch_size=8, microbatch_size=5, warmup_steps=1,
         ema_decay=0.9, loss=loss,
     )  # fmt: skip
     straight = TokenizerTrainer(build(kind), config, seed=1)
@@ -125,9 +128,10 @@ def test_a_resumed_run_is_the_uninterrupted_run(pictures: Tensor, kind: str, los
 
 
 def test_micro_batches_are_one_batch(pictures: Tensor) -> None:
-    plain = MixConfig(entropy=0, drop_cost=0, random=0, globals_only=0)
+    plain = MixConfig(gain=0, random=0, globals_only=0)
     config = TrainingConfig(
-        joint_steps=3, prior_steps=2, decoder_steps=0, batch_size=12, warmup_steps=1, hide_globals=0, mix=plain,
+        start="random", joint_steps=3, prior_steps=2, decoder_steps=0, batch_size=12, warmup_steps=1, hide_globals=0,
+        mix=plain,
         loss=LossConfig(perceptual=0.1, evenness=0),
     )  # fmt: skip
     whole = TokenizerTrainer(build(), config, seed=0)
@@ -140,6 +144,7 @@ def test_micro_batches_are_one_batch(pictures: Tensor) -> None:
 
 def test_every_kind_of_mask_has_its_share_whatever_the_micro_batches(pictures: Tensor) -> None:
     config = TrainingConfig(
+        start="random",
         joint_steps=0,
         prior_steps=0,
         decoder_steps=2,
@@ -155,12 +160,12 @@ def test_every_kind_of_mask_has_its_share_whatever_the_micro_batches(pictures: T
 
 
 def test_a_loss_that_is_not_finite_ends_the_training_in_one_line(pictures: Tensor) -> None:
-    config = TrainingConfig(joint_steps=3, prior_steps=0, decoder_steps=0, batch_size=8, warmup_steps=1,
+    config = TrainingConfig(start="random", joint_steps=3, prior_steps=0, decoder_steps=0, batch_size=8, warmup_steps=1,
                             mix=MixConfig(entropy=0.0), loss=LossConfig(perceptual=0))  # fmt: skip
     trainer = TokenizerTrainer(build(), config, seed=0)
     run(trainer, pictures, 1)
     with torch.no_grad():
-        trainer.model.to_pixels.bias[0] = torch.inf
+        trainer.model.decoder.to_pixels.bias[0] = torch.inf
     with pytest.raises(UserError, match=r"step 1 \(joint\): .*mse.* not finite"):
         run(trainer, pictures, 1)
     assert trainer.num_steps_done == 1
@@ -168,18 +173,18 @@ def test_a_loss_that_is_not_finite_ends_the_training_in_one_line(pictures: Tenso
 
 def test_every_stage_ends_with_the_average_of_its_weights(pictures: Tensor) -> None:
     config = TrainingConfig(
-        joint_steps=4, prior_steps=1, decoder_steps=0, batch_size=8, warmup_steps=0, learning_rate=1e-2,
+        start="random", joint_steps=4, prior_steps=1, decoder_steps=0, batch_size=8, warmup_steps=0, learning_rate=1e-2,
         ema_decay=0.9, loss=LossConfig(perceptual=0),
     )  # fmt: skip
     trainer = TokenizerTrainer(build(), config, seed=0)
-    weight = trainer.model.to_pixels.weight
+    weight = trainer.model.decoder.to_pixels.weight
     seen = [weight.detach().clone()]
     for _ in range(3):
         run(trainer, pictures, 1)
         seen.append(weight.detach().clone())
     without = TokenizerTrainer(build(), replace(config, ema_decay=0.0), seed=0)
     run(without, pictures, 4)
-    seen.append(without.model.to_pixels.weight.detach())
+    seen.append(without.model.decoder.to_pixels.weight.detach())
     run(trainer, pictures, 1)
     mean = seen[0]
     for number, now in enumerate(seen[1:]):
@@ -206,9 +211,9 @@ def test_a_weight_on_the_rate_makes_codes_cheaper(pictures: Tensor) -> None:
 def test_the_head_learns_what_masks_cost(pictures: Tensor) -> None:
     """After the decoder's stage its order is nearer to synthesis than pixel variance is."""
     config = TrainingConfig(
-        joint_steps=300, prior_steps=0, decoder_steps=100, batch_size=16, learning_rate=3e-3,
+        start="random", joint_steps=300, prior_steps=0, decoder_steps=100, batch_size=16, learning_rate=3e-3,
         decoder_learning_rate=1e-3, warmup_steps=5, loss=LossConfig(perceptual=0), ema_decay=0.9,
-        mix=MixConfig(entropy=0.0), decoder_mix=DecoderMixConfig(entropy=0.0, synthesis=0.5),
+        mix=MixConfig(gain=0.25, drop_cost=0.25, random=0.25), decoder_mix=DecoderMixConfig(gain=0.25, synthesis=0.5),
     )  # fmt: skip
     model = build()
     losses = run(TokenizerTrainer(model, config, seed=0), pictures, config.num_steps)
@@ -222,7 +227,8 @@ def test_the_head_learns_what_masks_cost(pictures: Tensor) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_all_losses_together_give_finite_steps_in_every_stage(pictures: Tensor, precision: str) -> None:
     config = TrainingConfig(
-        joint_steps=4, prior_steps=1, decoder_steps=2, batch_size=8, warmup_steps=1, precision=precision,
+        start="random", joint_steps=4, prior_steps=1, decoder_steps=2, batch_size=8, warmup_steps=1,
+        precision=precision,
         loss=EVERYTHING,
     )  # fmt: skip
     trainer = TokenizerTrainer(build(), config, seed=0)
@@ -242,7 +248,7 @@ def test_all_losses_together_give_finite_steps_in_every_stage(pictures: Tensor, 
     ("stage", "moves"),
     [
         ("prior", ("prior.",)),
-        ("decoder", ("decoder", "from_", "to_pixels", "dropped", "drop_cost_head.")),
+        ("decoder", ("decoder.", "drop_cost_head.")),
     ],
 )
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -252,7 +258,7 @@ def test_a_stage_moves_only_its_own_part(
     steps = {"joint_steps": 0, "prior_steps": 0, "decoder_steps": 0, f"{stage}_steps": 3}
     model = build(kind)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    config = TrainingConfig(**steps, batch_size=8, precision=precision)  # type: ignore[arg-type]
+    config = TrainingConfig(start="random", **steps, batch_size=8, precision=precision)  # type: ignore[arg-type]
     run(TokenizerTrainer(model, config, seed=0), pictures, 3)
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert all(name.startswith(moves) for name in changed)
@@ -282,7 +288,7 @@ def test_impossible_trainings_are_refused(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"l1": 0, "l2": 0}, {"rate": -1.0}, {"perceptual_features": "vgg"}, {"adversarial": -0.1}]
+    "options", [{"log_l2": 0}, {"rate": -1.0}, {"perceptual_features": "vgg"}, {"adversarial": -0.1}]
 )
 def test_impossible_losses_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected"):
@@ -308,9 +314,10 @@ def test_the_measure_counts_what_it_says(pictures: Tensor) -> None:
 
 def test_a_tokenizer_without_globals_and_filtering_is_trained_and_measured(pictures: Tensor) -> None:
     """The baseline that adaptive tokens are compared with."""
-    plain = {"entropy": 0, "drop_cost": 0, "random": 0, "globals_only": 0}
+    plain = {"gain": 0, "random": 0, "globals_only": 0}
     config = TrainingConfig(
-        joint_steps=3, prior_steps=2, decoder_steps=2, batch_size=8, warmup_steps=1, mix=MixConfig(**plain),
+        start="random", joint_steps=3, prior_steps=2, decoder_steps=2, batch_size=8, warmup_steps=1,
+        mix=MixConfig(**plain),
         decoder_mix=DecoderMixConfig(**plain, synthesis=0), loss=LossConfig(perceptual=0),
     )  # fmt: skip
     model = TaTok(replace(build().config, num_globals=0))
@@ -340,7 +347,9 @@ def test_figures_of_one_image_have_no_spread_and_no_other_image(pictures: Tensor
 
 
 CARD = {
-    "command": "python", "num_steps": 7, "config": {"batch_size": 8}, "train_s": 1, "device": "cpu", "torch": "2",
-    "precision": "fp32",
+    "command": "python", "num_steps": 7, "train_s": 1,
+    "config": {"batch_size": 8, "start": "closed_form", "start_crops": 9},
+    "device": "cpu", "torch": "2",
+    "precision": "fp32", "start_s": 2,
     "seed": 0, "calibration_images": 3,
 }  # fmt: skip

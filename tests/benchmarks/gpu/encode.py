@@ -223,7 +223,8 @@ def compiled_blocks(bench: Bench, model: TaTok, filter: Filter, batch: int, *, f
     """Blocks alone, as trainings compile them: one program for each stack."""
     own = copy.deepcopy(model)
     bench.device.release()
-    for stack in (own.encoder, own.prior.transformer):
+    assert own.encoder is not None
+    for stack in (own.encoder.blocks, own.prior.transformer):
         for block in stack.blocks:
             block.compile(dynamic=False)
     encode = partial(own.tokenize, filter=filter)

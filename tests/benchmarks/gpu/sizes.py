@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from tatok_pipe.ar.batch import Vocabulary
 from tatok_pipe.ar.model import GeneratorConfig
-from tatok_pipe.tokenizer.model import StackConfig, TaTokConfig
-from tatok_pipe.tokenizer.quantizer import QuantizerConfig
+from tatok_pipe.tokenizer.model import GridStackConfig, StackConfig, TaTokConfig
+from tatok_pipe.tokenizer.quantizer import GlobalQuantizerConfig
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,9 @@ FULL = Sizes(
     seconds=0.25,
     matmul_sides=(2048, 4096, 8192),
     copy_bytes=2 << 30,
-    tokenizer=TaTokConfig(num_globals=32, prior=StackConfig(width=512, depth=8, heads=8)),
+    tokenizer=TaTokConfig(
+        num_globals=32, encoder=GridStackConfig(depth=6), prior=StackConfig(width=512, depth=8, heads=8)
+    ),
     batch_sizes=(64, 128, 256, 512),
     numerics_images=64,
     script_batches=(1, 32),
@@ -83,7 +85,8 @@ FULL = Sizes(
 )
 
 _TINY_STACK = StackConfig(width=32, depth=2, heads=2)
-_TINY_CODEBOOK = QuantizerConfig(levels=[4, 4])
+_TINY_GRID = GridStackConfig(width=32, depth=2, heads=2)
+_TINY_CODEBOOK = GlobalQuantizerConfig(kind="fsq", levels=[4, 4])
 TINY = Sizes(
     repeats=2,
     slow_repeats=1,
@@ -91,7 +94,8 @@ TINY = Sizes(
     matmul_sides=(32, 64),
     copy_bytes=1 << 20,
     tokenizer=TaTokConfig(
-        image_size=32, patch_size=8, num_globals=4, encoder=_TINY_STACK, decoder=_TINY_STACK, prior=_TINY_STACK,
+        image_size=32, patch_size=8, num_globals=4, search_passes=0, encoder=_TINY_GRID, decoder=_TINY_GRID,
+        prior=_TINY_STACK,
         global_codebook=_TINY_CODEBOOK, patch_codebook=_TINY_CODEBOOK,
     ),
     batch_sizes=(2, 4),

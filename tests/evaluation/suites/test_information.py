@@ -55,8 +55,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Random weights, whose globals differ from image to image and matter to all that reads them."""
     folder = str(tmp_path_factory.mktemp("tokenizer"))
     tokenizer = load_tokenizer(small_tokenizer(Path(folder)))
-    for layer in (tokenizer.model.to_global, tokenizer.model.prior.global_in, tokenizer.model.from_global):
-        torch.nn.init.normal_(layer.weight, std=0.5, generator=torch.Generator().manual_seed(0))
+    for weight in (tokenizer.model.prior.global_in, tokenizer.model.decoder.to_pixels.weight):
+        torch.nn.init.normal_(weight, std=0.5, generator=torch.Generator().manual_seed(0))
     save_tokenizer(folder, tokenizer.model, ladders=tokenizer.ladders, training={})
     return folder
 
@@ -178,7 +178,7 @@ def test_a_model_that_ignores_globals_has_no_information(
     torch.manual_seed(0)
     model = TaTok(small_config(num_globals=num_globals)).eval()
     torch.nn.init.normal_(model.prior.patch_head.rows, std=0.5)
-    for each in (model.prior.global_in.weight, model.prior.global_in.bias, model.prior.no_global):
+    for each in (model.prior.global_in, model.prior.no_global):
         torch.nn.init.zeros_(each)
     ladders = load_tokenizer(plan.tokenizer).ladders
     save_tokenizer(str(tmp_path), model, ladders=ladders, training={})

@@ -27,7 +27,7 @@ from tatok_pipe.evaluation.suites.rate_curves import CURVES, SWEEPS, keep_counts
 from tatok_pipe.evaluation.suites.rate_distortion import NUM_PROBE_IMAGES, RateDistortion
 from tatok_pipe.images.demo import held_out_crops
 from tatok_pipe.tokenizer.checkpoint import PACKAGED, load_tokenizer, save_tokenizer
-from tatok_pipe.tokenizer.dtf import DTFConfig
+from tatok_pipe.tokenizer.dtf import SCORES, DTFConfig
 from tatok_pipe.tokenizer.model import TaTok
 from tests.pictures import write_shard
 from tests.tokenizer.conftest import small_config
@@ -76,7 +76,7 @@ def small_plan(tmp_path_factory: pytest.TempPathFactory) -> EvaluationPlan:
     model = TaTok(small_config()).eval()
     ladder = [[float(kept), 1.0 - kept / 16] for kept in (0, 16)]
     rules = {"threshold": ladder, "budget": [[0.0, 60.0], [16.0, 0.0]]}
-    ladders = {score: rules for score in ("drop_cost", "entropy", "synthesis")}
+    ladders = {score: rules for score in SCORES}
     save_tokenizer(str(folder / "tokenizer"), model, ladders=ladders, training={})
     return plan_of(str(folder / "tokenizer"), folder, num_images=5)
 
@@ -97,6 +97,7 @@ def test_a_point_of_a_curve_beside_a_plain_loop(measured: list[Row], plan: Evalu
         with torch.no_grad():
             encoded = model.encode(image)
             costs = {
+                "gain": encoded.gain[0].tolist(),
                 "drop_cost": model.log_drop_cost(encoded)[0].tolist(),
                 "variance": [patch.var().item() for patch in model.patchify(image)[0]],
                 "prefix": [-float(place) for place in range(256)],
@@ -141,8 +142,8 @@ def test_bits_are_those_of_codes_and_positions(measured: list[Row]) -> None:
 
     assert measured[0]["bits top_k 128"] == pytest.approx(bits(128))
     for row in measured:
-        kept = row["kept threshold drop_cost 56"]
-        assert row["bits threshold drop_cost 56"] == pytest.approx(bits(kept))
+        kept = row["kept threshold gain 56"]
+        assert row["bits threshold gain 56"] == pytest.approx(bits(kept))
 
 
 def test_the_filter_is_the_one_of_tokenize(measured: list[Row], plan: EvaluationPlan) -> None:
@@ -196,7 +197,7 @@ def test_planted_effects_are_found_and_no_others(measured: list[Row], plan: Eval
     for row in rows:
         for count in COUNTS:
             row[f"psnr top_k entropy {count}"] = row[f"psnr top_k random {count}"] + 5
-            for score in ("drop_cost", "entropy", "synthesis"):
+            for score in SCORES:
                 row[f"kept threshold {score} {count}"] = count
                 row[f"psnr threshold {score} {count}"] = row[f"psnr top_k {score} {count}"]
             row[f"psnr threshold synthesis {count}"] += 1
@@ -207,11 +208,11 @@ def test_planted_effects_are_found_and_no_others(measured: list[Row], plan: Eval
     assert "best score by PSNR is entropy" in findings.verdicts[0] and "+5.00 dB" in findings.verdicts[0]
     for statistic in ("mean PSNR", "corpus PSNR", "PSNR of the worst tenth"):
         told = "calibrated for 50%"
-        same = figures[f"{statistic} over a fixed count, threshold on drop_cost, {told}"]
+        same = figures[f"{statistic} over a fixed count, threshold on gain, {told}"]
         assert (same.value, same.low, same.high) == pytest.approx((0, 0, 0), abs=1e-9)
         better = figures[f"{statistic} over a fixed count, threshold on synthesis, {told}"]
         assert (better.value, better.low) == pytest.approx((1, 1))
-    told = [verdict for verdict in findings.verdicts if verdict.startswith("One threshold on drop_cost")]
+    told = [verdict for verdict in findings.verdicts if verdict.startswith("One threshold on gain")]
     assert len(told) == 2 and all(verdict.count("no clear difference") == 3 for verdict in told)
     by_synthesis = replace(plan, filter=replace(plan.filter, score="synthesis"))
     verdicts = SUITE.summarise(rows, by_synthesis).verdicts
@@ -253,6 +254,6 @@ def test_what_cannot_be_summarised_or_measured(small_plan: EvaluationPlan) -> No
         SUITE.summarise(rows, small_plan)
     bench = Bench(small_plan, device="cpu")
     bench.tokenizer.ladders.clear()
-    with pytest.raises(UserError, match="no calibration for rule=threshold, score=drop_cost"):
+    with pytest.raises(UserError, match="no calibration for rule=threshold, score=gain"):
         SUITE.measure("000000", bench)
     assert "data=" in SUITE.missing(replace(small_plan, sources=()))
