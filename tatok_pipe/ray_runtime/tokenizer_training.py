@@ -226,7 +226,8 @@ class _Worker:
                 window_start, window_step = now, step
             if step % config.validation.every_steps == 0 or step == total:
                 self._look(step)
-                if ray.train.collective.broadcast_from_rank_zero(self.curves.falls_behind(step)):
+                is_behind = self.curves.falls_behind(step)
+                if stage != "prior" and ray.train.collective.broadcast_from_rank_zero(is_behind):
                     trainer.slow_down()
                     if self.leads:
                         logger.warning(

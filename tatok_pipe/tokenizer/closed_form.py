@@ -6,8 +6,8 @@
 3. neighbours' weights: ridge regression of what is left, over masks of all keep rates;
 4. in turn: codes searched by synthesis, a Gauss-Newton step of every codeword, the regression again.
 
-Sums over images are taken in float64 by each process and added in the order of the processes, so that their number
-decides the result and nothing else does.
+Sums over batches of images are kept in float64 by each process and added in the order of the processes: the result
+depends on their number, and not on their timing.
 
 Letters: M images or vectors of this process, N patches on a grid of side S, P values of a patch, K globals of D
 dimensions, C dimensions of a patch's code vector, V codewords, F features.
@@ -15,7 +15,6 @@ dimensions, C dimensions of a patch's code vector, V codewords, F features.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 
 import torch
@@ -26,8 +25,6 @@ from tatok_pipe.tokenizer.model import TaTok
 from tatok_pipe.tokenizer.quantizer import VQ, nearest
 from tatok_pipe.tokenizer.search import Neighbourhood, pad_errors, search_codes, windows
 
-logger = logging.getLogger(__name__)
-
 NUM_ROUNDS = 4  # of search, codewords and regression
 _KMEANS_ROUNDS = 12
 _KMEANS_PER_CODE = 30  # vectors a codeword and round, over all processes
@@ -36,7 +33,7 @@ _FULL_SHARE = 0.4  # of the images of the regression: those that keep all patche
 _LOWEST_KEEP_RATE = 0.05
 _RIDGE = 1e-5  # of the mean diagonal
 _SCARCE_RIDGE = 0.3  # the same, times features a patch over
-_ENOUGH_SHARE = 0.01
+_ENOUGH_SHARE = 0.01  # features a patch up to which nothing is added
 _CODEWORD_STEP = 0.6
 _CODEWORD_PRIOR = 4  # uses that a codeword's present place counts for
 _BATCH_IMAGES = 50
@@ -78,7 +75,6 @@ class _ClosedForm:
         self.device = self.patch_codebook.device
         self.tell = tell
         self.rank = dist.get_rank() if _is_distributed() else 0
-        self.seed = seed
         # The same on all processes, and one of each process's own.
         self.shared = torch.Generator().manual_seed(seed)
         self.own = torch.Generator().manual_seed(seed + 1 + self.rank)

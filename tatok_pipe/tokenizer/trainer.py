@@ -272,23 +272,25 @@ class TokenizerTrainer:
         stage, done, length = self._place()
         config = self.config
 
-        def rate(peak: float) -> float:
-            return self.rate_factor * learning_rate(config.schedule(peak), step=done, num_steps=length)
+        def rate(peak: float, factor: float = self.rate_factor) -> float:
+            return factor * learning_rate(config.schedule(peak), step=done, num_steps=length)
 
+        still = dict.fromkeys(self.groups, 0.0)
+        # The entropy model moves no picture: what slows the others down is not its fault.
+        prior = {"prior": rate(config.prior_learning_rate, 1.0)}
         if stage == "joint":
             rates = dict.fromkeys(("encoder", "decoder", "drop_cost"), rate(config.learning_rate))
-            return rates | {
-                "codes": rate(config.codes_peak), "prior": rate(config.prior_learning_rate)
-            }  # fmt: skip
+            return rates | prior | {"codes": rate(config.codes_peak)}
         if stage == "prior":
-            return dict.fromkeys(self.groups, 0.0) | {"prior": rate(config.prior_learning_rate)}
-        # The head is read by nothing that is trained, so it may learn as fast as it did before.
-        return dict.fromkeys(self.groups, 0.0) | {
-            "decoder": rate(config.decoder_learning_rate), "drop_cost": rate(config.learning_rate)
-        }  # fmt: skip
+            return still | prior
+        # The head is read by nothing that is trained, so it may learn as fast as it does in the joint stage.
+        return still | {
+            "decoder": rate(config.decoder_learning_rate),
+            "drop_cost": rate(config.learning_rate),
+        }
 
     def slow_down(self) -> None:
-        """Half of every learning rate from here on."""
+        """Half of every learning rate from here on, but for the entropy model's."""
         self.rate_factor /= 2
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, float]]:

@@ -11,11 +11,7 @@ from tatok_pipe.tokenizer.losses import LossConfig
 from tatok_pipe.tokenizer.mix import MixConfig
 from tatok_pipe.training.schedule import ScheduleConfig
 
-STAGES = (
-    "joint",
-    "decoder",
-    "prior",
-)  # in the order of their options; `TrainingConfig.stages` is theirs in time
+STAGES = ("joint", "decoder", "prior")  # `TrainingConfig.stages` has them in their order
 STARTS = ("closed_form", "random")
 _CAREFUL_RATE = 1e-5  # of codewords that are good already; their entries are about 0.1
 _FLOOR_SHARE = 0.02  # of the peak learning rate, at the end of every stage

@@ -16,9 +16,9 @@ from tatok_pipe.tokenizer.analysis import psnr
 from tatok_pipe.tokenizer.dtf import Filter, keep_mask
 from tatok_pipe.tokenizer.model import TaTok
 
-# Columns of a panel beside the original, by the share of patches that are kept, those whose codewords gain most.
-PATIENCE_STEPS = 200
+PATIENCE_STEPS = 200  # that held-out images may be worse than at the start before learning rates are halved
 _NOISE_DB = 0.02  # less is no fall
+# Columns of a panel beside the original, by the share of patches that are kept, those whose codewords gain most.
 _SHARES = {"all": 1.0, "half": 0.5, "quarter": 0.25, "globals": 0.0}
 
 
@@ -31,9 +31,7 @@ class TrainingCurves:
     held_out: list[dict[str, Any]] = field(default_factory=list)  # every `validation.every_steps`
     changes: list[dict[str, Any]] = field(default_factory=list)  # of settings, and from which step on
     start_s: float = 0.0  # spent in the closed form
-    behind_since: int | None = (
-        None  # the step from which on held-out images have been worse than at the start
-    )
+    behind_since: int | None = None  # the step from which on held-out images are worse than at the start
 
     def falls_behind(self, step: int) -> bool:
         """Whether, by the last look, held-out images have been worse than at step 0 for so many steps, at some share

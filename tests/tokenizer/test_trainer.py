@@ -26,6 +26,7 @@ from tatok_pipe.tokenizer.model_card import model_card
 from tatok_pipe.tokenizer.quantizer import GlobalQuantizerConfig
 from tatok_pipe.tokenizer.trainer import TokenizerTrainer, to_model_input
 from tatok_pipe.tokenizer.training_config import DecoderMixConfig, TrainingConfig
+from tatok_pipe.tokenizer.training_log import TrainingCurves
 
 
 def build(kind: str = "fsq") -> TaTok:
@@ -345,6 +346,41 @@ def test_figures_of_one_image_have_no_spread_and_no_other_image(pictures: Tensor
     assert "- from step 5 on with training.loss.l1=1.0 (0.5 before)" in card
     pair = measure(model, pictures[:2], calibrate_ladders(model, pictures), seed=0)
     assert pair["default_tokens_std"] >= 0 and pair["psnr_globals_shuffled"] is not None
+
+
+def test_falling_behind_the_start_is_told_after_its_patience_and_once() -> None:
+    curves = TrainingCurves()
+    told = []
+    for step, half in (
+        (0, 20.0),
+        (100, 19.5),
+        (200, 19.9),
+        (300, 19.9),
+        (400, 19.9),
+        (500, 20.0),
+        (600, 19.0),
+    ):
+        curves.held_out.append({"step": step, "psnr_all": 25.0, "psnr_half": half})
+        told.append(curves.falls_behind(step))
+    assert told == [False, False, False, True, False, False, False]
+    random = TrainingCurves(held_out=[{"step": 100, "psnr_all": 9.0}, {"step": 900, "psnr_all": 1.0}])
+    assert not random.falls_behind(900)
+
+
+def test_slowing_down_halves_all_but_the_entropy_model(pictures: Tensor) -> None:
+    config = TrainingConfig(
+        joint_steps=1, prior_steps=1, decoder_steps=1, batch_size=8, warmup_steps=0, ema_decay=0,
+        loss=LossConfig(perceptual=0), learning_rate=1e-3, decoder_learning_rate=1e-3, prior_learning_rate=1e-3,
+    )  # fmt: skip
+    trainer = TokenizerTrainer(build("vq"), config, seed=0)
+    trainer.slow_down()
+    stages, rates = [], []
+    for _ in range(3):
+        stages.append(trainer.stage)
+        rates.append(run(trainer, pictures, 1)[0]["learning_rate"])
+    assert stages == ["decoder", "joint", "prior"]
+    assert rates == pytest.approx([5e-4, 1e-3, 1e-3])  # the joint one is that of the entropy model
+    assert trainer.state_dict()[1]["rate_factor"] == 0.5
 
 
 CARD = {
