@@ -29,7 +29,8 @@ from tatok_pipe.tokenize_config import TokenizeCorpusConfig
 from tatok_pipe.tokenize_corpus import make_spec
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer, save_tokenizer
 from tatok_pipe.tokenizer.dtf import DTFConfig
-from tatok_pipe.tokenizer.model import GridStackConfig, StackConfig, TaTok, TaTokConfig
+from tatok_pipe.tokenizer.model import TaTok
+from tests.tokenizer.conftest import small_config
 
 from .pictures import small_tokenizer
 
@@ -65,19 +66,7 @@ def test_an_actor_that_cannot_start_says_why(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_without_globals_is_refused_for_datasets(tmp_path: Path) -> None:
-    stack = StackConfig(width=32, depth=1, heads=2)
-    grid = GridStackConfig(width=32, depth=1, heads=2, attend_every=1)
-    model = TaTok(
-        TaTokConfig(
-            image_size=32,
-            patch_size=8,
-            num_globals=0,
-            search_passes=0,
-            encoder=grid,
-            decoder=grid,
-            prior=stack,
-        )
-    )
+    model = TaTok(small_config(num_globals=0))
     save_tokenizer(str(tmp_path), model, ladders={}, training={})
     config = replace(TokenizeCorpusConfig(), dtf=DTFConfig(value=1.0))
     with pytest.raises(UserError, match="no global tokens"):

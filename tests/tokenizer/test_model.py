@@ -10,6 +10,7 @@ from tatok_pipe.tokenizer.dtf import Filter
 from tatok_pipe.tokenizer.model import GridStackConfig, StackConfig, TaTok, TaTokConfig
 from tatok_pipe.tokenizer.prior import entropy_nats, surprisal_nats
 from tatok_pipe.tokenizer.quantizer import GlobalQuantizerConfig
+from tests.tokenizer.conftest import small_config
 
 ALL = Filter("none", 0)
 
@@ -175,19 +176,7 @@ def test_bf16_runs_and_stays_close(model: TaTok, images: Tensor) -> None:
 
 
 def test_no_globals_at_all_is_a_patch_only_tokenizer(images: Tensor) -> None:
-    stack = StackConfig(width=32, depth=1, heads=2)
-    grid = GridStackConfig(width=32, depth=1, heads=2, attend_every=1)
-    model = TaTok(
-        TaTokConfig(
-            image_size=32,
-            patch_size=8,
-            num_globals=0,
-            search_passes=0,
-            encoder=grid,
-            decoder=grid,
-            prior=stack,
-        )
-    )
+    model = TaTok(small_config("vq", num_globals=0))
     tokens = model.eval().tokenize(images, ALL)
     assert tokens.global_codes.shape == (4, 0)
     assert model.decode(tokens.global_codes, tokens.patch_codes, tokens.keep).shape == images.shape
