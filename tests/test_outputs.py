@@ -94,7 +94,7 @@ def test_where_a_tokenizer_is_expected(tmp_path: Path) -> None:
             load_tokenizer(url)
     url = place(tmp_path, "training")  # in whose tokenizer/ are damaged files
     with pytest.raises(
-        UserError, match=f"^tokenizer.checkpoint={url}/tokenizer: expected format 2 in tokenizer.json$"
+        UserError, match=f"^tokenizer.checkpoint={url}/tokenizer: expected format 3 in tokenizer.json$"
     ):
         load_tokenizer(url)
 
