@@ -25,12 +25,13 @@ from torch import Tensor, nn
 
 from tatok_pipe.ar import checkpoint as generator_checkpoint
 from tatok_pipe.ar.draws import DrawConfig
-from tatok_pipe.ar.model import GeneratorConfig
 from tatok_pipe.ar.requests import ImageRequest, ImageTokens
 from tatok_pipe.ar.sampler import DEFAULT_SLOTS, Sampler, SamplingConfig
 from tatok_pipe.errors import RefusedError, UserError
+from tatok_pipe.generation.conditions import check_classes, check_trained, chosen_classes
 from tatok_pipe.generation.job import keep_part
-from tatok_pipe.generation.plan import asked_patches, chosen_classes
+from tatok_pipe.generation.plan import asked_patches
+from tatok_pipe.number_lists import format_numbers
 from tatok_pipe.pictures import Picture, list_pictures, to_pixels
 from tatok_pipe.ragged_tokens import EncodedImage, RaggedTokens
 from tatok_pipe.seeds import hash_seed
@@ -193,7 +194,13 @@ class ImageGenerator:
         sampling, spec = sampling or SamplingConfig(), self._loaded.tokens
         if classes is not None and embeddings is not None:
             raise UserError("classes and embeddings are given; expected one of them")
-        labels = _to_labels(classes, self.model.config)
+        labels = _to_labels(classes, self._loaded)
+        check_trained(
+            self._loaded,
+            is_guided=sampling.is_guided,
+            has_condition=bool(labels) or embeddings is not None,
+            target_tokens=target_tokens,
+        )
         vectors = None if embeddings is None else _to_vectors(embeddings)
         is_kept = _to_mask(keep, num_patches=spec.num_patches)
         starts = [] if start is None else _list_images(start, self.tokenizer_fingerprint, name="start")
@@ -319,11 +326,14 @@ def _check_codes(image: EncodedImage, name: str, length: int, vocab: int) -> Non
         )
 
 
-def _to_labels(classes: int | str | Iterable[int] | None, config: GeneratorConfig) -> tuple[int, ...]:
+def _to_labels(
+    classes: int | str | Iterable[int] | None, generator: generator_checkpoint.LoadedGenerator
+) -> tuple[int, ...]:
     if classes is None:
         return ()
     if isinstance(classes, str):
-        return chosen_classes(classes, config)
+        return chosen_classes(classes, generator)
+    config = generator.model.config
     given = list(classes) if isinstance(classes, Iterable) else [classes]
     known = f"0 to {config.num_classes - 1}" if config.condition == "class" else "none, it has no classes"
     if not given:
@@ -336,6 +346,9 @@ def _to_labels(classes: int | str | Iterable[int] | None, config: GeneratorConfi
             raise UserError(
                 f"classes: {each!r}, expected numbers, by which alone a generator knows its classes: {known}"
             ) from None
+    in_range = [each for each in labels if 0 <= each < config.num_classes]  # of the others the sampler speaks
+    if config.condition == "class":
+        check_classes(in_range, generator, told=format_numbers(set(labels)))
     return tuple(labels)
 
 

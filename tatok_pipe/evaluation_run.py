@@ -17,6 +17,7 @@ from tatok_pipe.evaluation.pictures import plan_sources
 from tatok_pipe.evaluation.plan import EvaluationPlan
 from tatok_pipe.evaluation.suites import SUITES
 from tatok_pipe.evaluation.work import EvaluateJob, committed_parts, part_name, read_part
+from tatok_pipe.generation.conditions import check_trained, trained_classes
 from tatok_pipe.generation.plan import check_pair
 from tatok_pipe.images.demo import write_demo_corpus
 from tatok_pipe.job import JobSummary
@@ -164,6 +165,15 @@ def _load_generator(
             f"generation.guidance={guidance:g}: expected 1, {option}={storage.redact(url)} is told no class "
             f"(condition {condition})"
         )
+    try:
+        check_trained(
+            generator,
+            is_guided=guidance != 1,
+            has_condition=bool(trained_classes(generator)),
+            target_tokens=None,
+        )
+    except UserError as error:
+        raise UserError(f"{option}={storage.redact(url)}: {error}") from None
     return generator
 
 

@@ -353,6 +353,31 @@ def test_classes_of_every_kind(generator: ImageGenerator) -> None:
     assert generator.sample(4, classes="all") == generator.sample(4, classes=range(10))
 
 
+def test_what_was_never_trained_is_not_drawn(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = GeneratorConfig(width=32, depth=1, heads=2, num_classes=10, num_budgets=4)
+    training = {"config": {"drop_condition": 0}, "untrained_classes": [0, 7]}
+    generator = tatok_pipe.load_generator(save_models(tmp_path, config, training=training).generator)
+    guided = SamplingConfig(codes=DrawConfig(guidance=2))
+    for arguments, message in (
+        ({"classes": 1, "sampling": guided}, "guidance: expected 1, .*drop_condition=0.1"),
+        ({}, "classes: none are given, .*drop_condition=0.1, or give classes"),
+        (
+            {"classes": [1, 7]},
+            "classes=1,7: no image of 7 was in the training; expected classes among 1-6,8-9$",
+        ),
+        ({"classes": "6-8"}, "classes=6-8: no image of 7 was"),
+        ({"classes": [10]}, "label 10: "),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            generator.sample(1, **arguments)  # type: ignore[arg-type]
+        assert caught.value.exit_code == 2
+    caplog.clear()
+    generator.sample(1, classes=1)
+    assert ["target_tokens=null" in message for message in caplog.messages] == [True]
+    drawn = generator.sample(8, classes="all")
+    assert drawn == generator.sample(8, classes=[1, 2, 3, 4, 5, 6, 8, 9])
+
+
 def test_embeddings_of_every_kind(tmp_path: Path) -> None:
     config = GeneratorConfig(width=32, depth=1, heads=2, condition="embedding", embedding_dim=4)
     generator = tatok_pipe.load_generator(save_models(tmp_path, config).generator)

@@ -15,6 +15,7 @@ from tatok_pipe.ar.checkpoint import LoadedGenerator
 from tatok_pipe.ar.draws import DrawConfig
 from tatok_pipe.ar.requests import ImageTokens
 from tatok_pipe.ar.sampler import Sampler, SamplingConfig
+from tatok_pipe.generation.conditions import trained_classes
 from tatok_pipe.generation.job import GenerationPlan, Requests
 from tatok_pipe.tokenizer.checkpoint import Tokenizer
 from tatok_pipe.tokenizer.dtf import Filter
@@ -37,7 +38,8 @@ class Drawn:
 
 
 class Drawing:
-    """Image i is a function of (seed, guidance, i), classes taken in turn: on CPUs, the one that `generate` makes."""
+    """Image i is a function of (seed, guidance, i), those classes taken in turn that training had images of: on CPUs,
+    the one that `generate` makes."""
 
     def __init__(
         self, generator: LoadedGenerator, tokenizer: Tokenizer, *, num_images: int, seed: int, guidance: float
@@ -49,7 +51,7 @@ class Drawing:
             num_images=num_images,
             images_per_shard=PART_IMAGES,
             seed=seed,
-            classes=tuple(range(self.num_classes)),
+            classes=trained_classes(generator),
             sampling=SamplingConfig(codes=draw, positions=draw),
             num_patches=None,
             embeddings_url=None,
@@ -58,9 +60,8 @@ class Drawing:
 
     @property
     def num_classes(self) -> int:
-        """0: the generator is told no class."""
-        config = self.generator.model.config
-        return config.num_classes if config.condition == "class" else 0
+        """Those that are drawn, given images enough; 0: the generator is told no class."""
+        return len(self._plan.classes)
 
     def has_filter(self, filter: Filter) -> bool:
         """Whether the generator was trained on what this filter leaves."""

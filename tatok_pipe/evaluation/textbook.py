@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 GRID_SIDE = 4
-_FOLDER = "textbook-8"
+PACKAGED = Path(str(resources.files("tatok_pipe") / "pretrained" / "textbook-8"))
 _WEIGHTS = "codebooks.safetensors"
 _CHUNK_ROWS = 8192  # of distances to all codewords, that are held at once
 _MAX_PSNR_DB = 100.0
@@ -106,9 +107,10 @@ class Textbook:
         return TextbookQuality(psnr, self.bits(keep.sum(1), num_patches))
 
 
-def load_textbook() -> Textbook:
-    """The packaged codebooks, for patches of 8 pixels."""
-    found = load_file(str(resources.files("tatok_pipe") / "pretrained" / _FOLDER / _WEIGHTS))
+def load_textbook(folder: Path = PACKAGED) -> Textbook:
+    """The codebooks of a folder that `tests.benchmarks.textbook` wrote, else the packaged ones, for patches of 8
+    pixels."""
+    found = load_file(folder / _WEIGHTS)
     return Textbook(found["colours"].float(), found["residuals"].float())
 
 

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
-from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
 from tatok_pipe import storage
 from tatok_pipe.ar.checkpoint import LoadedGenerator
-from tatok_pipe.ar.model import GeneratorConfig
 from tatok_pipe.errors import RefusedError, UserError
 from tatok_pipe.generate_config import GenerateConfig, StartConfig
+from tatok_pipe.generation.conditions import check_trained, chosen_classes
 from tatok_pipe.generation.job import GenerationPlan, StartPlan
 from tatok_pipe.generation.layout import PLAN_FILE
-from tatok_pipe.number_lists import format_numbers
 from tatok_pipe.tokenizer.checkpoint import Tokenizer
 from tatok_pipe.tokens.dataset import TokenDataset
 from tatok_pipe.tokens.embeddings import read_vectors
 from tatok_pipe.tokens.spec import TokenSpec
-
-logger = logging.getLogger(__name__)
 
 FORMAT = 1
 
@@ -47,7 +42,13 @@ def check_pair(
 def make_plan(config: GenerateConfig, generator: LoadedGenerator) -> GenerationPlan:
     """Raises UserError, in one line, where the generator cannot do what is asked for."""
     model = generator.model.config
-    _check_trained(config, generator)
+    has_condition = config.classes != "none" if model.condition == "class" else config.embeddings is not None
+    check_trained(
+        generator,
+        is_guided=config.sampling.is_guided,
+        has_condition=has_condition,
+        target_tokens=config.target_tokens,
+    )
     if config.embeddings is not None:
         if model.condition != "embedding":
             raise UserError(
@@ -58,9 +59,7 @@ def make_plan(config: GenerateConfig, generator: LoadedGenerator) -> GenerationP
         num_images=config.num_images,
         images_per_shard=config.output.images_per_shard,
         seed=config.seed,
-        classes=chosen_classes(
-            config.classes, model, untrained=generator.training.get("untrained_classes", ())
-        ),
+        classes=chosen_classes(config.classes, generator),
         sampling=config.sampling,
         num_patches=asked_patches(config.target_tokens, generator),
         embeddings_url=storage.canonical_url(config.embeddings) if config.embeddings else None,
@@ -94,48 +93,6 @@ def asked_patches(target_tokens: int | None, generator: LoadedGenerator) -> int 
             f"most {tokens.num_patches} patch tokens"
         )
     return target_tokens - lowest
-
-
-def chosen_classes(text: str, model: GeneratorConfig, *, untrained: Collection[int] = ()) -> tuple[int, ...]:
-    """Classes by a text: all, none, or numbers and ranges. All are those that an image of the training had, with a line
-    of the log where some had none (`untrained`). Raises UserError for what the generator does not have, and for
-    classes that are named and untrained."""
-    if model.condition != "class":
-        if text not in ("all", "none"):
-            raise UserError(f"classes={text}: the generator's condition is {model.condition}, no class")
-        return ()
-    if text == "none":
-        return ()
-    trained = tuple(number for number in range(model.num_classes) if number not in set(untrained))
-    given = trained if text == "all" else parse_classes(text, num_classes=model.num_classes)
-    never = format_numbers(set(untrained) if text == "all" else set(given).difference(trained))
-    if never and (text != "all" or not trained):
-        known = format_numbers(trained) or "none, it was trained without labels"
-        raise UserError(
-            f"classes={text}: no image of {never} was in the training; expected classes among {known}"
-        )
-    if never:
-        logger.warning("classes=all: no image of %s was in the training; they are left out", never)
-    return given
-
-
-def parse_classes(text: str, *, num_classes: int) -> tuple[int, ...]:
-    """A list of numbers and ranges, "0-9,17". Raises UserError for what is none, or out of range."""
-    classes: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-        if match is None:
-            raise UserError(
-                f"classes={text}: {part!r} is no class; expected all, none, or a list like 0-9,17 of the numbers 0 to "
-                f"{num_classes - 1}, by which alone the generator knows its classes"
-            )
-        first, last = int(match[1]), int(match[2] or match[1])
-        if first > last:
-            raise UserError(f"classes={text}: {part.strip()} is empty; expected the smaller number first")
-        if last >= num_classes:
-            raise UserError(f"classes={text}: expected 0 to {num_classes - 1}, the generator's classes")
-        classes += range(first, last + 1)
-    return tuple(classes)
 
 
 def create_or_check(url: str, content: dict[str, Any], description: dict[str, Any]) -> None:
@@ -187,36 +144,6 @@ def describe_sources(plan: GenerationPlan) -> dict[str, Any]:
 
 def to_json(plan: GenerationPlan) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(plan)))
-
-
-def _check_trained(config: GenerateConfig, generator: LoadedGenerator) -> None:
-    """Raise UserError where images would be drawn from weights that training never moved."""
-    model = generator.model.config
-    if config.sampling.is_guided and model.condition == "none":
-        raise UserError(
-            "sampling.codes.guidance, sampling.positions.guidance: expected 1, the generator has no condition to be "
-            "guided by"
-        )
-    # None: its file does not say how it was trained.
-    if generator.training.get("config", {}).get("drop_condition") != 0:
-        return
-    advice = (
-        "which the generator was never trained without (drop_condition=0); train one with drop_condition=0.1"
-    )
-    if config.sampling.is_guided:
-        raise UserError(
-            "sampling.codes.guidance, sampling.positions.guidance: expected 1, guidance leads away from images without "
-            f"condition, {advice}"
-        )
-    if model.condition == "class" and config.classes == "none":
-        raise UserError(f"classes=none: draws without a condition, {advice}, or give classes")
-    if model.condition == "embedding" and config.embeddings is None:
-        raise UserError(f"embeddings=null: draws without a condition, {advice}, or give embeddings")
-    if model.num_budgets and config.target_tokens is None:
-        logger.warning(
-            "target_tokens=null: in training the generator was always told how many tokens an image has "
-            "(drop_condition=0), and never learned to do without; give target_tokens"
-        )
 
 
 def _start(config: StartConfig, tokens: TokenSpec) -> StartPlan | None:

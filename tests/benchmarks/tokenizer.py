@@ -27,6 +27,7 @@ from torch import Tensor
 from tatok_pipe import storage
 from tatok_pipe.evaluation.pictures import to_pixels
 from tatok_pipe.evaluation.suites.reconstruction import CODECS, codec_at
+from tatok_pipe.evaluation.textbook import PACKAGED as TEXTBOOK
 from tatok_pipe.evaluation.textbook import load_textbook, position_bits
 from tatok_pipe.image_input import find_image_shards
 from tatok_pipe.images.crops import CropConfig
@@ -60,19 +61,29 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--baseline", help="the same without globals and filtering")
     parser.add_argument("--shards", help="image shards that neither was trained on")
     parser.add_argument("--write", help="Markdown file to put the tables in")
+    parser.add_argument(
+        "--textbook",
+        type=Path,
+        default=TEXTBOOK,
+        help="folder that tests.benchmarks.textbook wrote for patches of another size",
+    )
+    parser.add_argument("--beside", action="store_true", help="the first table alone")
     options = parser.parse_args(argv)
     tokenizer = load_tokenizer(options.tokenizer)
     samples = read_samples(options.shards)
     report = Report(tokenizer, samples)
-    sections = [
-        report.heading(options.shards),
-        report.beside(),
-        report.scores(),
-        report.thresholds(),
-        report.globals(load_tokenizer(options.baseline) if options.baseline else None),
-        report.codes(),
-        report.content(),
-    ]
+    sections = [report.heading(options.shards), report.beside(options.textbook)]
+    sections += (
+        []
+        if options.beside
+        else [
+            report.scores(),
+            report.thresholds(),
+            report.globals(load_tokenizer(options.baseline) if options.baseline else None),
+            report.codes(),
+            report.content(),
+        ]
+    )
     text = "\n\n".join(section for section in sections if section)
     print(text)
     if options.write:
@@ -131,10 +142,10 @@ class Report:
         with torch.no_grad():
             return psnr(decoded, self.images), torch.cat([self.distance(a, b) for a, b in parts])
 
-    def beside(self) -> str:
+    def beside(self, folder: Path) -> str:
         """The default score beside what needs no network, at equal bits and bytes."""
         score = DTFConfig().score
-        textbook = load_textbook()
+        textbook = load_textbook(folder)
         errors = textbook.errors(self.images)
         pixels = [to_pixels(image) for image in self.images]
         rows = []
@@ -171,10 +182,10 @@ class Report:
         ]  # fmt: skip
         return (
             "Beside what needs no network. The textbook is k-means alone (`tatok_pipe/evaluation/textbook.py`): 16 "
-            "mean colours and a codeword of 11 bits for each patch of 8 px, kept where it lowers the error most by one "
-            "threshold for all images, at equal bits on average. Codes have fixed length; which patches are kept "
-            "counts for both. Image codecs: the best quality within the bytes of the image's tokens, or the smallest "
-            "file where that is larger:\n\n" + table(header, rows)
+            f"mean colours and a codeword of 11 bits for each patch of {textbook.patch_size} px, kept where it lowers "
+            "the error most by one threshold for all images, at equal bits on average. Codes have fixed length; which "
+            "patches are kept counts for both. Image codecs: the best quality within the bytes of the image's tokens, "
+            "or the smallest file where that is larger:\n\n" + table(header, rows)
         )
 
     def bits(self, num_kept: Tensor) -> Tensor:

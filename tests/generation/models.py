@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,7 +42,13 @@ class Models:
     spec: TokenSpec  # of the tokens that go from one to the other
 
 
-def save_models(folder: Path, config: GeneratorConfig = CLASSES, *, seed: int = 0) -> Models:
+def save_models(
+    folder: Path,
+    config: GeneratorConfig = CLASSES,
+    *,
+    seed: int = 0,
+    training: dict[str, Any] | None = None,
+) -> Models:
     torch.manual_seed(seed)
     tokenizer = TaTok(TOKENIZER)
     with torch.no_grad():
@@ -61,5 +68,5 @@ def save_models(folder: Path, config: GeneratorConfig = CLASSES, *, seed: int = 
     torch.manual_seed(seed + 1)  # so that the tokenizer's weights do not decide the generator's
     generator = widen(Generator(config, Vocabulary.from_spec(spec)))
     url = str(folder / "generator")
-    save_generator(url, dict(generator.state_dict()), config=config, tokens=spec, training={})
+    save_generator(url, dict(generator.state_dict()), config=config, tokens=spec, training=training or {})
     return Models(url, str(folder / "tokenizer"), spec)

@@ -23,6 +23,7 @@ from tatok_pipe.ar.sampler import SamplingConfig
 from tatok_pipe.config import from_dict, load_config
 from tatok_pipe.errors import RefusedError, UserError
 from tatok_pipe.generate_config import GenerateConfig
+from tatok_pipe.generation.conditions import parse_classes
 from tatok_pipe.generation.job import GenerationPlan, StartPlan
 from tatok_pipe.generation.layout import PLAN_FILE
 from tatok_pipe.generation.plan import (
@@ -31,7 +32,6 @@ from tatok_pipe.generation.plan import (
     create_or_check,
     describe_sources,
     make_plan,
-    parse_classes,
     read_plan,
     to_json,
 )
@@ -361,8 +361,8 @@ def trained(kind: str, **training: Any) -> LoadedGenerator:
     [
         ("class", ["sampling.codes.guidance=2"], r"guidance: expected 1, .*drop_condition=0.1"),
         ("class", ["sampling.positions.guidance=0"], r"guidance: expected 1, .*drop_condition=0.1"),
-        ("class", ["classes=none"], r"classes=none: .*drop_condition=0.1, or give classes"),
-        ("embedding", [], r"embeddings=null: .*or give embeddings"),
+        ("class", ["classes=none"], r"classes: none are given, .*drop_condition=0.1, or give classes"),
+        ("embedding", [], r"embeddings: none are given, .*or give embeddings"),
     ],
 )
 def test_what_was_never_trained_is_not_drawn(kind: str, argv: list[str], message: str) -> None:

@@ -269,7 +269,7 @@ def _verdicts(
     num_classes = adaptive[0]["num_classes"]
     if num_classes > len(adaptive):
         verdicts.append(
-            f"Classes 0 to {len(adaptive) - 1} of {num_classes} alone were drawn, the real images are of any: draw at "
+            f"The first {len(adaptive)} of {num_classes} classes alone were drawn, the real images are of any: draw at "
             f"least generation.num_images={num_classes}."
         )
     return verdicts

@@ -251,6 +251,21 @@ def test_guidance_needs_classes(config: EvaluateConfig, tmp_path: Path) -> None:
     assert {row["label"] for row in of(unguided, "adaptive")} == {None}
 
 
+def test_what_was_never_trained_is_not_evaluated(config: EvaluateConfig, tmp_path: Path) -> None:
+    training = {"config": {"drop_condition": 0}, "untrained_classes": [0, 2]}
+    models = save_models(
+        tmp_path, GeneratorConfig(width=64, depth=2, heads=4, num_classes=4), training=training
+    )
+    given = replace(
+        config, tokenizer=models.tokenizer, generator=models.generator, generation=GenerationConfig(4, 2.0)
+    )
+    with pytest.raises(UserError, match=r"guidance: expected 1, .*drop_condition=0.1") as error:
+        make_plan(given)
+    assert error.value.exit_code == 2 and "\n" not in str(error.value)
+    unguided = measure(make_plan(replace(given, generation=GenerationConfig(4), max_images=2)))
+    assert [row["label"] for row in of(unguided, "adaptive")] == [1, 3, 1, 3]
+
+
 def made_up(told: str, count: int, *, shift: float, tokens: tuple[int, int], seed: int) -> list[Row]:
     """Features are drawn; lengths go through `tokens` in turn, so that equal ones are equal whatever the seed."""
     random = np.random.default_rng(seed)
@@ -288,11 +303,11 @@ def test_what_a_reader_has_to_know_is_told(plan: EvaluationPlan) -> None:
     rows = made_up("adaptive", 9, shift=0.0, tokens=(40, 90), seed=1)
     rows += made_up("real", 9, shift=0.0, tokens=(40, 90), seed=2)
     quiet = " ".join(SUITE.summarise(rows, plan).verdicts)
-    assert "another filter" not in quiet and "Classes" not in quiet and "without any" not in quiet
+    assert "another filter" not in quiet and "classes alone" not in quiet and "without any" not in quiet
     assert "n alone" not in quiet  # nine real images have no halves to compare
     changes = {"has_filter": False, "num_classes": 10, "condition": "embedding"}
     told = " ".join(SUITE.summarise([row | changes for row in rows], plan).verdicts)
-    assert "another filter" in told and "Classes 0 to 8 of 10" in told and "without any" in told
+    assert "another filter" in told and "The first 9 of 10 classes" in told and "without any" in told
     with pytest.raises(UserError, match="1 images could be read"):
         SUITE.summarise(rows[:10], plan)
 

@@ -1,0 +1,101 @@
+"""What images are drawn under: the classes a generator knows, and whether training ever moved what is asked for."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable
+
+from tatok_pipe.ar.checkpoint import LoadedGenerator
+from tatok_pipe.errors import UserError
+from tatok_pipe.number_lists import format_numbers
+
+logger = logging.getLogger(__name__)
+
+_GIVEN = {"class": "classes", "embedding": "embeddings"}  # what tells a generator its condition
+
+
+def trained_classes(generator: LoadedGenerator) -> tuple[int, ...]:
+    """Those that an image of the training had; none where the generator is told no class."""
+    config = generator.model.config
+    untrained = set(generator.training.get("untrained_classes", ()))
+    numbers = range(config.num_classes if config.condition == "class" else 0)
+    return tuple(number for number in numbers if number not in untrained)
+
+
+def chosen_classes(text: str, generator: LoadedGenerator) -> tuple[int, ...]:
+    """Classes by a text: all, none, or numbers and ranges. All are those that an image of the training had, with a line
+    of the log where some had none. Raises UserError for what the generator does not have, and for classes that are
+    named and untrained."""
+    model = generator.model.config
+    if model.condition != "class":
+        if text not in ("all", "none"):
+            raise UserError(f"classes={text}: the generator's condition is {model.condition}, no class")
+        return ()
+    if text == "none":
+        return ()
+    if text != "all":
+        given = parse_classes(text, num_classes=model.num_classes)
+        check_classes(given, generator, told=text)
+        return given
+    trained = trained_classes(generator)
+    if not trained:
+        check_classes(range(model.num_classes), generator, told=text)
+    if never := format_numbers(set(range(model.num_classes)).difference(trained)):
+        logger.warning("classes=all: no image of %s was in the training; they are left out", never)
+    return trained
+
+
+def check_classes(classes: Iterable[int], generator: LoadedGenerator, *, told: str) -> None:
+    """Raises UserError where no image of one of them was in the training; `told` is how they were given."""
+    trained = trained_classes(generator)
+    if never := format_numbers(set(classes).difference(trained)):
+        known = format_numbers(trained) or "none, it was trained without labels"
+        raise UserError(
+            f"classes={told}: no image of {never} was in the training; expected classes among {known}"
+        )
+
+
+def parse_classes(text: str, *, num_classes: int) -> tuple[int, ...]:
+    """A list of numbers and ranges, "0-9,17". Raises UserError for what is none, or out of range."""
+    classes: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if match is None:
+            raise UserError(
+                f"classes={text}: {part!r} is no class; expected all, none, or a list like 0-9,17 of the numbers 0 to "
+                f"{num_classes - 1}, by which alone the generator knows its classes"
+            )
+        first, last = int(match[1]), int(match[2] or match[1])
+        if first > last:
+            raise UserError(f"classes={text}: {part.strip()} is empty; expected the smaller number first")
+        if last >= num_classes:
+            raise UserError(f"classes={text}: expected 0 to {num_classes - 1}, the generator's classes")
+        classes += range(first, last + 1)
+    return tuple(classes)
+
+
+def check_trained(
+    generator: LoadedGenerator, *, is_guided: bool, has_condition: bool, target_tokens: int | None
+) -> None:
+    """Raises UserError where images would be drawn from weights that training never moved: guided, or without a
+    condition. A budget that is not told is a warning."""
+    model = generator.model.config
+    if is_guided and model.condition == "none":
+        raise UserError("guidance: expected 1, the generator has no condition to be guided by")
+    # None: its file does not say how it was trained.
+    if generator.training.get("config", {}).get("drop_condition") != 0:
+        return
+    advice = (
+        "which the generator was never trained without (drop_condition=0); train one with drop_condition=0.1"
+    )
+    if is_guided:
+        raise UserError(f"guidance: expected 1, it leads away from images without condition, {advice}")
+    if model.condition in _GIVEN and not has_condition:
+        given = _GIVEN[model.condition]
+        raise UserError(f"{given}: none are given, and so no condition, {advice}, or give {given}")
+    if model.num_budgets and target_tokens is None:
+        logger.warning(
+            "target_tokens=null: in training the generator was always told how many tokens an image has "
+            "(drop_condition=0), and never learned to do without; give target_tokens"
+        )
