@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all check format bench bench-check bench-tokenizer docs-inputs clean
+.PHONY: help venv demo test test-all check format bench bench-check bench-tokenizer bench-recipes docs-inputs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -40,10 +40,15 @@ bench-check: $(INSTALLED) ## the same, and an error where a ratio fell by more t
 	$(PY) -m tests.benchmarks --check
 
 # SHARDS: image shards that the tokenizer was not trained on; without it the photographs that the demo leaves out.
-# BASELINE: a tokenizer made with configs/tokenizer/tiny-patches-only.yaml, to compare with.
+# BASELINE: a tokenizer of patches alone (model.num_globals=0), to compare with.
 bench-tokenizer: $(INSTALLED) ## the packaged tokenizer's scores beside their controls; writes the tables into the README
 	$(PY) -m tests.benchmarks.tokenizer $(if $(SHARDS),--shards '$(SHARDS)') $(if $(BASELINE),--baseline '$(BASELINE)') \
 		--write README.md
+
+# SHARDS: image shards to train on; HELD_OUT: to measure on. SEEDS: such as "0 1 2".
+bench-recipes: $(INSTALLED) ## what parts of the tokenizer's recipe are worth, by training variants of configs/tokenizer/quick.yaml
+	$(PY) -m tests.benchmarks.recipes configs/tokenizer/quick.yaml --shards '$(SHARDS)' --held-out '$(HELD_OUT)' \
+		--seeds $(or $(SEEDS),0)
 
 docs-inputs: $(INSTALLED) ## what is read and what is refused, tried and written into docs/inputs.md
 	$(PY) -m tests.inputs_table --write docs/inputs.md

@@ -168,7 +168,7 @@ class ImageGenerator:
         self,
         num_images: int,
         *,
-        classes: int | str | Iterable[int] | None = None,
+        classes: int | str | Iterable[int | str] | None = None,
         embeddings: np.ndarray | None = None,
         seed: int = 0,
         target_tokens: int | None = None,
@@ -181,10 +181,11 @@ class ImageGenerator:
         """Images in order, each a function of `seed`, its number and the arguments: the ones that
         `python -m tatok_pipe.generate` draws.
 
-        `classes`, numbers or a text as `generate` takes it ("all", "0-9,17"), or `embeddings` (n, E), are taken in
-        turn; without them images are drawn without a condition. `target_tokens` is about what an image has, where the
-        generator knows budgets. Of `start`, whose images are taken in turn, the patches at the places in `keep`, (N,)
-        or (side, side) bool, stay as they are, and the globals with `keep_globals`; the rest is drawn. `slots` images
+        `classes`, numbers, names where the token dataset had them, or a text as `generate` takes it ("all",
+        "0-9,tabby"), or `embeddings` (n, E), are taken in turn; without them images are drawn without a condition.
+        `target_tokens` is about what an image has, where the generator knows budgets. Of `start`, whose images are
+        taken in turn, the patches at the places in `keep`, (N,) or (side, side) bool, stay as they are, and the globals
+        with `keep_globals`; the rest is drawn. `slots` images
         are drawn at once. Raises UserError for what the generator cannot do.
         """
         if num_images < 1:
@@ -327,7 +328,7 @@ def _check_codes(image: EncodedImage, name: str, length: int, vocab: int) -> Non
 
 
 def _to_labels(
-    classes: int | str | Iterable[int] | None, generator: generator_checkpoint.LoadedGenerator
+    classes: int | str | Iterable[int | str] | None, generator: generator_checkpoint.LoadedGenerator
 ) -> tuple[int, ...]:
     if classes is None:
         return ()
@@ -336,10 +337,14 @@ def _to_labels(
     config = generator.model.config
     given = list(classes) if isinstance(classes, Iterable) else [classes]
     known = f"0 to {config.num_classes - 1}" if config.condition == "class" else "none, it has no classes"
+    is_named = bool(generator.tokens.class_names) and config.condition == "class"
     if not given:
         raise UserError(f"classes: none are given, expected numbers, the generator's are {known}")
     labels = []
     for each in given:
+        if is_named and isinstance(each, str):
+            labels += chosen_classes(each, generator)
+            continue
         try:
             labels.append(operator.index(each))
         except TypeError:

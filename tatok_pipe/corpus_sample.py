@@ -124,6 +124,7 @@ def _look_at_shard(job: TokenizeJob, shard: ShardFile, look: Look, *, until_s: f
                 regroup=regroup,
                 part_bytes=_PART_BYTES,
                 notices=notices,
+                class_names=job.spec.class_names,
             ) as samples:
                 for number, sample in enumerate(samples):
                     if (number >= _MAX_SAMPLES and num_images) or time.monotonic() > until_s:

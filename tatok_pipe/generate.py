@@ -208,7 +208,8 @@ def _finish(
     if num_shown := max(output.contact_sheet, output.gallery):
         shown = list(islice(_images(job, names), num_shown))
         if output.contact_sheet:
-            sheet = contact_sheet([image.image for image in shown[: output.contact_sheet]])
+            some = shown[: output.contact_sheet]
+            sheet = contact_sheet([image.image for image in some], [image.label for image in some])
             storage.publish_bytes(sheet, storage.join(url, layout.CONTACT_SHEET), exclusive=False)
         if output.gallery:
             page = render_samples(

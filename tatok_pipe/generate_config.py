@@ -93,7 +93,7 @@ class GenerateConfig:
     classes: str = option(
         "all",
         help="what to generate where the condition is a class, taken in turn: all, none (without condition), or a list "
-        "like 0-9,17",
+        "like 0-9,17,tabby of numbers and, where the token dataset had them, names",
     )
     embeddings: str | None = option(
         None,

@@ -5,12 +5,15 @@ from __future__ import annotations
 from contextlib import closing
 
 from tatok_pipe import storage
+from tatok_pipe.class_names import parse_names
 from tatok_pipe.errors import UserError
-from tatok_pipe.images.limits import IMAGE_EXTENSIONS
+from tatok_pipe.images import parquet
+from tatok_pipe.images.limits import IMAGE_EXTENSIONS, ShardLimits
 from tatok_pipe.images.parquet import has_token_columns
 from tatok_pipe.images.source import PARQUET_SUFFIX
 from tatok_pipe.outputs import recognise
 from tatok_pipe.storage import ShardFile
+from tatok_pipe.tokens.dataset import read_dataset_file
 from tatok_pipe.tokens.layout import DATA_DIRECTORY, DATASET_FILE, QUARANTINE_DIRECTORY
 
 _ADVICE = "give the image shards that it was made from, or give it to train_ar as input.url"
@@ -37,6 +40,39 @@ def find_image_shards(spec: str, *, option: str) -> list[ShardFile]:
     _refuse_token_datasets(shards, option)
     _refuse_other_files(shards, option)
     return shards
+
+
+def read_class_names(given: str, *, option: str) -> tuple[str, ...]:
+    """Names of classes as a user gives them: `@` and the URL of a list, or that of a token dataset. Raises UserError
+    where neither is there."""
+    told = f"{option}={storage.redact(given)}"
+    if not given.startswith("@"):
+        names = read_dataset_file(given)[0].class_names
+        if not names:
+            raise UserError(
+                f"{told}: a token dataset whose classes have no names; expected one with names, or @names.txt"
+            )
+        return names
+    try:
+        return parse_names(storage.read_bytes(given[1:]).decode())
+    except FileNotFoundError:
+        raise UserError(f"{told}: not found; expected a text file with the name of a class a line") from None
+    except ValueError as error:  # UnicodeDecodeError too
+        raise UserError(f"{told}: {error}") from None
+
+
+def class_names_of(shard: ShardFile, limits: ShardLimits) -> tuple[str, ...]:
+    """Those that an image shard tells of its classes; none where it tells none or cannot be read, which is told when
+    its turn comes."""
+    if not shard.url.partition("?")[0].lower().endswith(PARQUET_SUFFIX):
+        return ()
+    try:
+        with closing(
+            storage.open_random_access(shard.url, info=storage.file_info(shard.url), num_ahead=1)
+        ) as file:
+            return parquet.read_class_names(file, limits=limits)
+    except OSError:
+        return ()
 
 
 def _recognise_given(spec: str) -> str:

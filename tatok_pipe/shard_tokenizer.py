@@ -54,7 +54,9 @@ _FINAL_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, UserErro
 _NUM_REASONS = 3  # why a shard gave no image, by the most frequent ones
 
 
-def token_spec(tokenizer: Tokenizer, filter: Filter, *, encoding: dict[str, Any]) -> TokenSpec:
+def token_spec(
+    tokenizer: Tokenizer, filter: Filter, *, encoding: dict[str, Any], class_names: tuple[str, ...] = ()
+) -> TokenSpec:
     """What the rows of a run with this tokenizer and filter will be."""
     model = tokenizer.model.config
     return TokenSpec(
@@ -67,6 +69,7 @@ def token_spec(tokenizer: Tokenizer, filter: Filter, *, encoding: dict[str, Any]
         tokenizer_fingerprint=tokenizer.fingerprint,
         dtf=asdict(filter),
         encoding=encoding,
+        class_names=class_names,
     )
 
 
@@ -244,7 +247,14 @@ class ShardTokenizer:
         notices, refusals = Notices(), Notices()
         num_images = num_tokens = bytes_read = 0
         with (
-            open_samples(url, info=info, limits=self.job.limits, regroup=regroup, notices=notices) as samples,
+            open_samples(
+                url,
+                info=info,
+                limits=self.job.limits,
+                regroup=regroup,
+                notices=notices,
+                class_names=self.job.spec.class_names,
+            ) as samples,
             tempfile.TemporaryDirectory(prefix="tatok-") as folder,
         ):
             data_path = os.path.join(folder, "data.parquet")

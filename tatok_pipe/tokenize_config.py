@@ -17,6 +17,7 @@ from tatok_pipe.tokenizer.dtf import DTFConfig
 
 DEMO = "demo"
 DEMO_FOLDER = "tatok_demo"
+NO_NAMES = "none"
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,13 @@ class InputConfig:
         choices=ON_SOURCE_CHANGE,
         help="what to do with image shards that changed (size or ETag) since they were tokenized: stop and say so, "
         "replace their tokens, or leave them",
+    )
+    class_names: str | None = option(
+        None,
+        help="names of the classes: @names.txt with a name a line, class 0 first; a token dataset, for the names that "
+        f"it has; {NO_NAMES!r}; null: as the dataset was begun, a new one those of the first image shard, where it is "
+        "Parquet with a ClassLabel of Hugging Face datasets",
+        is_url=True,
     )
     limits: ShardLimits = section(ShardLimits, help="what is accepted of a shard")
     max_pixels: int = option(

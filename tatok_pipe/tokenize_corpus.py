@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -22,7 +23,7 @@ from tatok_pipe.corpus_findings import Findings
 from tatok_pipe.corpus_plan import CorpusPlan, OnSourceChange, discard_committed, make_plan
 from tatok_pipe.corpus_sample import look_at_shards, measure_sample
 from tatok_pipe.errors import EXIT_DONE, EXIT_FAILED_SHARDS, EXIT_INTERRUPTED, UserError
-from tatok_pipe.image_input import find_image_shards
+from tatok_pipe.image_input import class_names_of, find_image_shards, read_class_names
 from tatok_pipe.images.decode import PreprocessConfig, decoder_version
 from tatok_pipe.images.demo import write_demo_corpus
 from tatok_pipe.images.source import PARQUET_SUFFIX
@@ -33,7 +34,7 @@ from tatok_pipe.shard_tokenizer import TokenizeJob, token_spec
 from tatok_pipe.shard_work import ShardResult
 from tatok_pipe.stop_signal import StopSignal
 from tatok_pipe.storage import ShardFile
-from tatok_pipe.tokenize_config import DEMO, DEMO_FOLDER, TokenizeCorpusConfig
+from tatok_pipe.tokenize_config import DEMO, DEMO_FOLDER, NO_NAMES, InputConfig, TokenizeCorpusConfig
 from tatok_pipe.tokenizer.checkpoint import PACKAGED, Tokenizer, load_tokenizer
 from tatok_pipe.tokens import dataset
 from tatok_pipe.tokens.index_keeper import keep_index_fresh
@@ -113,7 +114,7 @@ def _run(argv: list[str], summary: JobSummary) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     tokenizer = load_tokenizer(config.tokenizer.checkpoint)
     shards = _expand_input(config)
-    spec = make_spec(config, tokenizer)
+    spec = make_spec(config, tokenizer, shards)
     if config.dry_run:
         return _show_plan(config, spec, tokenizer, shards)
     dataset.create_or_check(config.output.url, spec, _describe(config, tokenizer))
@@ -150,8 +151,11 @@ def _run(argv: list[str], summary: JobSummary) -> int:
     return _finish(config, spec, plan, outcome, summary)
 
 
-def make_spec(config: TokenizeCorpusConfig, tokenizer: Tokenizer) -> TokenSpec:
-    """What the rows of this run will be. Raises UserError where the settings do not fit the checkpoint."""
+def make_spec(
+    config: TokenizeCorpusConfig, tokenizer: Tokenizer, shards: Sequence[ShardFile] = ()
+) -> TokenSpec:
+    """What the rows of a run over these shards will be. Raises UserError where the settings do not fit the
+    checkpoint."""
     model = tokenizer.model.config
     if not model.num_globals:
         raise UserError(
@@ -164,10 +168,12 @@ def make_spec(config: TokenizeCorpusConfig, tokenizer: Tokenizer) -> TokenSpec:
         raise UserError(f"input.crops.{error}") from None
     filter = tokenizer.filter(config.dtf)
     precision, batch_size = config.encode.precision, config.encode.batch_size
+    before: TokenSpec | None = None
+    if storage.exists(storage.join(config.output.url, dataset.DATASET_FILE)):
+        before = dataset.TokenDataset(config.output.url).spec
     if precision == "auto" or batch_size is None:
-        begun: dict[str, Any] = {}
-        if storage.exists(storage.join(config.output.url, dataset.DATASET_FILE)):
-            begun = dataset.TokenDataset(config.output.url).spec.encoding
+        if before is not None:
+            begun: dict[str, Any] = before.encoding
         else:
             start_ray()
             begun = (
@@ -190,6 +196,22 @@ def make_spec(config: TokenizeCorpusConfig, tokenizer: Tokenizer) -> TokenSpec:
             **config.input.crops.to_encoding(),
             **to_dict(config.record),
         },
+        class_names=_class_names(config.input, shards, before),
+    )
+
+
+def _class_names(
+    config: InputConfig, shards: Sequence[ShardFile], before: TokenSpec | None
+) -> tuple[str, ...]:
+    """What the classes are called, given what an earlier run began with."""
+    if config.class_names is None:
+        if before is not None:
+            return before.class_names
+        return class_names_of(shards[0], config.limits) if shards else ()
+    return (
+        ()
+        if config.class_names == NO_NAMES
+        else read_class_names(config.class_names, option="input.class_names")
     )
 
 

@@ -21,7 +21,7 @@ from tatok_pipe.weights_folder import WeightsFolder, fingerprint
 FOLDER = WeightsFolder(
     weights="generator.safetensors",
     description="generator.json",
-    format=1,
+    format=2,
     option="checkpoint",
     origin="give the output.url of a finished train_ar run, or its generator/",
 )

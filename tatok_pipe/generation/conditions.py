@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
 from tatok_pipe.ar.checkpoint import LoadedGenerator
+from tatok_pipe.class_names import find_class
 from tatok_pipe.errors import UserError
 from tatok_pipe.number_lists import format_numbers
 
@@ -24,9 +26,9 @@ def trained_classes(generator: LoadedGenerator) -> tuple[int, ...]:
 
 
 def chosen_classes(text: str, generator: LoadedGenerator) -> tuple[int, ...]:
-    """Classes by a text: all, none, or numbers and ranges. All are those that an image of the training had, with a line
-    of the log where some had none. Raises UserError for what the generator does not have, and for classes that are
-    named and untrained."""
+    """Classes by a text: all, none, or numbers, ranges and names. All are those that an image of the training had, with
+    a line of the log where some had none. Raises UserError for what the generator does not have, and for classes that
+    are asked for and untrained."""
     model = generator.model.config
     if model.condition != "class":
         if text not in ("all", "none"):
@@ -35,7 +37,9 @@ def chosen_classes(text: str, generator: LoadedGenerator) -> tuple[int, ...]:
     if text == "none":
         return ()
     if text != "all":
-        given = parse_classes(text, num_classes=model.num_classes)
+        given = parse_classes(
+            text, num_classes=model.num_classes, names=generator.tokens.class_names[: model.num_classes]
+        )
         check_classes(given, generator, told=text)
         return given
     trained = trained_classes(generator)
@@ -56,16 +60,22 @@ def check_classes(classes: Iterable[int], generator: LoadedGenerator, *, told: s
         )
 
 
-def parse_classes(text: str, *, num_classes: int) -> tuple[int, ...]:
-    """A list of numbers and ranges, "0-9,17". Raises UserError for what is none, or out of range."""
+def parse_classes(text: str, *, num_classes: int, names: Sequence[str] = ()) -> tuple[int, ...]:
+    """A list of numbers, ranges and names, "0-9,17,tabby"; a name may have commas where it stands alone. Raises
+    UserError for what is none, or out of range."""
+    if label := _label_of_name(text, names):
+        return label
     classes: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         if match is None:
-            raise UserError(
-                f"classes={text}: {part!r} is no class; expected all, none, or a list like 0-9,17 of the numbers 0 to "
-                f"{num_classes - 1}, by which alone the generator knows its classes"
-            )
+            named = _label_of_name(part, names)
+            if named is None:
+                raise UserError(
+                    f"classes={text}: {part.strip()!r} is no class; {_expected(num_classes, names, part)}"
+                )
+            classes += named
+            continue
         first, last = int(match[1]), int(match[2] or match[1])
         if first > last:
             raise UserError(f"classes={text}: {part.strip()} is empty; expected the smaller number first")
@@ -73,6 +83,24 @@ def parse_classes(text: str, *, num_classes: int) -> tuple[int, ...]:
             raise UserError(f"classes={text}: expected 0 to {num_classes - 1}, the generator's classes")
         classes += range(first, last + 1)
     return tuple(classes)
+
+
+def _label_of_name(name: str, names: Sequence[str]) -> tuple[int] | None:
+    """The one label of that name, None where there is none. Raises UserError where there are several."""
+    found = find_class(name, names)
+    if len(found) > 1:
+        told = " or ".join(f"{each} ({names[each]})" for each in found)
+        raise UserError(f"classes: {name.strip()!r} may be {told}; expected one of these numbers")
+    return (found[0],) if found else None
+
+
+def _expected(num_classes: int, names: Sequence[str], given: str) -> str:
+    text = f"expected all, none, or a list like 0-9,17 of the numbers 0 to {num_classes - 1}"
+    if not names:
+        return f"{text}, by which alone the generator knows its classes"
+    known = [part.strip() for name in names for part in name.split(",")]
+    near = get_close_matches(given.strip(), known) or known[:3]
+    return f"{text}, or of names such as {', '.join(near)}"
 
 
 def check_trained(

@@ -31,16 +31,24 @@ def decode(image: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(image)).convert("RGB"))
 
 
-def contact_sheet(images: Sequence[bytes]) -> bytes:
-    """At least one image, row by row in a grid that is about square, as a PNG."""
-    pictures = [Image.open(io.BytesIO(image)).convert("RGB") for image in images]
-    columns = math.ceil(math.sqrt(len(pictures)))
-    rows = math.ceil(len(pictures) / columns)
-    width, height = (side + _GAP_PIXELS for side in pictures[0].size)
-    sheet = Image.new("RGB", (columns * width + _GAP_PIXELS, rows * height + _GAP_PIXELS), _BACKGROUND)
-    for place, picture in enumerate(pictures):
-        row, column = divmod(place, columns)
-        sheet.paste(picture, (column * width + _GAP_PIXELS, row * height + _GAP_PIXELS))
+def contact_sheet(images: Sequence[bytes], labels: Sequence[int | None]) -> bytes:
+    """At least one image, with its class, as a PNG: a row a class where there are several of every class, else row by
+    row in a grid that is about square."""
+    classes = dict.fromkeys(labels)
+    if 1 < len(classes) <= len(images) // 2:
+        rows = [
+            [image for image, label in zip(images, labels, strict=True) if label == each] for each in classes
+        ]
+    else:
+        columns = math.ceil(math.sqrt(len(images)))
+        rows = [list(images[start : start + columns]) for start in range(0, len(images), columns)]
+    pictures = [[Image.open(io.BytesIO(image)).convert("RGB") for image in row] for row in rows]
+    width, height = (side + _GAP_PIXELS for side in pictures[0][0].size)
+    columns = max(map(len, rows))
+    sheet = Image.new("RGB", (columns * width + _GAP_PIXELS, len(rows) * height + _GAP_PIXELS), _BACKGROUND)
+    for row, line in enumerate(pictures):
+        for column, picture in enumerate(line):
+            sheet.paste(picture, (column * width + _GAP_PIXELS, row * height + _GAP_PIXELS))
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     return buffer.getvalue()

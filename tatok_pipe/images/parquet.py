@@ -13,13 +13,14 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tatok_pipe.class_names import difference_of_names, names_of_metadata
 from tatok_pipe.images.limits import DEFAULT_LIMITS, ShardLimits
 from tatok_pipe.images.notices import Notices
 from tatok_pipe.images.parquet_columns import Columns, Row, are_tokens, find_columns
 from tatok_pipe.images.parquet_footer import Footer, parse_footer
 from tatok_pipe.images.parquet_pages import BadPage, Chunk, PageGuard
 from tatok_pipe.images.parquet_rows import RowReader
-from tatok_pipe.images.shards import ShardError
+from tatok_pipe.images.shards import ShardError, UnusableShard
 from tatok_pipe.records import ImageSample, Quarantined
 from tatok_pipe.storage.random_access import RandomAccess
 
@@ -35,8 +36,10 @@ def read_parquet(
     shard: str,
     limits: ShardLimits = DEFAULT_LIMITS,
     notices: Notices | None = None,
+    class_names: tuple[str, ...] = (),
 ) -> Iterator[ImageSample | Quarantined]:
-    """The rows of a Parquet file of encoded images, in order; `shard` is its name in messages.
+    """The rows of a Parquet file of encoded images, in order; `shard` is its name in messages. `class_names` are those
+    of the corpus, where it has any.
 
     The image is the first of IMAGE_COLUMNS (names: `parquet_columns`) that is a struct with a binary field
     `bytes`, or binary; else the only such struct; else the first with text. Label and caption: the first of
@@ -49,7 +52,8 @@ def read_parquet(
     Quarantined, stage "shard": DuplicateKey, LongKey, BadKey, NoImage, TooManyBytes; stage "metadata": BadLabel,
     BadCaption, BadJson (of a column `json`). Raises ShardError for a file that is no Parquet, has no column of
     images, is damaged, or is beyond the limits, and UnusableShard where a column cannot be what it is called: by its
-    type, or by the first value that it has; what came before it were whole samples. Errors of the file itself pass
+    type, or by the first value that it has, or where the file has other names of classes; what came before it were
+    whole samples. Errors of the file itself pass
     through.
     """
     num_samples = 0
@@ -57,6 +61,7 @@ def read_parquet(
     guard = PageGuard(file, limits.max_page_bytes)
     try:
         opened = _open(guard, file, shard, limits, notices)
+        _check_class_names(opened, shard, class_names)
         reader = RowReader(
             opened.parquet.schema_arrow, opened.columns, shard=shard, limits=limits, notices=notices
         )
@@ -95,6 +100,19 @@ def has_token_columns(file: RandomAccess) -> bool:
         return False
 
 
+def read_class_names(file: RandomAccess, *, limits: ShardLimits = DEFAULT_LIMITS) -> tuple[str, ...]:
+    """Names of the classes that a Parquet file of images tells, by label; none where it tells none, is no Parquet
+    file, or damaged. Errors of the file itself pass through."""
+    guard = PageGuard(file, limits.max_page_bytes)
+    try:
+        schema = _open_footer(guard, "")[1].schema_arrow
+        return names_of_metadata(schema.metadata, find_columns(schema, "", limits, Notices()).label)
+    except Exception:  # as in read_parquet
+        if guard.error is not None and not isinstance(guard.error, BadPage):
+            raise guard.error from None
+        return ()
+
+
 @dataclass(frozen=True)
 class _Opened:
     """A file whose footer was found in order."""
@@ -123,6 +141,17 @@ def _open(guard: PageGuard, file: RandomAccess, shard: str, limits: ShardLimits,
     largest = max((chunk.num_bytes for chunk in chunks), default=0)
     batch_rows = min(_MAX_BATCH_ROWS, max(1, _MAX_BATCH_BYTES // max(1, largest)))
     return _Opened(parquet, columns, footer.num_rows, batch_rows)
+
+
+def _check_class_names(opened: _Opened, shard: str, expected: tuple[str, ...]) -> None:
+    found = names_of_metadata(opened.parquet.schema_arrow.metadata, opened.columns.label)
+    if expected and found and found != expected:
+        raise UnusableShard(
+            shard,
+            0,
+            f"its classes have other names than those of the dataset ({difference_of_names(found, expected)})",
+            "give corpora of other classes datasets of their own, or input.class_names=none",
+        )
 
 
 def _open_footer(guard: PageGuard, shard: str) -> tuple[Footer, pq.ParquetFile]:

@@ -28,6 +28,7 @@ def open_samples(
     part_bytes: int = PART_BYTES,
     num_parallel: int = NUM_PARALLEL,
     notices: Notices | None = None,
+    class_names: tuple[str, ...] = (),
 ) -> Iterator[Iterator[ImageSample | Quarantined]]:
     """The samples of an image shard, in order: a Parquet file where the name ends in `.parquet`, else a tar.
 
@@ -36,7 +37,8 @@ def open_samples(
     raises OSError. While iterating, a shard that cannot be read to its end raises ShardError, and where the
     files of a sample do not follow one another InterleavedShard: what came is then to be thrown away, and the
     shard opened again with `regroup=True`, which reads a tar twice and means nothing to Parquet. What a user ought
-    to know of the shard goes to `notices`.
+    to know of the shard goes to `notices`. A Parquet file whose classes have other names than `class_names`, where
+    these are known, raises UnusableShard.
     """
     shard = storage.redact(url)
     if info.size_bytes > limits.max_shard_bytes:
@@ -48,7 +50,7 @@ def open_samples(
         )
     if url.partition("?")[0].lower().endswith(PARQUET_SUFFIX):
         with closing(storage.open_random_access(url, info=info, num_ahead=num_parallel)) as file:
-            yield read_parquet(file, shard=shard, limits=limits, notices=notices)
+            yield read_parquet(file, shard=shard, limits=limits, notices=notices, class_names=class_names)
         return
     with ExitStack() as streams:
 

@@ -174,7 +174,7 @@ def _render_exhibit(exhibit: Exhibit, spec: TokenSpec) -> str:
         ),
         _pane("reconstruction", exhibit.reconstruction, f"Reconstruction of {name}", spec),
     ]
-    facts = [] if record.label is None else [f"class {record.label}"]
+    facts = [] if record.label is None else [spec.show_class(record.label)]
     facts += [
         count(record.num_tokens, "token"),
         f"{record.entropy_total:,.1f} nats, {record.entropy_dropped:,.1f} dropped",

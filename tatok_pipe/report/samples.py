@@ -85,9 +85,9 @@ def _render_image(image: GeneratedImage, spec: TokenSpec, image_format: str) -> 
             over=grid,
         ),
     )
-    label = "" if image.label is None else f" · class {image.label}"
+    label = "" if image.label is None else f" · {spec.show_class(image.label)}"
     tokens = f"{count(image.num_tokens, 'token')}: {len(image.global_codes):,} global + {kept}"
     return (
         f'<figure class="card"><div class="panes">{"".join(panes)}</div>'
-        f'<figcaption><span class="name">{image.name}{label}</span><br>{escape(tokens)}</figcaption></figure>'
+        f'<figcaption><span class="name">{image.name}{escape(label)}</span><br>{escape(tokens)}</figcaption></figure>'
     )

@@ -9,6 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from tatok_pipe.class_names import are_names, difference_of_names
+
 FORMAT_VERSION = 1
 MAX_PATCHES = 1 << 16  # positions are uint16
 MAX_VOCAB = 1 << 24  # every shard carries a count per code
@@ -29,8 +31,12 @@ class TokenSpec:
     encoding: dict[str, Any] = field(
         default_factory=dict
     )  # other settings that change codes: precision, versions
+    class_names: tuple[str, ...] = ()  # by label; none where nobody told them
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "class_names", tuple(self.class_names))  # JSON has lists
+        if self.class_names and not are_names(self.class_names):
+            raise ValueError("class_names: expected the name of a class in each, in one line and not empty")
         for name in ("num_globals", "num_patches", "image_size", "patch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
@@ -56,6 +62,11 @@ class TokenSpec:
         """Rows of an image: what `encoding` says of its crops, 1 where it says nothing."""
         return self.encoding.get("crops", {}).get("per_image", 1)
 
+    def show_class(self, label: int) -> str:
+        """A class for people: its name, where it has one, and its number."""
+        is_named = 0 <= label < len(self.class_names)
+        return f"{self.class_names[label]} (class {label})" if is_named else f"class {label}"
+
     @property
     def row_name(self) -> str:
         """What to call a row in a sentence."""
@@ -76,11 +87,13 @@ class TokenSpec:
     def differences(self, other: TokenSpec) -> list[str]:
         """One line "field: mine, not theirs" for each field, or key of `dtf` and `encoding`, that differs."""
         mine, theirs = _flatten(self.to_json()), _flatten(other.to_json())
-        return [
+        names = (mine.pop("class_names"), theirs.pop("class_names"))
+        found = [
             f"{name}: {_shown(mine, name)}, not {_shown(theirs, name)}"
             for name in sorted({**mine, **theirs})
             if _shown(mine, name) != _shown(theirs, name)
         ]
+        return found if names[0] == names[1] else [*found, f"class names: {difference_of_names(*names)}"]
 
 
 def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from tests.benchmarks.tokenizer import table
 
 SCORE = "gain"
-FILE = "tokenizer.json"
+FILE = "tokenizer/tokenizer.json"
 _ALL_KEPT = [
     f"training.decoder_mix.{kind}=0"
     for kind in ("gain", "drop_cost", "entropy", "synthesis", "random", "globals_only")

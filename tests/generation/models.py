@@ -48,6 +48,7 @@ def save_models(
     *,
     seed: int = 0,
     training: dict[str, Any] | None = None,
+    class_names: tuple[str, ...] = (),
 ) -> Models:
     torch.manual_seed(seed)
     tokenizer = TaTok(TOKENIZER)
@@ -64,6 +65,7 @@ def save_models(
         image_size=TOKENIZER.image_size,
         patch_size=TOKENIZER.patch_size,
         tokenizer_fingerprint=fingerprint,
+        class_names=class_names,
     )
     torch.manual_seed(seed + 1)  # so that the tokenizer's weights do not decide the generator's
     generator = widen(Generator(config, Vocabulary.from_spec(spec)))

@@ -38,7 +38,7 @@ def test_what_was_encoded_is_decoded(image_format: str) -> None:
 )  # fmt: skip
 def test_a_sheet_is_its_images_in_a_grid(count: int, columns: int, rows: int) -> None:
     pictures = make_pictures(count)
-    sheet = Image.open(io.BytesIO(contact_sheet(encode(pictures))))
+    sheet = Image.open(io.BytesIO(contact_sheet(encode(pictures), range(count))))
     assert sheet.format == "PNG" and sheet.mode == "RGB"
     assert sheet.size == (GAP + columns * (SIZE + GAP), GAP + rows * (SIZE + GAP))
     expected = np.empty((sheet.size[1], sheet.size[0], 3), np.uint8)
@@ -51,8 +51,18 @@ def test_a_sheet_is_its_images_in_a_grid(count: int, columns: int, rows: int) ->
 
 def test_the_same_images_give_the_same_sheet_of_any_format() -> None:
     pictures = make_pictures(5)
-    assert contact_sheet(encode(pictures)) == contact_sheet(encode(pictures, "webp"))
-    assert contact_sheet(encode(pictures)) != contact_sheet(encode(pictures[::-1]))
+    labels = [None] * 5
+    assert contact_sheet(encode(pictures), labels) == contact_sheet(encode(pictures, "webp"), labels)
+    assert contact_sheet(encode(pictures), labels) != contact_sheet(encode(pictures[::-1]), labels)
+
+
+def test_a_sheet_has_a_row_a_class() -> None:
+    pictures = make_pictures(7)
+    sheet = Image.open(io.BytesIO(contact_sheet(encode(pictures), [5, 2, 9, 5, 2, 9, 5])))
+    assert sheet.size == (GAP + 3 * (SIZE + GAP), GAP + 3 * (SIZE + GAP))
+    for place, (row, column) in enumerate([(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1), (0, 2)]):
+        top, left = (GAP + at * (SIZE + GAP) for at in (row, column))
+        assert np.array_equal(np.asarray(sheet)[top : top + SIZE, left : left + SIZE], pictures[place])
 
 
 @pytest.mark.parametrize("image_format", IMAGE_FORMATS)
