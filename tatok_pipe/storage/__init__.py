@@ -18,6 +18,7 @@ from tatok_pipe.storage.files import (
     remove_folder,
     scan_files,
 )
+from tatok_pipe.storage.promise import find_broken_promise
 from tatok_pipe.storage.publish import publish_bytes, publish_file
 from tatok_pipe.storage.random_access import open_random_access
 from tatok_pipe.storage.reader import open_stream
@@ -36,6 +37,7 @@ __all__ = [
     "exists",
     "expand_shards",
     "file_info",
+    "find_broken_promise",
     "is_local",
     "join",
     "list_files",

