@@ -48,7 +48,7 @@ class DecodedImage:
 
 @dataclass(frozen=True)
 class TokenRecord:
-    """One row of a token dataset (format 1). K globals; M kept of N patches, in raster order."""
+    """One row of a token dataset (format 2). K globals; M kept of N patches, in raster order."""
 
     key: str
     label: int | None

@@ -9,6 +9,7 @@ would make the last bits, and so now and then a code, depend on how many CPUs an
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import tempfile
@@ -110,6 +111,13 @@ class TokenizeJob:
 
     def start_worker(self, *, device: str, num_threads: int) -> ShardTokenizer:
         return ShardTokenizer(self, device=device, num_threads=num_threads)
+
+
+def _check_unchanged(url: str, info: storage.SourceInfo) -> None:
+    """Raise OSError where a file without ETag was written to since `info` was asked for."""
+    now = storage.file_info(url)
+    if (now.size_bytes, now.mtime_ns) != (info.size_bytes, info.mtime_ns):
+        raise OSError(f"{storage.redact(url)}: changed while it was read")
 
 
 class _Stopped(Exception):
@@ -243,6 +251,7 @@ class ShardTokenizer:
     def _tokenize(self, url: str, track: Track, *, regroup: bool) -> ShardResult:
         info = storage.file_info(url)
         source = ShardSource(storage.canonical_url(url), info.size_bytes, info.etag)
+        hasher = None if info.etag else hashlib.sha256()
         quarantined: list[Quarantined] = []
         notices, refusals = Notices(), Notices()
         num_images = num_tokens = bytes_read = 0
@@ -254,6 +263,7 @@ class ShardTokenizer:
                 regroup=regroup,
                 notices=notices,
                 class_names=self.job.spec.class_names,
+                hasher=hasher,
             ) as samples,
             tempfile.TemporaryDirectory(prefix="tatok-") as folder,
         ):
@@ -276,6 +286,9 @@ class ShardTokenizer:
                         share=min(1.0, bytes_read / max(1, info.size_bytes)),
                     )
                 check_images(storage.redact(url), num_images, refusals)
+                if hasher is not None:
+                    source = writer.source = replace(source, sha256=hasher.hexdigest())
+                    _check_unchanged(url, info)
             verify_written(writer)
             track.touch()
             quarantine_path = None

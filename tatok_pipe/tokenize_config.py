@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tatok_pipe.corpus_plan import ON_SOURCE_CHANGE
+from tatok_pipe.corpus_plan import ON_MOVED, ON_SOURCE_CHANGE
 from tatok_pipe.images.crops import CropConfig
 from tatok_pipe.images.decode import PreprocessConfig
 from tatok_pipe.images.shards import ShardLimits
@@ -31,8 +31,14 @@ class InputConfig:
     on_source_change: str = option(
         "error",
         choices=ON_SOURCE_CHANGE,
-        help="what to do with image shards that changed (size or ETag) since they were tokenized: stop and say so, "
-        "replace their tokens, or leave them",
+        help="what to do with image shards that changed (size, ETag, or content on local disk) since they were "
+        "tokenized: stop and say so, do the others and end with exit code 1, replace their tokens, or leave them",
+    )
+    on_moved: str = option(
+        "error",
+        choices=ON_MOVED,
+        help="what to do with image shards that were tokenized under another path, as name, size and content tell: "
+        "stop and say so, take the tokens that are there for theirs, or tokenize them a second time",
     )
     class_names: str | None = option(
         None,

@@ -20,7 +20,7 @@ from tatok_pipe import __version__, storage
 from tatok_pipe.config import load_config, to_dict
 from tatok_pipe.corpus_estimate import estimate, format_plan
 from tatok_pipe.corpus_findings import Findings
-from tatok_pipe.corpus_plan import CorpusPlan, OnSourceChange, discard_committed, make_plan
+from tatok_pipe.corpus_plan import CorpusPlan, OnMoved, OnSourceChange, discard_committed, make_plan
 from tatok_pipe.corpus_sample import look_at_shards, measure_sample
 from tatok_pipe.errors import EXIT_DONE, EXIT_FAILED_SHARDS, EXIT_INTERRUPTED, UserError
 from tatok_pipe.image_input import class_names_of, find_image_shards, read_class_names
@@ -41,6 +41,8 @@ from tatok_pipe.tokens.index_keeper import keep_index_fresh
 from tatok_pipe.tokens.spec import TokenSpec
 
 logger = logging.getLogger("tatok_pipe.tokenize_corpus")
+
+_NUM_SHOWN = 3
 
 
 @dataclass
@@ -119,6 +121,8 @@ def _run(argv: list[str], summary: JobSummary) -> int:
         return _show_plan(config, spec, tokenizer, shards)
     dataset.create_or_check(config.output.url, spec, _describe(config, tokenizer))
     plan = _make_plan(config, spec, shards)
+    if not len(plan.index):  # nothing yet came of what an earlier run wrote there
+        dataset.describe(config.output.url, spec, _describe(config, tokenizer))
     logger.info(
         "%d image shards, %d done before, %d to do; %s, fingerprint %s; %s",
         plan.num_planned, plan.num_done, len(plan.todo), storage.redact(config.tokenizer.checkpoint),
@@ -249,6 +253,7 @@ def _make_plan(config: TokenizeCorpusConfig, spec: TokenSpec, shards: list[Shard
         spec,
         shards,
         on_source_change=cast(OnSourceChange, config.input.on_source_change),
+        on_moved=cast(OnMoved, config.input.on_moved),
         on_progress=show,
         save_index=not config.dry_run,
     )
@@ -291,16 +296,30 @@ def _show_plan(
 
 
 def _settle_changes(config: TokenizeCorpusConfig, plan: CorpusPlan) -> None:
-    """Say what happens to image shards that changed since they were tokenized, and make room for their tokens."""
+    """Say what happens to image shards that changed since they were tokenized, and make room for their tokens; and
+    what is in the way, or was moved."""
+    if plan.moved:
+        new, old = next(iter(plan.moved.items()))
+        logger.warning(
+            "%d image shards were tokenized under another path (%s as %s); %s", len(plan.moved), storage.redact(new),
+            storage.redact(old), "their tokens stand for them" if config.input.on_moved == "map" else "done again",
+        )  # fmt: skip
+    for name, reason in plan.broken.items():
+        logger.error("%s: passed over, its token shard is broken: %s", name, reason)
     if not plan.changed:
         return
     is_redone = config.input.on_source_change == "retokenize"
     logger.warning(
-        "%d image shards changed since they were tokenized; their tokens are %s",
-        len(plan.changed), "made anew" if is_redone else "left as they are",
+        "%d image shards changed since they were tokenized; their tokens are %s: %s",
+        len(plan.changed), "made anew" if is_redone else "left as they are", _show_changes(plan),
     )  # fmt: skip
     if is_redone:
         discard_committed(config.output.url, [change.name for change in plan.changed])
+
+
+def _show_changes(plan: CorpusPlan) -> str:
+    more = f"; and {len(plan.changed) - _NUM_SHOWN} more" if len(plan.changed) > _NUM_SHOWN else ""
+    return "; ".join(map(str, plan.changed[:_NUM_SHOWN])) + more
 
 
 def _tokenize(
@@ -332,12 +351,12 @@ def _finish(
     job: JobSummary,
 ) -> int:
     url, findings, failed = config.output.url, outcome.findings, outcome.failed
-    summary = None if plan.todo or plan.changed else dataset.TokenDataset(url).summary
+    summary = None if plan.todo or plan.changed or plan.broken else dataset.TokenDataset(url).summary
     if summary is None:
         summary = dataset.write_summary(url, planned=plan.names, failed=failed, run=outcome.figures)
     figures, counts = summary["figures"], summary["statistics"]
     job.add({"dataset_images": counts["num_images"], "dataset_quarantined": counts["num_quarantined"]})
-    num_missing = len(plan.todo) - outcome.num_done
+    num_missing = len(plan.todo) - outcome.num_done + len(plan.broken)
     took = f", in {format_duration(summary['run']['seconds'])}" if outcome.num_done else ""
     lines = [
         f"{storage.redact(url)}: {plan.num_planned - num_missing} of {plan.num_planned} shards, "
@@ -358,13 +377,26 @@ def _finish(
     is_within_budget = len(failed) <= (budget or 0)
     warnings, errors = findings.notice_lines(), findings.failure_lines()
     if failed:
-        left = f", {num_missing - len(failed)} were not begun" if num_missing > len(failed) else ""
+        num_left = len(plan.todo) - outcome.num_done - len(failed)
+        left = f", {num_left} were not begun" if num_left else ""
         tolerated = f" (failures.max_failed_shards={budget})" if budget is not None else ""
         errors.append(f"{len(failed)} shards failed{tolerated}{left}; the same command tries them again")
+    if plan.broken:
+        errors.append(
+            f"{len(plan.broken)} token shards are broken; inspect_tokens --repair removes what the same command can "
+            "make again"
+        )
+    is_changed = bool(plan.changed) and plan.on_source_change == "report"
+    if is_changed:
+        errors.append(
+            f"{len(plan.changed)} image shards changed since they were tokenized, and kept their tokens: "
+            f"{_show_changes(plan)}; give input.on_source_change=retokenize or ignore once"
+        )
     for level, told in ((logging.INFO, lines), (logging.WARNING, warnings), (logging.ERROR, errors)):
         for line in told:
             logger.log(level, "%s", line)
-    return EXIT_DONE if is_within_budget else EXIT_FAILED_SHARDS
+    is_done = is_within_budget and not plan.broken and not is_changed
+    return EXIT_DONE if is_done else EXIT_FAILED_SHARDS
 
 
 def _expand_input(config: TokenizeCorpusConfig) -> list[ShardFile]:

@@ -121,7 +121,11 @@ def prepare(root: Path, num_shards: int, *, num_unindexed: int, num_missing: int
     pq.write_table(pa.table({"name": names, "size": sizes, "etag": etags}), root / "listing.parquet")
     num_indexed = num_committed - num_unindexed
     counts = np.full(num_indexed, 1000)
-    columns = (names, sizes, etags, urls, image_sizes, image_etags, counts, 50 * counts, counts // 500)
+    blank, digests = [""] * num_committed, ["0" * 64] * num_committed
+    columns = (
+        names, sizes, etags, urls, image_sizes, image_etags, blank, 0 * counts, counts, 50 * counts, counts // 500,
+        digests,
+    )  # fmt: skip
     table = pa.table([column[:num_indexed] for column in columns], schema=INDEX_SCHEMA).sort_by("name")
     statistics = empty_statistics(SPEC)
     statistics.num_images, statistics.num_tokens = 1000 * num_indexed, 50_000 * num_indexed

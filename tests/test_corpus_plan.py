@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tatok_pipe import corpus_plan, storage
-from tatok_pipe.corpus_plan import CorpusPlan, OnSourceChange, discard_committed, make_plan
+from tatok_pipe.corpus_plan import CorpusPlan, OnMoved, OnSourceChange, discard_committed, make_plan
 from tatok_pipe.errors import UserError
 from tatok_pipe.records import Quarantined, TokenRecord
 from tatok_pipe.storage import ShardFile
@@ -35,7 +37,9 @@ class Corpus:
 
     def commit(self, shard: ShardFile, *, quarantined: bool = False) -> bool:
         """What a worker does with a shard."""
-        source = ShardSource(shard.url, shard.size_bytes or 0, shard.etag)
+        path = Path(shard.url)
+        sha256 = "" if shard.etag or not path.exists() else hashlib.sha256(path.read_bytes()).hexdigest()
+        source = ShardSource(shard.url, shard.size_bytes or 0, shard.etag, sha256)
         with ShardWriter(self.folder / "data.parquet", self.spec, source) as writer:
             writer.append(self.records)
             writer.add_quarantined([BAD] if quarantined else [])
@@ -45,8 +49,10 @@ class Corpus:
             self.folder / "quarantine.parquet" if quarantined else None, spec=self.spec, source=source,
         )  # fmt: skip
 
-    def plan(self, shards: list[ShardFile], on_source_change: OnSourceChange = "error") -> CorpusPlan:
-        return make_plan(self.url, self.spec, shards, on_source_change=on_source_change)
+    def plan(
+        self, shards: list[ShardFile], on_source_change: OnSourceChange = "error", on_moved: OnMoved = "error"
+    ) -> CorpusPlan:
+        return make_plan(self.url, self.spec, shards, on_source_change=on_source_change, on_moved=on_moved)
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
@@ -263,3 +269,103 @@ def test_fifty_thousand_shards(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_million_shards(tmp_path: Path) -> None:
     check_scale(tmp_path, 1_000_000, max_cpu_s=60, max_bytes=2_000_000_000)
+
+
+@pytest.fixture
+def on_disk(tmp_path: Path, token_spec: TokenSpec) -> Corpus:
+    """Three image shards that are there, an hour old, and tokenized."""
+    corpus = Corpus(tmp_path, str(tmp_path / "tokens"), token_spec, [])
+    for number in range(3):
+        write_image_shard(tmp_path / f"images/{number}.tar", bytes([number]) * 5000)
+    for shard in storage.expand_shards(str(tmp_path / "images")):
+        corpus.commit(shard)
+    return corpus
+
+
+def write_image_shard(path: Path, content: bytes, *, age_s: float = 3600.0) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    then = time.time() - age_s
+    os.utime(path, (then, then))
+
+
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the image shards that are hashed from now on."""
+    names: list[str] = []
+    hash_file = storage.hash_file
+
+    def note(url: str, *, info: storage.SourceInfo) -> str:
+        names.append(Path(url).name)
+        return hash_file(url, info=info)
+
+    monkeypatch.setattr(storage, "hash_file", note)
+    return names
+
+
+def test_on_disk_content_tells_and_time_is_a_hint(on_disk: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    names, images = hashed(monkeypatch), on_disk.folder / "images"
+
+    def plan() -> CorpusPlan:
+        names.clear()
+        return on_disk.plan(storage.expand_shards(str(images)), "ignore")
+
+    assert (plan().changed, sorted(names)) == ([], ["0.tar", "1.tar", "2.tar"])  # no hint yet
+    assert (plan().changed, names) == ([], [])
+    os.utime(images / "1.tar")
+    assert (plan().changed, names) == ([], ["1.tar"])  # so fresh that its time is no hint
+    assert (plan().changed, names) == ([], ["1.tar"])
+    write_image_shard(images / "1.tar", bytes([1]) * 5000, age_s=60)
+    assert (plan().changed, names) == ([], ["1.tar"])
+    assert (plan().changed, names) == ([], [])
+    storage.remove(storage.join(on_disk.url, "_index.parquet"))
+    assert (plan().changed, sorted(names)) == ([], ["0.tar", "1.tar", "2.tar"])
+    write_image_shard(images / "2.tar", bytes([7]) * 5000, age_s=30)
+    for _ in range(2):
+        (change,) = plan().changed
+        assert names == ["2.tar"]
+        now = hashlib.sha256(bytes([7]) * 5000).hexdigest()
+        assert (
+            f"2.tar (was 5000 bytes, SHA-256 {change.recorded.sha256[:12]}, is 5000 bytes, SHA-256 {now[:12]})"
+            in (str(change))
+        )
+
+
+def test_new_shards_are_planned_whatever_happened_to_old_ones(on_disk: Corpus) -> None:
+    images = on_disk.folder / "images"
+    write_image_shard(images / "1.tar", b"x" * 5000)
+    write_image_shard(images / "9.tar", b"new")
+    names = {number: token_shard_name(str(images / f"{number}.tar")) for number in (1, 2, 9)}
+    Path(data_url(on_disk.url, names[2])).write_bytes(b"")
+    plan = on_disk.plan(storage.expand_shards(str(images)), "report")
+    assert [shard.url for shard in plan.todo] == [str(images / "9.tar")]
+    assert [change.name for change in plan.changed] == [names[1]]
+    assert list(plan.broken) == [names[2]] and "is not a Parquet file" in plan.broken[names[2]]
+    assert (plan.num_planned, plan.num_done) == (4, 2)
+
+
+def test_shards_under_another_path_are_noticed(on_disk: Corpus) -> None:
+    old, new = on_disk.folder / "images", on_disk.folder / "elsewhere"
+    old.rename(new)
+    write_image_shard(new / "2.tar", b"y" * 5000)  # of the same name and size, and of other content
+    shards = storage.expand_shards(str(new))
+    with pytest.raises(
+        UserError, match="2 of 3 image shards to do have the name and content of ones"
+    ) as raised:
+        on_disk.plan(shards)
+    assert f"{new}/0.tar as {old}/0.tar" in str(raised.value)
+    assert "input.on_moved=map" in str(raised.value)
+    added = on_disk.plan(shards, on_moved="add")
+    assert (added.todo, list(added.moved)) == (shards, [shards[0].url, shards[1].url])
+    mapped = on_disk.plan(shards, on_moved="map")
+    assert mapped.todo == shards[2:]
+    assert mapped.names[:2] == [token_shard_name(str(old / f"{number}.tar")) for number in range(2)]
+
+
+def test_shards_under_another_path_of_a_store(corpus: Corpus) -> None:
+    first, second = shards_of(2)
+    corpus.commit(first)
+    corpus.commit(second)
+    moved = [ShardFile("s3://other/0.tar", 1000, "etag-0"), ShardFile("s3://other/1.tar", 1001, "another")]
+    assert corpus.plan(moved, on_moved="map").todo == moved[1:]
+    # Where the old ones are planned as well, nothing was moved.
+    assert corpus.plan([first, second, *moved]).todo == moved

@@ -81,6 +81,28 @@ def test_every_hostile_sample_is_a_row_or_a_quarantine_row(checkpoint: str, tmp_
     assert {path.name for path in tmp_path.iterdir()} == {"hostile.tar", "out"}
 
 
+def test_the_footer_has_the_hash_of_what_was_read(checkpoint: str, tmp_path: Path) -> None:
+    """Of a tar read once, of one read twice, and of a Parquet file, of which parts are read."""
+    job = make_job(checkpoint, tmp_path / "out")
+    crops = crop_members(4)
+    apart = [
+        *(each for each in crops if each[0].endswith(".cls")),
+        *(c for c in crops if not c[0].endswith(".cls")),
+    ]
+    shards = [write_shard(tmp_path / "a.tar", crops), write_shard(tmp_path / "apart.tar", apart)]
+    images = [data for name, data in crops if not name.endswith(".cls")]
+    pq.write_table(pa.table({"image": images, "unread": [b"x" * 1000] * len(images)}), tmp_path / "b.parquet")
+    tokenize = ShardTokenizer(job, device="cpu", num_threads=1)
+    expected = []
+    for shard in (*shards, str(tmp_path / "b.parquet")):
+        assert tokenize(shard).error == ""
+        expected.append(hashlib.sha256(Path(shard).read_bytes()).hexdigest())
+    found = TokenDataset(job.output_url)
+    sources = [found.shard_metadata(name).source for name in found.shards]
+    assert sorted(source.sha256 for source in sources) == sorted(expected)
+    assert {source.etag for source in sources} == {""}
+
+
 @pytest.mark.parametrize("score", SCORES)
 def test_bytes_do_not_depend_on_threads_or_runs(checkpoint: str, tmp_path: Path, score: str) -> None:
     shard = write_shard(tmp_path / "a.tar", crop_members(11) + hostile_members()[0])

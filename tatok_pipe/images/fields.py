@@ -145,7 +145,7 @@ def read_key(value: Any, name: str) -> str | None:
     \\xNN. Raises MetadataError BadKey."""
     if value is None or value != value:
         return None
-    if isinstance(value, bytes):
+    if isinstance(value, bytes) and value:
         return value.decode("utf-8", "backslashreplace")
     if isinstance(value, float | Decimal) and value % 1 == 0:
         value = int(value)

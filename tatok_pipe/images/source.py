@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 from tatok_pipe import storage
 from tatok_pipe.images.notices import Notices
@@ -29,6 +29,7 @@ def open_samples(
     num_parallel: int = NUM_PARALLEL,
     notices: Notices | None = None,
     class_names: tuple[str, ...] = (),
+    hasher: Any = None,
 ) -> Iterator[Iterator[ImageSample | Quarantined]]:
     """The samples of an image shard, in order: a Parquet file where the name ends in `.parquet`, else a tar.
 
@@ -38,7 +39,8 @@ def open_samples(
     files of a sample do not follow one another InterleavedShard: what came is then to be thrown away, and the
     shard opened again with `regroup=True`, which reads a tar twice and means nothing to Parquet. What a user ought
     to know of the shard goes to `notices`. A Parquet file whose classes have other names than `class_names`, where
-    these are known, raises UnusableShard.
+    these are known, raises UnusableShard. A `hasher` (of hashlib) has had every byte of the file when the samples
+    are at their end.
     """
     shard = storage.redact(url)
     if info.size_bytes > limits.max_shard_bytes:
@@ -49,18 +51,27 @@ def open_samples(
             "split the shard, or raise max_shard_bytes",
         )
     if url.partition("?")[0].lower().endswith(PARQUET_SUFFIX):
+        if hasher is not None:  # what is asked for is not all of it, nor in order
+            with storage.HashingReader(_open(url, info, part_bytes, num_parallel), hasher) as whole:
+                whole.read_rest()
         with closing(storage.open_random_access(url, info=info, num_ahead=num_parallel)) as file:
             yield read_parquet(file, shard=shard, limits=limits, notices=notices, class_names=class_names)
         return
     with ExitStack() as streams:
 
         def open_stream() -> BinaryIO:
-            stream = storage.open_stream(url, part_bytes=part_bytes, num_parallel=num_parallel, info=info)
-            return streams.enter_context(stream)
+            return streams.enter_context(_open(url, info, part_bytes, num_parallel))
 
         first = open_stream()
+        if hasher is not None:
+            first = streams.enter_context(storage.HashingReader(first, hasher))
         if regroup:
-            passes = iter([lambda: first, open_stream])
-            yield read_regrouped(lambda: next(passes)(), shard=shard, limits=limits, notices=notices)
+            passes = iter([lambda: cast(BinaryIO, first), open_stream])
+            samples = read_regrouped(lambda: next(passes)(), shard=shard, limits=limits, notices=notices)
         else:
-            yield read_samples(first, shard=shard, limits=limits, notices=notices)
+            samples = read_samples(cast(BinaryIO, first), shard=shard, limits=limits, notices=notices)
+        yield samples
+
+
+def _open(url: str, info: storage.SourceInfo, part_bytes: int, num_parallel: int) -> BinaryIO:
+    return storage.open_stream(url, part_bytes=part_bytes, num_parallel=num_parallel, info=info)

@@ -5,6 +5,7 @@ fsspec's. Credentials come from the environment only (`AWS_ACCESS_KEY_ID`, ...),
 dataset ever holds a secret; endpoints come from there or from `StorageConfig`.
 """
 
+from tatok_pipe.storage.content import HashingReader, hash_file
 from tatok_pipe.storage.files import (
     ListedFile,
     SourceInfo,
@@ -27,6 +28,7 @@ from tatok_pipe.storage.shards import ShardFile, expand_shards
 from tatok_pipe.storage.urls import canonical_url, is_local, join, open_filesystem, openable_url, redact
 
 __all__ = [
+    "HashingReader",
     "ListedFile",
     "ShardFile",
     "SourceInfo",
@@ -38,6 +40,7 @@ __all__ = [
     "expand_shards",
     "file_info",
     "find_broken_promise",
+    "hash_file",
     "is_local",
     "join",
     "list_files",

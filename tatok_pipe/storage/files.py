@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tatok_pipe.errors import mark_outside_cause
@@ -11,7 +12,7 @@ from tatok_pipe.storage import http, local, retry
 from tatok_pipe.storage.advice import no_such_place
 from tatok_pipe.storage.faults import LastingError
 from tatok_pipe.storage.listing import forget_listings, list_folder
-from tatok_pipe.storage.urls import is_http, is_s3, open_filesystem, redact, speaks
+from tatok_pipe.storage.urls import is_http, is_local, is_s3, open_filesystem, redact, speaks
 
 NO_SIZE = (
     "the server does not tell the size of the file (no Content-Length), so that a part of it could pass for all of it; "
@@ -28,6 +29,7 @@ class SourceInfo:
 
     size_bytes: int
     etag: str = ""  # the store's content tag, without quotes; empty where the filesystem has none
+    mtime_ns: int = field(default=0, compare=False)  # time of modification on local disk, a hint; 0: unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +42,14 @@ class ListedFile:
 
 
 def file_info(url: str) -> SourceInfo:
-    """Size and ETag of the file at `url`. Raises FileNotFoundError, or IsADirectoryError."""
+    """Size and ETag of the file at `url`, and its time where it is local.
+
+    Raises FileNotFoundError, or IsADirectoryError.
+    """
     entry = file_entry(url)
     if entry.get("size") is None:
         raise mark_outside_cause(LastingError(f"{redact(url)}: {NO_SIZE}"))
-    return SourceInfo(size_bytes=int(entry["size"]), etag=etag_of(entry))
+    return SourceInfo(int(entry["size"]), etag_of(entry), entry.get("mtime_ns", 0))
 
 
 def file_entry(url: str) -> dict[str, Any]:
@@ -70,7 +75,9 @@ def _ask(filesystem: Any, path: str) -> dict[str, Any]:
     if is_http(filesystem):
         return http.file_entry(filesystem, path)
     forget_listings(filesystem)
-    return filesystem.info(path)
+    entry = filesystem.info(path)
+    # fsspec's float is short of nanoseconds.
+    return entry | {"mtime_ns": os.stat(path).st_mtime_ns} if is_local(filesystem) else entry
 
 
 def missing_place(filesystem: Any, path: str, url: str) -> str:

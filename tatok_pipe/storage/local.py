@@ -57,4 +57,9 @@ def _entry(found: os.DirEntry[str]) -> dict[str, Any] | None:
         return entry | {"type": BROKEN_LINK, "size": 0, "destination": os.readlink(found.path)}
     kinds = {stat.S_IFDIR: "directory", stat.S_IFREG: "file"}
     kind = kinds.get(stat.S_IFMT(status.st_mode), "other")
-    return entry | {"type": kind, "size": status.st_size, "mtime": status.st_mtime}
+    return entry | {
+        "type": kind,
+        "size": status.st_size,
+        "mtime": status.st_mtime,
+        "mtime_ns": status.st_mtime_ns,
+    }

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from braceexpand import braceexpand
@@ -44,6 +44,7 @@ class ShardFile:
     url: str  # to open it with: absolute where local, secrets and all where it has some
     size_bytes: int | None  # None where the server does not tell
     etag: str = ""  # the store's content tag, without quotes; empty where the filesystem has none
+    mtime_ns: int = field(default=0, compare=False)  # time of modification on local disk, a hint; 0: unknown
 
 
 def expand_shards(spec: str | Sequence[str]) -> list[ShardFile]:
@@ -80,7 +81,7 @@ def expand_shards(spec: str | Sequence[str]) -> list[ShardFile]:
                 if not is_listed:
                     unseen[key] = None
             elif is_listed and key in unseen:
-                shards[key] = ShardFile(shards[key].url, file.size_bytes, file.etag)
+                shards[key] = ShardFile(shards[key].url, file.size_bytes, file.etag, file.mtime_ns)
                 del unseen[key]
     missing = _look_up(shards, unseen)
     if missing:
@@ -265,7 +266,7 @@ def _listed(
 
 def _shard_file(url: str, entry: dict[str, Any]) -> ShardFile:
     size = entry.get("size")
-    return ShardFile(url, None if size is None else int(size), etag_of(entry))
+    return ShardFile(url, None if size is None else int(size), etag_of(entry), entry.get("mtime_ns", 0))
 
 
 def _look_up(shards: dict[str, ShardFile], unseen: Iterable[str]) -> list[str]:

@@ -38,10 +38,18 @@ _LOCAL_PROTOCOLS = ("file", "local")
 # Several streams share one filesystem object, each with eight ranges in flight; botocore's own limit is 10.
 _S3_CONNECTIONS = 64
 # In abfs://container@account.dfs.core.windows.net/ it is no user that stands before the `@`.
-_USER_INFO = re.compile(r"(?<!abfs://)(?<!abfss://)(?<!az://)(?<=://)[^/@\s]*@")
-_SECRET_PARAMETER = re.compile(
-    r"([?&;][^=&#\s]*(?:sig|token|key|secret|credential|passw|auth)[^=&#\s]*=)[^&#\s]+", re.IGNORECASE
+_USER = r"(?<!abfs://)(?<!abfss://)(?<!az://)(?<=://)"
+_PLAIN_USER_INFO = r"[^/\s]*@"
+# A secret may hold `/`; but behind a host's `:` is its port.
+_USER_INFO_WITH_SLASH = r"(?!\[)[^/@\s:]*:(?!\d+(?:/|$))\S*@"
+_USER_INFO = re.compile(f"{_USER}(?:{_PLAIN_USER_INFO}|{_USER_INFO_WITH_SLASH})")
+# What is shown has rather too much hidden: an `@` of the path, too, where somebody is named before it.
+_HIDDEN_USER_INFO = re.compile(f"{_USER}(?:{_USER_INFO_WITH_SLASH}|{_PLAIN_USER_INFO})")
+_PARAMETER = re.compile(r"([?&;#]([^=?&;#\s]+)=)[^&#\s]+")
+_SECRET_NAME = re.compile(
+    r"sig|token|key|secret|credential|passw|auth|pwd|jwt|(?<![a-z])(?:pass|code)(?![a-z])", re.IGNORECASE
 )
+_MAX_ENCODINGS = 3  # percent-encoding of percent-encoding is undone this often
 
 
 def open_filesystem(url: str) -> tuple[Any, str]:
@@ -182,7 +190,10 @@ def _spell(url: str) -> _Spelling:
     if speaks(filesystem, "abfs") and "@" in url.partition("://")[2].partition("/")[0]:
         name = "abfs://" + url.partition("://")[2]  # with the account, which adlfs leaves out of the path
     name = _USER_INFO.sub("", name)
-    return _Spelling(url, name.partition("?")[0] if _SECRET_PARAMETER.search(name) else name)
+    if any(_is_secret(match[2]) for match in _PARAMETER.finditer(name)):
+        name = name.partition("?")[0]
+        name = name.partition("#")[0] if name.startswith(("http://", "https://")) else name
+    return _Spelling(url, name)
 
 
 def name_listed(url: str, path: str, name: str) -> str:
@@ -249,5 +260,15 @@ def user_info(url: str) -> str:
 
 
 def redact(url: str) -> str:
-    """`url`, or a text with URLs in it, with `user:password@` and secret query values hidden."""
-    return _SECRET_PARAMETER.sub(r"\1***", _USER_INFO.sub("***@", url))
+    """`url`, or a text with URLs in it, with `user:password@` and secret values of its query and fragment hidden."""
+    return _PARAMETER.sub(
+        lambda match: f"{match[1]}***" if _is_secret(match[2]) else match[0],
+        _HIDDEN_USER_INFO.sub("***@", url),
+    )
+
+
+def _is_secret(name: str) -> bool:
+    """Whether a query's parameter of this name holds a secret."""
+    for _ in range(_MAX_ENCODINGS):
+        name = unquote(name)
+    return _SECRET_NAME.search(name) is not None

@@ -1,7 +1,8 @@
 """Whether a token shard or quarantine file is whole and says what it should: before its commit, and at any time after.
 
 Nothing here trusts the file. Pages are read with their checksums, the schema and the footer are compared with what
-they must be, every row is held against the rules of format 1, and the statistics are counted again.
+they must be, every row is held against the rules of format 2, and the statistics and the digest of the
+content are made again.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Damage(StrEnum):
 
     # of a token shard
     UNREADABLE = "unreadable"  # no whole Parquet file, a broken page, or a footer that is not ours
-    SCHEMA = "schema"  # other columns than format 1 has
+    SCHEMA = "schema"  # other columns than format 2 has
     SPEC = "spec"  # made by another tokenizer, or with other settings
     ROWS = "rows"  # a row breaks a rule of the format
     KEYS = "keys"  # a key comes twice
@@ -43,6 +44,8 @@ class Damage(StrEnum):
     FOREIGN = "foreign"  # not of this dataset
     ORPHAN = "orphan"  # a quarantine file without data file
     TEMPORARY = "temporary"  # what a killed program left of a file that it was writing
+    LOST = "lost"  # a token shard that was there is gone
+    INDEX = "index"  # `_index.parquet` is broken, or says of a token shard what it is not
     SUMMARY = "summary"  # `_summary.json` is broken, or counts what is not there
 
 
@@ -174,7 +177,13 @@ def _check_rows(file: pq.ParquetFile, metadata: ShardMetadata) -> CheckedShard:
     statistics.num_quarantined = sum(metadata.statistics.quarantine_reasons.values())
     statistics.quarantine_reasons = metadata.statistics.quarantine_reasons
     _compare_statistics(metadata, statistics.differences(metadata.statistics))
-    return CheckedShard(metadata, digest.hexdigest(), keys)
+    if (found := digest.hexdigest()) != metadata.content_digest:
+        raise CorruptShard(
+            f"its rows have digest {found[:12]}, its footer says {metadata.content_digest[:12]}: they are not those "
+            "that were written, or not in their order",
+            Damage.CONTENT,
+        )
+    return CheckedShard(metadata, found, keys)
 
 
 def _check_keys(keys: list[str], crops: list[int]) -> None:

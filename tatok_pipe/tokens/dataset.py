@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,8 +26,9 @@ from tatok_pipe.tokens.format import (
     read_shard_metadata,
     token_shard_name,
 )
-from tatok_pipe.tokens.index import NUM_READERS, list_data, read_footer, refresh_index
+from tatok_pipe.tokens.index import NUM_READERS, Owed, list_data, owed_from_json, read_footer, refresh_index
 from tatok_pipe.tokens.layout import (
+    CARD_FILE,
     DATA_DIRECTORY,
     DATASET_FILE,
     QUARANTINE_DIRECTORY,
@@ -40,6 +42,18 @@ from tatok_pipe.tokens.statistics import ShardStatistics
 
 if TYPE_CHECKING:
     import torch
+
+
+# Without it Hugging Face `datasets` takes every Parquet file below the folder for data, the index among them.
+_CARD = """---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/*.parquet
+---
+A token dataset of tatok_pipe: one row per image, in data/. What the columns mean: the README of tatok_pipe.
+"""
 
 
 class Decoder(Protocol):
@@ -59,10 +73,23 @@ def create_or_check(url: str, spec: TokenSpec, description: Mapping[str, Any]) -
     two runs that begin at the same time one creates the dataset and the other is checked against it. Raises
     RefusedError where the spec differs, UserError where something else is there.
     """
-    content = {"format": FORMAT_VERSION, "spec": spec.to_json(), "description": dict(description)}
-    if storage.publish_bytes(_to_json(content), storage.join(url, DATASET_FILE), exclusive=True):
-        return
-    check_spec(url, spec)
+    if not storage.publish_bytes(
+        _dataset_json(spec, description), storage.join(url, DATASET_FILE), exclusive=True
+    ):
+        check_spec(url, spec)
+    storage.publish_bytes(_CARD.encode(), storage.join(url, CARD_FILE), exclusive=True)
+
+
+def describe(url: str, spec: TokenSpec, description: Mapping[str, Any]) -> None:
+    """Have `_dataset.json` of a dataset without shards tell of this run, not of one before that came to nothing."""
+    if read_dataset_file(url)[1] != description:
+        storage.publish_bytes(
+            _dataset_json(spec, description), storage.join(url, DATASET_FILE), exclusive=False
+        )
+
+
+def _dataset_json(spec: TokenSpec, description: Mapping[str, Any]) -> bytes:
+    return _to_json({"format": FORMAT_VERSION, "spec": spec.to_json(), "description": dict(description)})
 
 
 def check_spec(url: str, spec: TokenSpec) -> None:
@@ -131,25 +158,26 @@ def _check_committed(url: str, name: str, spec: TokenSpec, source: ShardSource) 
             f"{shown}: was made from {storage.redact(found.url)}, and {storage.redact(source.url)} has the same "
             "token shard name; rename one of the two image shards"
         )
-    if source_differs(found, source.size_bytes, source.etag):
+    if source_differs(found, source):
         raise OSError(
             f"{storage.redact(source.url)}: the image shard changed between two attempts: {shown} was made "
-            f"from {show_source(found.size_bytes, found.etag)}, now it is "
-            f"{show_source(source.size_bytes, source.etag)}; run again, and say what to do with changed shards"
+            f"from {show_source(found)}, now it is {show_source(source)}; run again, and say what to do with changed "
+            "shards"
         )
 
 
-def source_differs(recorded: ShardSource, size_bytes: int | None, etag: str) -> bool:
-    """Whether an image shard is not what it was: another size, or another ETag. What is unknown says nothing."""
-    return (size_bytes is not None and size_bytes != recorded.size_bytes) or (
-        bool(etag and recorded.etag) and etag != recorded.etag
+def source_differs(recorded: ShardSource, now: ShardSource) -> bool:
+    """Whether an image shard is not what it was: another size, ETag or SHA-256. What is unknown says nothing."""
+    return now.size_bytes != recorded.size_bytes or any(
+        was and found and was != found
+        for was, found in ((recorded.etag, now.etag), (recorded.sha256, now.sha256))
     )
 
 
-def show_source(size_bytes: int | None, etag: str) -> str:
+def show_source(source: ShardSource) -> str:
     """A version of an image shard, for messages."""
-    size = "unknown size" if size_bytes is None else f"{size_bytes} bytes"
-    return f"{size}, ETag {etag}" if etag else size
+    told = f", ETag {source.etag}" if source.etag else ""
+    return f"{source.size_bytes} bytes{told or (f', SHA-256 {source.sha256[:12]}' if source.sha256 else '')}"
 
 
 def write_summary(
@@ -159,16 +187,20 @@ def write_summary(
 
     `planned` are the names of the shards that the run was to have at its end, `failed` maps image shards to
     their error, `run` holds figures of the run itself (JSON types: seconds, throughput). Only the footers that
-    `_index.parquet` lacks are read; the index is brought up to date on the way.
+    `_index.parquet` lacks are read; the index is brought up to date on the way. Files that are no token shards count
+    as missing. What was counted once and is gone is kept as `lost_shards`, with what it was made from.
     """
     spec, _ = read_dataset_file(url)
-    index = refresh_index(url, spec)
+    index = refresh_index(url, spec, with_broken=True)
+    present = {*index.names, *index.broken}
+    lost = {each.name: each for each in (*read_lost(url), *index.owed) if each.name not in present}
     summary = {
         "format": FORMAT_VERSION,
         "tokenizer_fingerprint": spec.tokenizer_fingerprint,
         "num_shards_planned": len(planned),
         "num_shards_committed": len(index),
         "missing_shards": sorted(set(planned).difference(index.names)),
+        "lost_shards": [dataclasses.asdict(lost[name]) for name in sorted(lost)],
         "failed_shards": dict(sorted(failed.items())),
         "figures": index.statistics.to_summary(),
         "statistics": index.statistics.to_json(),
@@ -176,6 +208,15 @@ def write_summary(
     }
     storage.publish_bytes(_to_json(summary), storage.join(url, SUMMARY_FILE), exclusive=False)
     return summary
+
+
+def read_lost(url: str) -> list[Owed]:
+    """What `_summary.json` tells of token shards that were gone when it was written; nothing where it is of no use."""
+    try:
+        found = json.loads(storage.read_bytes(storage.join(url, SUMMARY_FILE)))
+        return [owed_from_json(each) for each in found["lost_shards"]]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return []
 
 
 def merge_statistics(url: str, names: Sequence[str], spec: TokenSpec) -> ShardStatistics:

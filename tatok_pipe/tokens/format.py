@@ -1,4 +1,4 @@
-"""Token shards on disk, format 1: one Parquet file per image shard, which any Parquet reader reads.
+"""Token shards on disk, format 2: one Parquet file per image shard, which any Parquet reader reads.
 
 The bytes depend on the rows, the spec and the source alone: row groups have a fixed size however the rows
 came in, and nothing of the clock or the machine is written.
@@ -43,7 +43,8 @@ class ShardSource:
 
     url: str  # canonical, without secrets
     size_bytes: int
-    etag: str = ""
+    etag: str = ""  # the store's content tag; empty where it has none
+    sha256: str = ""  # of the bytes that were read, where there is no ETag
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class ShardMetadata:
     source: ShardSource
     statistics: ShardStatistics
     num_rows: int
+    content_digest: str  # `ContentDigest` of the rows
 
 
 def token_shard_name(shard_url: str) -> str:
@@ -110,6 +112,7 @@ class ShardWriter:
             **self.spec.to_json(),
             "source": dataclasses.asdict(self.source),
             "statistics": self.statistics.to_json(),
+            "content_digest": self.content_digest,
         }
         self._writer.add_key_value_metadata({_PREFIX + name: _dumps(value) for name, value in values.items()})
         self._writer.close()
@@ -208,7 +211,7 @@ def read_shard_metadata(url: str) -> ShardMetadata:
 
 
 def parse_footer(footer: pq.FileMetaData, url: str) -> ShardMetadata:
-    """What the footer of the token shard at `url` says. Raises UserError where that is not format 1."""
+    """What the footer of the token shard at `url` says. Raises UserError where that is not format 2."""
     prefix = _PREFIX.encode()
     texts = {
         name.removeprefix(prefix).decode("utf-8", "replace"): value
@@ -230,6 +233,7 @@ def parse_footer(footer: pq.FileMetaData, url: str) -> ShardMetadata:
             source=ShardSource(**values["source"]),
             statistics=ShardStatistics.from_json(values["statistics"]),
             num_rows=footer.num_rows,
+            content_digest=str(values["content_digest"]),
         )
     except (KeyError, TypeError, ValueError, zlib.error) as error:
         raise UserError(

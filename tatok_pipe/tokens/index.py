@@ -3,6 +3,9 @@
 A cache. The listing of data/ is the truth: a row counts only while its data file is there with the size and
 version that the row names. The merged statistics stand in the same file as the rows that they count, and the
 file is replaced in one step, so that of two jobs that write it at once either one leaves a right one.
+
+What it counted once and cannot find any more, though nobody discarded it, is *owed*: it is remembered here until a
+token shard of that name is there again, so that a loss is not forgotten by counting afresh.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -23,9 +26,9 @@ import pyarrow.parquet as pq
 from pyarrow import compute
 
 from tatok_pipe import storage
-from tatok_pipe.errors import RefusedError
+from tatok_pipe.errors import RefusedError, UserError
 from tatok_pipe.parallel import map_ahead
-from tatok_pipe.tokens.format import ShardMetadata, empty_statistics, read_shard_metadata
+from tatok_pipe.tokens.format import ShardMetadata, ShardSource, empty_statistics, read_shard_metadata
 from tatok_pipe.tokens.layout import DATA_DIRECTORY, INDEX_FILE, SUFFIX, data_url
 from tatok_pipe.tokens.spec import TokenSpec
 from tatok_pipe.tokens.statistics import ShardStatistics
@@ -34,11 +37,13 @@ logger = logging.getLogger(__name__)
 
 pc: Any = compute  # its functions are made when it is imported, out of sight of type checkers
 
-VERSION = 1
+VERSION = 2
 NUM_READERS = 32
 SAVE_EVERY_S = 300.0  # what a killed refresh has to read again
 _CHUNK_ROWS = 1 << 16
 _VERSION_KEY, _SPEC_KEY, _STATISTICS_KEY = b"tatok.index_version", b"tatok.spec", b"tatok.statistics"
+_OWED_KEY = b"tatok.owed"
+_MAX_OWED = 10_000  # more are counted, not remembered one by one
 
 LISTING_SCHEMA = pa.schema(
     [
@@ -53,13 +58,27 @@ INDEX_SCHEMA = pa.schema(
         pa.field("source_url", pa.string(), nullable=False),
         pa.field("source_size_bytes", pa.int64(), nullable=False),
         pa.field("source_etag", pa.string(), nullable=False),
+        pa.field("source_sha256", pa.string(), nullable=False),
+        # A hint, known to nobody but this file: while a local image shard has this time it need not be hashed. 0: none.
+        pa.field("source_mtime_ns", pa.int64(), nullable=False),
         pa.field("num_rows", pa.int64(), nullable=False),
         pa.field("num_tokens", pa.int64(), nullable=False),
         pa.field("num_quarantined", pa.int64(), nullable=False),
+        pa.field("content_digest", pa.string(), nullable=False),
     ]
 )
 
 Progress = Callable[[int, int], None]  # (footers read, footers to read)
+
+
+@dataclass(frozen=True)
+class Owed:
+    """A token shard that was counted, and is not there any more, or has other rows now."""
+
+    name: str
+    source: ShardSource
+    num_rows: int
+    content_digest: str  # of the rows that it had; empty once it was seen to be gone
 
 
 @dataclass(frozen=True)
@@ -69,6 +88,8 @@ class Index:
     table: pa.Table  # INDEX_SCHEMA, a row per committed shard, by name
     statistics: ShardStatistics  # of exactly these shards
     num_footers_read: int = 0  # by the refresh that made it
+    owed: tuple[Owed, ...] = ()
+    broken: dict[str, str] = field(default_factory=dict)  # name of a data file that is no token shard -> why
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -90,6 +111,7 @@ def refresh_index(
     known: Index | None = None,
     on_progress: Progress | None = None,
     save: bool = True,
+    with_broken: bool = False,
 ) -> Index:
     """The index of the dataset at `url` as its data/ is now; reads only the footers that are not in it yet.
 
@@ -99,28 +121,40 @@ def refresh_index(
     it counts are gone or were replaced, all footers are read again, because their part of the sums is not
     known any more (`forget_shards` takes it out before they go). Call it as often as you like, and from
     several jobs. Raises RefusedError for a shard that was made with another spec, UserError for a file that
-    is no token shard.
+    is no token shard; `with_broken` such files are left out and named in the answer.
     """
     listing = list_data(url)
     base = load_index(url, spec) if known is None else known
+    owed: tuple[Owed, ...] = base.owed if base is not None else ()
+    times: dict[str, tuple[ShardSource, int]] = {}
     if base is not None and not _is_current(base.table, listing):
         logger.info("%s: shards that the index counts are gone or were replaced", storage.redact(url))
+        owed = (*owed, *_owed_rows(base.table, listing))
+        times = {
+            row["name"]: (source_of(row), row["source_mtime_ns"])
+            for row in base.table.filter(pc.not_equal(base.table["source_mtime_ns"], 0)).to_pylist()
+        }
         base = None
     if base is None:
         logger.info("%s: reading the footers of all %d shards", storage.redact(url), listing.num_rows)
-    builder = _Builder(base or _empty_index(spec))
+    builder = _Builder(base or _empty_index(spec), owed, times)
     new = _without(listing, builder.known.table["name"])
     del listing
     saved_at = time.monotonic()
     for file, footer in _read_footers(url, spec, new):
-        builder.add(file, footer)
+        if isinstance(footer, ShardMetadata):
+            builder.add(file, footer)
+        elif with_broken and not isinstance(footer, RefusedError):
+            builder.broken[file["name"]] = " ".join(str(footer).split())
+        else:
+            raise footer
         if on_progress is not None:
             on_progress(builder.num_read, new.num_rows)
         if save and time.monotonic() - saved_at > SAVE_EVERY_S:
             save_index(url, spec, builder.build())
             saved_at = time.monotonic()
     index = builder.build()
-    if save and (builder.num_read or base is None):
+    if save and (builder.num_read or base is None or index.owed != base.owed):
         save_index(url, spec, index)
     return index
 
@@ -142,10 +176,27 @@ def forget_shards(url: str, spec: TokenSpec, names: Collection[str]) -> None:
     statistics.merge(index.statistics)
     num_read = 0
     for _, footer in _read_footers(url, spec, named.select(LISTING_SCHEMA.names)):
+        if not isinstance(footer, ShardMetadata):
+            return
         _subtract(statistics, footer.statistics)
         num_read += 1
     if num_read == named.num_rows:
-        save_index(url, spec, Index(index.table.filter(pc.invert(is_named)), statistics))
+        save_index(url, spec, Index(index.table.filter(pc.invert(is_named)), statistics, owed=index.owed))
+
+
+def forget_sums(url: str, spec: TokenSpec, names: Collection[str]) -> None:
+    """Have the next refresh read all footers, because sums of the index may be wrong; `names` are about to be removed.
+
+    What is owed stays so, and so become these shards, until they are there again.
+    """
+    index = load_index(url, spec)
+    if index is None:
+        storage.remove(storage.join(url, INDEX_FILE))
+        return
+    listing = list_data(url)
+    listing = listing.filter(pc.invert(pc.is_in(listing["name"], value_set=pa.array(names, pa.string()))))
+    owed = _settle((*index.owed, *_owed_rows(index.table, listing)), listing["name"])
+    save_index(url, spec, replace(_empty_index(spec), owed=owed))
 
 
 def list_data(url: str) -> pa.Table:
@@ -162,9 +213,18 @@ def load_index(url: str, spec: TokenSpec) -> Index | None:
 
     That is where it is corrupt, or of another program version or spec.
     """
-    file_url = storage.join(url, INDEX_FILE)
     try:
-        data = storage.read_bytes(file_url)
+        return read_index(url, spec)
+    except ValueError as error:
+        shown = storage.redact(storage.join(url, INDEX_FILE))
+        logger.warning("%s: not used, and written anew: %s", shown, error)
+        return None
+
+
+def read_index(url: str, spec: TokenSpec) -> Index:
+    """As `load_index`; raises ValueError with the reason, of one line, where the file is of no use."""
+    try:
+        data = storage.read_bytes(storage.join(url, INDEX_FILE))
     except FileNotFoundError:
         return _empty_index(spec)
     try:
@@ -174,7 +234,11 @@ def load_index(url: str, spec: TokenSpec) -> Index | None:
         _expect(json.loads(values[_SPEC_KEY]) == spec.to_json(), "other tokenizer settings")
         table = table.replace_schema_metadata()
         _expect(table.schema.equals(INDEX_SCHEMA), "other columns")
-        index = Index(table, ShardStatistics.from_json(json.loads(values[_STATISTICS_KEY])))
+        index = Index(
+            table,
+            ShardStatistics.from_json(json.loads(values[_STATISTICS_KEY])),
+            owed=tuple(owed_from_json(each) for each in json.loads(values[_OWED_KEY])),
+        )
         _expect(pc.count_distinct(table["name"]).as_py() == len(index), "a shard twice")
         _expect(index.statistics.shape == _empty_index(spec).statistics.shape, "other vocabularies")
         for column, counted in (
@@ -185,9 +249,7 @@ def load_index(url: str, spec: TokenSpec) -> Index | None:
         ):
             _expect(index.total(column) == counted, f"{column} that do not add up")
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        text = " ".join(str(error).split())
-        logger.warning("%s: not used, and written anew: %s", storage.redact(file_url), text)
-        return None
+        raise ValueError(" ".join(str(error).split())) from error
     return index
 
 
@@ -197,6 +259,7 @@ def save_index(url: str, spec: TokenSpec, index: Index) -> None:
         _VERSION_KEY: str(VERSION),
         _SPEC_KEY: json.dumps(spec.to_json(), sort_keys=True),
         _STATISTICS_KEY: json.dumps(index.statistics.to_json(), sort_keys=True),
+        _OWED_KEY: json.dumps([dataclasses.asdict(each) for each in index.owed[:_MAX_OWED]], sort_keys=True),
     }
     with tempfile.TemporaryDirectory(prefix="tatok-") as folder:
         path = os.path.join(folder, INDEX_FILE)
@@ -248,14 +311,20 @@ class _Chunks:
 
 
 class _Builder:
-    def __init__(self, known: Index) -> None:
+    def __init__(
+        self, known: Index, owed: tuple[Owed, ...], times: dict[str, tuple[ShardSource, int]]
+    ) -> None:
         self.known = known
+        self.broken: dict[str, str] = {}
+        self._owed = owed
+        self._times = times  # by name: source and its time, as the index had them that is not gone on from
         self.num_read = 0
         self._rows = _Chunks(INDEX_SCHEMA)
         self._statistics = ShardStatistics.from_json(known.statistics.to_json())
 
     def add(self, file: dict[str, Any], footer: ShardMetadata) -> None:
         self.num_read += 1
+        source, time_ns = self._times.get(file["name"], (None, 0))
         self._statistics.merge(footer.statistics)
         self._rows.add(
             (
@@ -263,17 +332,22 @@ class _Builder:
                 footer.source.url,
                 footer.source.size_bytes,
                 footer.source.etag,
+                footer.source.sha256,
+                time_ns if source == footer.source else 0,
                 footer.num_rows,
                 footer.statistics.num_tokens,
                 footer.statistics.num_quarantined,
+                footer.content_digest,
             )
         )
 
     def build(self) -> Index:
-        if not self.num_read:
-            return self.known
-        table = pa.concat_tables([self.known.table, self._rows.table()]).sort_by("name").combine_chunks()
-        return Index(table, self._statistics, self.num_read)
+        table = self.known.table
+        if self.num_read:
+            table = pa.concat_tables([table, self._rows.table()]).sort_by("name").combine_chunks()
+        names = pa.array([*table["name"].to_pylist(), *self.broken], pa.string()) if self._owed else None
+        owed = _settle(self._owed, names, table)
+        return Index(table, self._statistics, self.num_read, owed, self.broken)
 
 
 def _empty_index(spec: TokenSpec) -> Index:
@@ -291,20 +365,82 @@ def _is_current(rows: pa.Table, listing: pa.Table) -> bool:
     )
 
 
+def source_of(row: dict[str, Any]) -> ShardSource:
+    """The image shard of a row of the index."""
+    return ShardSource(*(row[f"source_{name}"] for name in ("url", "size_bytes", "etag", "sha256")))
+
+
+def owed_from_json(value: dict[str, Any]) -> Owed:
+    """The inverse of `dataclasses.asdict`. Raises TypeError or KeyError for what is none."""
+    return Owed(**{**value, "source": ShardSource(**value["source"])})
+
+
+def _owed_rows(rows: pa.Table, listing: pa.Table) -> list[Owed]:
+    """Those of `rows` whose data file is not listed, or is another one by now."""
+    place = pc.index_in(rows["name"], value_set=listing["name"])
+    is_gone = place.is_null()
+    listed = listing.select(["size_bytes", "version"]).take(place)
+    is_other = pc.or_(
+        pc.not_equal(rows["size_bytes"], listed["size_bytes"]),
+        pc.not_equal(rows["version"], listed["version"]),
+    )
+    wanted = rows.filter(pc.or_kleene(is_gone, is_other.fill_null(True)))
+    listed_names = set(listing["name"].to_pylist()) if wanted.num_rows else set()
+    return [
+        Owed(
+            row["name"],
+            source_of(row),
+            row["num_rows"],
+            row["content_digest"] if row["name"] in listed_names else "",
+        )
+        for row in wanted.to_pylist()
+    ]
+
+
+def _settle(owed: Collection[Owed], present: Any, table: pa.Table | None = None) -> tuple[Owed, ...]:
+    """Those of `owed` that still are, when the token shards with the names `present` are there.
+
+    One that was gone and came back was made again. One that was never seen to be gone has to have the rows that it
+    had, as far as `table` tells, unless its image shard is another one now.
+    """
+    if not owed:
+        return ()
+    names = set(present.to_pylist())
+    rows = {}
+    if table is not None:
+        wanted = pa.array({each.name for each in owed}, pa.string())
+        rows = {
+            row["name"]: row for row in table.filter(pc.is_in(table["name"], value_set=wanted)).to_pylist()
+        }
+    left: dict[str, Owed] = {}
+    for each in owed:
+        row = rows.get(each.name)
+        if each.name not in names:
+            left[each.name] = replace(each, content_digest="")
+        elif each.content_digest and (
+            row is None or row["content_digest"] != each.content_digest and source_of(row) == each.source
+        ):
+            left.setdefault(each.name, each)
+    return tuple(left[name] for name in sorted(left))
+
+
 def _without(listing: pa.Table, names: pa.ChunkedArray) -> pa.Table:
     return listing.filter(pc.invert(pc.is_in(listing["name"], value_set=names)))
 
 
 def _read_footers(
     url: str, spec: TokenSpec, files: pa.Table
-) -> Iterator[tuple[dict[str, Any], ShardMetadata]]:
-    """(row of the listing, footer) of the `files` that are still there. Few of them are in memory at a time."""
+) -> Iterator[tuple[dict[str, Any], ShardMetadata | UserError]]:
+    """(row of the listing, footer or why it has none) of the `files` that are still there. Few of them are in memory
+    at a time."""
 
-    def read(file: dict[str, Any]) -> tuple[dict[str, Any], ShardMetadata] | None:
+    def read(file: dict[str, Any]) -> tuple[dict[str, Any], ShardMetadata | UserError] | None:
         try:
             return file, read_footer(url, file["name"], spec)
         except FileNotFoundError:
             return None  # another job has just discarded it
+        except UserError as error:
+            return file, error
 
     rows = (row for batch in files.to_batches(max_chunksize=1024) for row in batch.to_pylist())
     with ThreadPoolExecutor(NUM_READERS, "footers") as pool:
@@ -316,14 +452,12 @@ def _read_footers(
 def _subtract(total: ShardStatistics, part: ShardStatistics) -> None:
     """The inverse of `total.merge(part)`, exact because all are integers."""
     negative = ShardStatistics.from_json(part.to_json())
-    for field in dataclasses.fields(negative):
-        value = getattr(negative, field.name)
-        if field.name in ("num_globals", "num_patches"):
+    for each in dataclasses.fields(negative):
+        value = getattr(negative, each.name)
+        if each.name in ("num_globals", "num_patches"):
             continue  # the shape, not a count
         is_dict = isinstance(value, dict)
-        setattr(
-            negative, field.name, {error: -count for error, count in value.items()} if is_dict else -value
-        )
+        setattr(negative, each.name, {error: -count for error, count in value.items()} if is_dict else -value)
     total.merge(negative)
     total.quarantine_reasons = {error: count for error, count in total.quarantine_reasons.items() if count}
 

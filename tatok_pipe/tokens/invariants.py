@@ -1,10 +1,11 @@
-"""What every row of format 1 obeys: of one record before it is written, of a whole table after it is read.
+"""What every row of format 2 obeys: of one record before it is written, of a whole table after it is read.
 
 Letters: B rows, K globals, M kept of N patches, V_g and V_p codes.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 
@@ -38,6 +39,8 @@ def check_table(table: pa.Table, spec: TokenSpec) -> None:
 
 
 def _find_problem(record: TokenRecord, spec: TokenSpec) -> str | None:
+    if problem := _plain_problem(record.key, record.width, record.height, record.crop):
+        return problem
     num_globals, num_kept = len(record.global_codes), len(record.patch_codes)
     positions = np.asarray(record.patch_positions, np.int64)
     if num_globals != spec.num_globals:
@@ -79,9 +82,21 @@ class _Batch:
         self.dropped = to_numpy(batch.column("entropy_dropped"))  # (B,) nats
 
     def check(self) -> None:
+        self._check_plain()
         self._check_lists()
         self._check_entropies()
         self._check_patch_entropies()
+
+    def _check_plain(self) -> None:
+        names = ("key", "width", "height", "crop")
+        keys, widths, heights, crops = columns = [self.batch.column(name).to_pylist() for name in names]
+        is_bad = np.array([not key for key in keys], bool)
+        for numbers, least in ((widths, 1), (heights, 1), (crops, 0)):
+            is_bad |= np.array(numbers, np.int64) < least
+        self._refuse(is_bad, lambda row: _plain_problem(*(column[row] for column in columns)) or "")
+        for row, text in enumerate(self.batch.column("meta").to_pylist()):
+            if text is not None and not _is_json(text):
+                self._refuse_rows(np.array([row]), lambda row: "its meta is no JSON")
 
     def _check_lists(self) -> None:
         spec, kept = self.spec, self.kept
@@ -161,6 +176,24 @@ class _Batch:
         if len(bad):
             row = int(bad[0])
             raise ValueError(f"row {self.batch.column('key')[row].as_py()!r}: {describe(row)}")
+
+
+def _plain_problem(key: str, width: int, height: int, crop: int) -> str | None:
+    if not key:
+        return "its key is empty"
+    if width < 1 or height < 1:
+        return f"a source of {width} × {height} pixels"
+    if crop < 0:
+        return f"crop {crop}, expected 0 or more"
+    return None
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _next_float32(nats: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Where the files of a token dataset are.
 
 <url>/_dataset.json              written first: format, token spec, description
+<url>/README.md                  tells Hugging Face `datasets` where the rows are; a file of the user is left
 <url>/quarantine/<name>.parquet  written before the data file of the same shard
 <url>/data/<name>.parquet        its arrival is the commit of the shard
 <url>/_index.parquet             a cache of the footers of data/; may be missing, stale or deleted at any time
@@ -12,6 +13,7 @@ from __future__ import annotations
 from tatok_pipe import storage
 
 DATASET_FILE = "_dataset.json"
+CARD_FILE = "README.md"
 INDEX_FILE = "_index.parquet"
 SUMMARY_FILE = "_summary.json"
 DATA_DIRECTORY = "data"

@@ -19,8 +19,8 @@ from tatok_pipe.storage import retry
 from tatok_pipe.tokens.check import Damage
 from tatok_pipe.tokens.dataset import source_differs
 from tatok_pipe.tokens.format import ShardSource, parse_footer, token_shard_name
-from tatok_pipe.tokens.index import load_index
-from tatok_pipe.tokens.layout import DATASET_FILE
+from tatok_pipe.tokens.index import load_index, source_of
+from tatok_pipe.tokens.layout import DATASET_FILE, INDEX_FILE, SUMMARY_FILE
 from tatok_pipe.tokens.spec import TokenSpec
 
 # What is younger may belong to a job at work: it publishes a quarantine file moments before the data file, and a
@@ -36,6 +36,7 @@ class Remedy(StrEnum):
     )
     REMOVE = "remove"  # removes the file
     REWRITE = "rewrite"  # writes the file anew
+    RUN = "run"  # nothing; tokenize_corpus makes it again
     NONE = "none"
 
 
@@ -53,7 +54,7 @@ class Finding:
     @property
     def is_harmless(self) -> bool:
         """Whether the tokens are whole and complete in spite of it."""
-        return self.kind in (Damage.ORPHAN, Damage.TEMPORARY, Damage.SUMMARY)
+        return self.kind in (Damage.ORPHAN, Damage.TEMPORARY, Damage.SUMMARY, Damage.INDEX)
 
     @property
     def name(self) -> str:
@@ -70,7 +71,10 @@ class Judge:
 
     def judge_shard(self, finding: Finding, content: pa.Buffer) -> Finding:
         """A finding on the token shard with this `content`: can be repaired where its image shard is as it was."""
-        source = self._find_source(finding, content)
+        return self.judge_owner(finding, self._find_source(finding, content))
+
+    def judge_owner(self, finding: Finding, source: ShardSource | None) -> Finding:
+        """As `judge_shard`, where it is known what the token shard was made from."""
         if source is None:
             return replace(
                 finding,
@@ -85,6 +89,21 @@ class Judge:
             remedy=Remedy.MAKE_AGAIN,
             source_url=source.url,
             advice=f"--repair removes it, and tokenize_corpus makes it again from {storage.redact(source.url)}",
+        )
+
+    def judge_lost(self, finding: Finding, source: ShardSource) -> Finding:
+        """A token shard that is gone: comes back where its image shard is as it was."""
+        if problem := _find_change(source):
+            return replace(
+                finding,
+                advice=f"left: it cannot be made again, {problem}; where it was removed on purpose, remove "
+                f"{INDEX_FILE} and {SUMMARY_FILE}, and run tokenize_corpus once more",
+            )
+        return replace(
+            finding,
+            remedy=Remedy.RUN,
+            source_url=source.url,
+            advice=f"the tokenize_corpus command that made it makes it again from {storage.redact(source.url)}",
         )
 
     def judge_leftover(self, finding: Finding) -> Finding:
@@ -117,10 +136,7 @@ class Judge:
         index = load_index(self._url, self._spec)
         if index is None:
             return {}
-        columns = (
-            index.table[name].to_pylist() for name in ("source_url", "source_size_bytes", "source_etag")
-        )
-        return dict(zip(index.names, map(ShardSource, *columns), strict=True))
+        return {row["name"]: source_of(row) for row in index.table.to_pylist()}
 
     def _age_s(self, file: str) -> float | None:
         url = storage.join(self._url, file)
@@ -170,6 +186,10 @@ def _find_change(source: ShardSource) -> str:
         now = storage.file_info(source.url)
     except (OSError, UserError) as error:
         return f"its image shard cannot be read: {' '.join(str(error).split())}"
-    if source_differs(source, now.size_bytes, now.etag):
+    try:
+        sha256 = storage.hash_file(source.url, info=now) if source.sha256 and not now.etag else ""
+    except OSError as error:
+        return f"its image shard cannot be read: {' '.join(str(error).split())}"
+    if source_differs(source, ShardSource(source.url, now.size_bytes, now.etag, sha256)):
         return f"its image shard has changed since: {storage.redact(source.url)}"
     return ""

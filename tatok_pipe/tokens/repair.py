@@ -10,10 +10,11 @@ from typing import Any
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
-from tatok_pipe.tokens.check import Damage
+from tatok_pipe.tokens.check import CheckedShard, Damage
 from tatok_pipe.tokens.dataset import committed_shards, write_summary
 from tatok_pipe.tokens.format import token_shard_name
-from tatok_pipe.tokens.layout import INDEX_FILE, SUMMARY_FILE, data_url, quarantine_url
+from tatok_pipe.tokens.index import forget_sums
+from tatok_pipe.tokens.layout import SUMMARY_FILE, data_url, quarantine_url
 from tatok_pipe.tokens.remedies import Finding, Remedy
 from tatok_pipe.tokens.verify import Verifier
 
@@ -39,7 +40,7 @@ class Outcome:
     @property
     def is_left_damaged(self) -> bool:
         """Whether something is still wrong that running tokenize_corpus again does not mend."""
-        return self.result == Result.LEFT and not self.finding.is_harmless
+        return self.result == Result.LEFT and not self.finding.is_harmless and not self.missing
 
 
 def repair_dataset(url: str, findings: Sequence[Finding]) -> list[Outcome]:
@@ -50,7 +51,7 @@ def repair_dataset(url: str, findings: Sequence[Finding]) -> list[Outcome]:
       once more before. The tokenize_corpus command that made the dataset then makes it again, to the same bytes.
     - Leftovers of killed jobs, older than an hour, are removed.
     - `_summary.json` is written anew where it was wrong or shards were removed, and `_index.parquet`, a cache that may
-      have counted them, is removed before.
+      have counted them, forgets its sums before; what is lost stays written down in both.
 
     Nothing else is touched. Raises UserError where there is no dataset, OSError where storage fails.
     """
@@ -64,12 +65,18 @@ def repair_dataset(url: str, findings: Sequence[Finding]) -> list[Outcome]:
                 removed.append(outcome.missing)
         elif finding.remedy == Remedy.REMOVE:
             outcome = _remove_leftover(verifier, finding)
+        elif finding.remedy == Remedy.RUN:
+            outcome = Outcome(finding, Result.LEFT, finding.advice, finding.name)
         elif finding.remedy == Remedy.REWRITE:
             continue  # at the end, when all shards are as they will be
         else:
             outcome = Outcome(finding, Result.LEFT, finding.advice)
         outcomes.append(outcome)
-    stale = [finding for finding in findings if finding.remedy == Remedy.REWRITE]
+    if any(finding.kind == Damage.INDEX for finding in findings):
+        outcomes += [_forget_index(verifier, each) for each in findings if each.kind == Damage.INDEX]
+    stale = [
+        finding for finding in findings if finding.kind == Damage.SUMMARY and finding.remedy == Remedy.REWRITE
+    ]
     if removed and not stale and storage.exists(storage.join(url, SUMMARY_FILE)):
         stale = [Finding(Damage.SUMMARY, SUMMARY_FILE, "counts shards that were removed", Remedy.REWRITE)]
     return outcomes + [_rewrite_summary(url, finding, removed) for finding in stale]
@@ -78,11 +85,13 @@ def repair_dataset(url: str, findings: Sequence[Finding]) -> list[Outcome]:
 def _remove_shard(verifier: Verifier, finding: Finding) -> Outcome:
     quarantine = quarantine_url(verifier.url, finding.name)
     now = verifier.check_shard(finding.name, has_quarantine=storage.exists(quarantine))
-    if not isinstance(now, Finding):
+    if isinstance(now, CheckedShard):
+        now = verifier.call_witness().hear(finding.name, now)
+    if now is None:
         return Outcome(finding, Result.CLEAR, "whole by now")
     if now.remedy != Remedy.MAKE_AGAIN:
         return Outcome(finding, Result.LEFT, now.advice)
-    storage.remove(storage.join(verifier.url, INDEX_FILE))
+    forget_sums(verifier.url, verifier.spec, [finding.name])
     storage.remove(data_url(verifier.url, finding.name))
     storage.remove(quarantine)
     missing = token_shard_name(now.source_url) if now.kind == Damage.NAME else finding.name
@@ -102,6 +111,12 @@ def _remove_leftover(verifier: Verifier, finding: Finding) -> Outcome:
     return Outcome(finding, Result.REMOVED, "removed")
 
 
+def _forget_index(verifier: Verifier, finding: Finding) -> Outcome:
+    """Without its sums it is made again by whoever needs it next; what is lost it goes on knowing."""
+    forget_sums(verifier.url, verifier.spec, ())
+    return Outcome(finding, Result.REWRITTEN, "written anew, by the next run")
+
+
 def _rewrite_summary(url: str, finding: Finding, removed: Sequence[str]) -> Outcome:
     """The summary of the shards that are there. What only the run knew is kept where the old one can be read."""
     try:
@@ -110,7 +125,8 @@ def _rewrite_summary(url: str, finding: Finding, removed: Sequence[str]) -> Outc
         found = None
     old: dict[str, Any] = found if isinstance(found, dict) else {}
     missing, failed, run = old.get("missing_shards"), old.get("failed_shards"), old.get("run")
-    storage.remove(storage.join(url, INDEX_FILE))
+    verifier = Verifier(url)
+    forget_sums(url, verifier.spec, ())
     planned = {
         *filter(None, removed),
         *committed_shards(url),

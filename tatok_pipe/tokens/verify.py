@@ -1,4 +1,4 @@
-"""Re-reading a whole token dataset: every byte of every shard, every promise of format 1, and what lies about.
+"""Re-reading a whole token dataset: every byte of every shard, every promise of format 2, and what lies about.
 
 It changes nothing and may run beside jobs that add shards. What it finds says what `repair_dataset` can do about it.
 """
@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any
 
 import pyarrow as pa
 
@@ -23,11 +25,13 @@ from tatok_pipe.tokens.check import (
     read_checked_quarantine,
     verify_shard_file,
 )
-from tatok_pipe.tokens.dataset import read_dataset_file
+from tatok_pipe.tokens.dataset import read_dataset_file, read_lost
 from tatok_pipe.tokens.format import empty_statistics, token_shard_name
+from tatok_pipe.tokens.index import INDEX_SCHEMA, Index, Owed, list_data, read_index, source_of
 from tatok_pipe.tokens.layout import (
     DATA_DIRECTORY,
     DATASET_FILE,
+    INDEX_FILE,
     QUARANTINE_DIRECTORY,
     SUFFIX,
     SUMMARY_FILE,
@@ -57,6 +61,7 @@ def verify_dataset(url: str, *, on_progress: Progress | None = None) -> list[Fin
     # After the data files: each of those had its quarantine file before.
     quarantine = storage.list_files(storage.join(url, QUARANTINE_DIRECTORY))
     shards = [name.removesuffix(SUFFIX) for name in data if name.endswith(SUFFIX) and name[0] not in "._"]
+    witness = verifier.call_witness()
     findings: list[Finding] = []
     total: ShardStatistics | None = empty_statistics(verifier.spec)
     with ThreadPoolExecutor(_NUM_READERS, "verify") as pool:
@@ -67,11 +72,14 @@ def verify_dataset(url: str, *, on_progress: Progress | None = None) -> list[Fin
             max_items=_NUM_READERS,
         )
         for number, result in enumerate(results, 1):
+            if isinstance(result, CheckedShard):
+                result = witness.hear(shards[number - 1], result) or result
             if isinstance(result, Finding):
                 findings.append(result)
-                total = None
+                if not result.is_harmless:
+                    total = None
             elif total is not None:
-                total.merge(result)
+                total.merge(result.metadata.statistics)
             if on_progress is not None:
                 on_progress(number, len(shards), len(findings))
     if 2 * sum(each.kind == Damage.SPEC for each in findings) >= len(shards):
@@ -82,7 +90,13 @@ def verify_dataset(url: str, *, on_progress: Progress | None = None) -> list[Fin
         QUARANTINE_DIRECTORY, (name for name in quarantine if name not in known)
     )
     findings += verifier.check_leftovers("", storage.list_files(url))
-    findings += verifier.check_summary(len(shards), total)
+    for directory in (DATA_DIRECTORY, QUARANTINE_DIRECTORY):
+        folders = storage.list_folders(storage.join(url, directory))
+        findings += [_foreign(f"{directory}/{name}/") for name in folders]
+    findings += witness.findings
+    lost = verifier.find_lost(witness.owed, set(shards))
+    findings += lost
+    findings += verifier.check_summary(len(shards), total, num_lost=len(lost))
     return sorted(findings, key=lambda each: each.file)
 
 
@@ -100,8 +114,8 @@ class Verifier:
             ) from error
         self._judge = Judge(url, self.spec)
 
-    def check_shard(self, name: str, *, has_quarantine: bool) -> Finding | ShardStatistics:
-        """What is wrong first with a token shard and its quarantine file; else its statistics."""
+    def check_shard(self, name: str, *, has_quarantine: bool) -> Finding | CheckedShard:
+        """What is wrong first with a token shard and its quarantine file; else what it holds."""
         file = f"{DATA_DIRECTORY}/{name}{SUFFIX}"
         try:
             content = pa.py_buffer(storage.read_bytes(data_url(self.url, name)))
@@ -116,7 +130,7 @@ class Verifier:
                 return _foreign(file)
             finding = Finding(error.damage, file, str(error))
         if finding is None:
-            return shard.metadata.statistics
+            return shard
         return finding if finding.kind == Damage.UNREACHABLE else self._judge.judge_shard(finding, content)
 
     def check_leftovers(self, directory: str, names: Iterable[str]) -> list[Finding]:
@@ -136,10 +150,35 @@ class Verifier:
                 findings.append(_foreign(file))
         return findings
 
-    def check_summary(self, num_shards: int, total: ShardStatistics | None) -> list[Finding]:
+    def call_witness(self) -> Witness:
+        """What `_index.parquet` remembers."""
+        try:
+            return Witness(self.url, self._judge, read_index(self.url, self.spec), list_data(self.url))
+        except ValueError as error:
+            message, advice = f"is of no use: {error}", "--repair removes it; the next run writes it anew"
+            finding = Finding(Damage.INDEX, INDEX_FILE, message, Remedy.REWRITE, advice)
+            return Witness(self.url, self._judge, None, list_data(self.url), [finding])
+
+    def find_lost(self, owed: Iterable[Owed], present: set[str]) -> list[Finding]:
+        """The token shards that are known to have been there, and are not: by `owed`, and by `_summary.json`."""
+        known = {each.name: each for each in (*read_lost(self.url), *owed) if each.name not in present}
+        return [
+            self._judge.judge_lost(
+                Finding(
+                    Damage.LOST, f"{DATA_DIRECTORY}/{name}{SUFFIX}", f"is gone, with {each.num_rows} rows"
+                ),
+                each.source,
+            )
+            for name, each in sorted(known.items())
+            if not storage.exists(data_url(self.url, name))  # by now, since the listing
+        ]
+
+    def check_summary(
+        self, num_shards: int, total: ShardStatistics | None, *, num_lost: int = 0
+    ) -> list[Finding]:
         """What is wrong with `_summary.json`, given how many shards there are and what they hold, if that is known.
 
-        A summary of fewer shards is that of an earlier run, and true of it.
+        A summary of fewer shards is that of an earlier run, and true of it. `num_lost` are told of elsewhere.
         """
         try:
             summary = json.loads(storage.read_bytes(storage.join(self.url, SUMMARY_FILE)))
@@ -151,14 +190,25 @@ class Verifier:
             return [_unreachable(SUMMARY_FILE, error)]
         except Exception as error:  # whatever else JSON of another kind leads to
             return [_wrong_summary(f"is none ({type(error).__name__}: {' '.join(str(error).split())})")]
+        differences = counted.differences(total) if total is not None else []
         if num_counted > num_shards:
-            return [
-                _wrong_summary(
-                    f"counts {num_counted} shards, {num_shards} are there; some were removed since"
-                )
-            ]
-        if num_counted == num_shards and total is not None and (differences := counted.differences(total)):
+            message = f"counts {num_counted} shards, {num_shards} are there; some were removed since"
+            if num_counted <= num_shards + num_lost or total is not None and not differences:
+                return [_wrong_summary(message)]
+            # Written anew it would forget them.
+            advice = (
+                "left: nothing tells which they were; the tokenize_corpus command that made them makes them again "
+                "and writes it anew"
+            )
+            return [Finding(Damage.SUMMARY, SUMMARY_FILE, message, advice=advice)]
+        if num_counted == num_shards and differences:
             return [_wrong_summary(f"does not count what is there: {'; '.join(differences)}")]
+        if counted.to_summary() != summary.get("figures"):
+            return [_wrong_summary("its figures are not those of its statistics")]
+        num_missing = summary["num_shards_planned"] - num_counted
+        if len(summary["missing_shards"]) < num_missing:
+            named = len(summary["missing_shards"])
+            return [_wrong_summary(f"names {named} missing shards, at least {num_missing} are")]
         return []
 
     def _check_quarantine(self, name: str, shard: CheckedShard, has_file: bool) -> Finding | None:
@@ -186,6 +236,64 @@ class Verifier:
         both = {row.key for row in rows if row.error != _MAY_REPEAT}.intersection(shard.keys)
         if both:
             return Finding(Damage.QUARANTINE, file, f"key {min(both)!r} is a row and quarantined, too")
+        return None
+
+
+class Witness:
+    """Holds token shards against what the index says of them."""
+
+    def __init__(
+        self, url: str, judge: Judge, index: Index | None, listing: pa.Table, findings: Sequence[Finding] = ()
+    ) -> None:
+        self._url, self._judge = url, judge
+        self.findings = list(findings)
+        table = index.table if index is not None else INDEX_SCHEMA.empty_table()
+        self._versions = {row["name"]: (row["size_bytes"], row["version"]) for row in listing.to_pylist()}
+        self._table, self._places = table, {name: at for at, name in enumerate(table["name"].to_pylist())}
+        gone = (self._row(name) for name in self._places if name not in self._versions)
+        owed = index.owed if index is not None else ()
+        self.owed = [*owed, *(Owed(row["name"], source_of(row), row["num_rows"], "") for row in gone)]
+        self._digests = {each.name: each for each in owed if each.content_digest}
+
+    def _row(self, name: str) -> dict[str, Any]:
+        return self._table.slice(self._places[name], 1).to_pylist()[0]
+
+    def hear(self, name: str, shard: CheckedShard) -> Finding | None:
+        """What is wrong with a shard that is whole by itself, or with what the index says of it."""
+        source, row = shard.metadata.source, self._row(name) if name in self._places else None
+        earlier = self._digests.get(name)
+        if earlier is None and row is not None:
+            earlier = Owed(name, source_of(row), row["num_rows"], row["content_digest"])
+        is_current = row is not None and (row["size_bytes"], row["version"]) == self._versions.get(name)
+        if earlier is not None and not is_current or name in self._digests:
+            assert earlier is not None
+            if earlier.source == source and earlier.content_digest != shard.content_digest:
+                return self._judge.judge_owner(
+                    Finding(
+                        Damage.CONTENT,
+                        f"{DATA_DIRECTORY}/{name}{SUFFIX}",
+                        f"its rows have digest {shard.content_digest[:12]}, those that {INDEX_FILE} counted, of the "
+                        f"same image shard, {earlier.content_digest[:12]}",
+                    ),
+                    source,
+                )
+        if row is None or not is_current:
+            return None
+        statistics = shard.metadata.statistics
+        found = {
+            **{f"source_{key}": value for key, value in asdict(source).items()},
+            "num_rows": shard.metadata.num_rows,
+            "num_tokens": statistics.num_tokens,
+            "num_quarantined": statistics.num_quarantined,
+            "content_digest": shard.content_digest,
+        }
+        wrong = [f"{key}: {row[key]}, not {value}" for key, value in found.items() if row[key] != value]
+        if not wrong:
+            return None
+        message = f"says of {name} what is not so: {storage.redact('; '.join(wrong))}"
+        self.findings.append(
+            Finding(Damage.INDEX, INDEX_FILE, message, Remedy.REWRITE, "--repair writes it anew")
+        )
         return None
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -23,6 +24,7 @@ from tatok_pipe.tokens.dataset import (
     commit_shard,
     committed_shards,
     create_or_check,
+    describe,
     plan,
     records_to_tensors,
     write_summary,
@@ -350,3 +352,34 @@ def test_planning_does_not_wait_for_torch() -> None:
     code = "import sys, tatok_pipe.corpus_estimate; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+def test_hugging_face_reads_the_folder(
+    tmp_path: Path, token_spec: TokenSpec, make_token_records: MakeRecords
+) -> None:
+    """The rows, and nothing of the index or the quarantine, which are Parquet files, too."""
+    url = str(tmp_path / "out")
+    create_or_check(url, token_spec, DESCRIPTION)
+    for number in range(2):
+        shard = f"s3://bucket/{number}.tar"
+        finish_shard(url, token_spec, shard, make_token_records(token_spec, 5, seed=number), tmp_path, (BAD,))
+    write_summary(url, planned=[], failed={})
+    found = datasets.load_dataset(url, cache_dir=str(tmp_path / "cache"), split="train")
+    assert isinstance(found, datasets.Dataset)
+    rows = list(TokenDataset(url).rows())
+    assert [(row["key"], row["patch_codes"]) for row in found.to_list()] == [
+        (row.key, row.patch_codes.tolist()) for row in rows
+    ]
+
+
+def test_a_readme_of_the_user_is_left(tmp_path: Path, token_spec: TokenSpec) -> None:
+    (tmp_path / "README.md").write_text("mine")
+    create_or_check(str(tmp_path), token_spec, DESCRIPTION)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_a_run_after_one_that_came_to_nothing_is_described(output: str, token_spec: TokenSpec) -> None:
+    create_or_check(output, token_spec, {"source": "s3://wrong/*.tar"})
+    describe(output, token_spec, DESCRIPTION)
+    assert TokenDataset(output).description == DESCRIPTION
+    assert TokenDataset(output).spec == token_spec

@@ -101,9 +101,9 @@ def check_whole(index: Index | None, output: str, spec: TokenSpec) -> None:
     dataset = TokenDataset(output)
     for row in index.table.to_pylist():
         footer = dataset.shard_metadata(row["name"])
-        assert (row["source_url"], row["source_size_bytes"], row["source_etag"]) == dataclasses.astuple(
-            footer.source
-        )
+        source = ("source_url", "source_size_bytes", "source_etag", "source_sha256")
+        assert tuple(row[name] for name in source) == dataclasses.astuple(footer.source)
+        assert row["content_digest"] == footer.content_digest
         assert (row["num_rows"], row["num_tokens"]) == (footer.num_rows, footer.statistics.num_tokens)
         assert row["num_quarantined"] == footer.statistics.num_quarantined
         assert row["size_bytes"] == storage.file_info(dataset.shard_url(row["name"])).size_bytes

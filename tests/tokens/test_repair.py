@@ -12,11 +12,13 @@ import pytest
 
 from tatok_pipe import storage
 from tatok_pipe.records import TokenRecord
+from tatok_pipe.tokens.check import Damage
+from tatok_pipe.tokens.remedies import Remedy
 from tatok_pipe.tokens.repair import Outcome, Result, repair_dataset
 from tatok_pipe.tokens.spec import TokenSpec
 from tatok_pipe.tokens.verify import verify_dataset
 
-from .damage import WITH_QUARANTINE, Made, flip, make, make_older
+from .damage import NUM_SHARDS, WITH_QUARANTINE, Made, flip, make, make_older
 
 MakeRecords = Callable[..., list[TokenRecord]]
 
@@ -55,7 +57,12 @@ def check_round(made: Made, damage: Callable[[Made], Any]) -> None:
     num_removed = sum(bool(outcome.missing) for outcome in outcomes)
     assert num_removed >= 1
     assert not any(outcome.is_left_damaged for outcome in outcomes)
-    assert verify_dataset(made.url) == []
+    present = set(storage.list_files(storage.join(made.url, "data")))
+    assert {(each.kind, each.file, each.remedy) for each in verify_dataset(made.url)} == {
+        (Damage.LOST, made.data(number), Remedy.RUN)
+        for number in range(NUM_SHARDS)
+        if f"{made.names[number]}.parquet" not in present
+    }
     after = json.loads(made.read("_summary.json"))
     assert after["num_shards_committed"] == len(storage.list_files(storage.join(made.url, "data")))
     assert set(after["missing_shards"]) >= set(made.names) - {
@@ -177,14 +184,14 @@ def test_a_wrong_summary_is_written_anew(made: Made) -> None:
         assert json.loads(made.read("_summary.json"))["statistics"] == right["statistics"]
 
 
-def test_a_summary_that_cannot_be_written_for_damage_that_stays(made: Made) -> None:
+def test_a_summary_is_written_anew_beside_damage_that_stays(made: Made) -> None:
     made.put(made.data(2), b"")
     made.put("_summary.json", b"{")
     Path(made.shards[2]).unlink()
     found = {outcome.finding.file: outcome for outcome in repair(made)}
-    assert found["_summary.json"].result == Result.LEFT
-    assert "is not a Parquet file" in found["_summary.json"].message
-    assert made.read("_summary.json") == b"{"
+    assert (found["_summary.json"].result, found[made.data(2)].result) == (Result.REWRITTEN, Result.LEFT)
+    assert json.loads(made.read("_summary.json"))["num_shards_committed"] == 3
+    assert [each.file for each in verify_dataset(made.url)] == [made.data(2)]
 
 
 def test_an_index_that_counted_the_damage_is_not_used_again(made: Made) -> None:

@@ -9,14 +9,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
 from tatok_pipe.records import Quarantined, TokenRecord
 from tatok_pipe.tokens.check import Damage
-from tatok_pipe.tokens.format import read_quarantine, token_shard_name, write_quarantine
+from tatok_pipe.tokens.dataset import TokenDataset, write_summary
+from tatok_pipe.tokens.format import (
+    ShardWriter,
+    read_quarantine,
+    read_records,
+    token_shard_name,
+    write_quarantine,
+)
 from tatok_pipe.tokens.remedies import Finding, Remedy
+from tatok_pipe.tokens.repair import repair_dataset
 from tatok_pipe.tokens.spec import TokenSpec
 from tatok_pipe.tokens.verify import verify_dataset
 
@@ -52,7 +62,7 @@ def test_a_whole_dataset_has_no_findings(anywhere: Made) -> None:
 
 
 def test_known_files_beside_the_data_are_no_findings(made: Made) -> None:
-    for name in ("report.html", "_index.parquet", "_summary.json.bak"):
+    for name in ("report.html", "README.md", "_summary.json.bak"):
         made.put(name, b"anything")
     assert verify_dataset(made.url) == []
 
@@ -64,7 +74,7 @@ def break_statistics(footer: dict[bytes, bytes]) -> None:
 
 
 def break_format_version(footer: dict[bytes, bytes]) -> None:
-    footer[b"tatok.format_version"] = b"2"
+    footer[b"tatok.format_version"] = b"1"
 
 
 def swap_two_codes(rows: list[dict[str, Any]]) -> None:
@@ -72,13 +82,28 @@ def swap_two_codes(rows: list[dict[str, Any]]) -> None:
     row["patch_positions"] = row["patch_positions"][::-1]
 
 
+def exchange_tokens(rows: list[dict[str, Any]]) -> None:
+    for name in ("global_codes", "patch_codes", "patch_positions", "num_tokens"):
+        rows[0][name], rows[1][name] = rows[1][name], rows[0][name]
+    for name in ("entropy_total", "entropy_dropped", "patch_entropy"):
+        rows[0][name], rows[1][name] = rows[1][name], rows[0][name]
+
+
 DAMAGES: list[tuple[Damage, str, Callable[[Made, str], None]]] = [
     (Damage.UNREADABLE, "row group 0 cannot be read", lambda m, f: m.put(f, flip(m.read(f), 100))),
     (Damage.UNREADABLE, "is no whole Parquet file", lambda m, f: m.put(f, m.read(f)[:-20])),
     (Damage.UNREADABLE, "is no whole Parquet file", lambda m, f: m.put(f, b"")),
-    (Damage.UNREADABLE, "token format version 2", lambda m, f: m.rewrite(f, footer=break_format_version)),
+    (Damage.UNREADABLE, "token format version 1", lambda m, f: m.rewrite(f, footer=break_format_version)),
     (Damage.ROWS, "not strictly increasing", lambda m, f: m.rewrite(f, rows=swap_two_codes)),
     (Damage.STATISTICS, "num_images: 19, not 20", lambda m, f: m.rewrite(f, rows=lambda rows: rows.pop())),
+    (Damage.CONTENT, "digest", lambda m, f: m.rewrite(f, rows=lambda rows: rows.reverse())),
+    (Damage.CONTENT, "digest", lambda m, f: m.rewrite(f, rows=exchange_tokens)),
+    (Damage.CONTENT, "digest", lambda m, f: m.rewrite(f, rows=lambda rows: rows[3].update(label=7777))),
+    (Damage.CONTENT, "digest", lambda m, f: m.rewrite(f, rows=lambda rows: rows[3].update(width=9999))),
+    (Damage.ROWS, "crop -5", lambda m, f: m.rewrite(f, rows=lambda rows: rows[3].update(crop=-5))),
+    (Damage.ROWS, "0 × 7 pixels", lambda m, f: m.rewrite(f, rows=lambda rows: rows[3].update(width=0, height=7))),
+    (Damage.ROWS, "its key is empty", lambda m, f: m.rewrite(f, rows=lambda rows: rows[3].update(key=""))),
+    (Damage.ROWS, "its meta is no JSON", lambda m, f: m.rewrite(f, rows=lambda rows: rows[3].update(meta="{not"))),
     (Damage.STATISTICS, "entropy_dropped_units", lambda m, f: m.rewrite(f, footer=break_statistics)),
     (Damage.KEYS, "comes 2 times", lambda m, f: m.rewrite(
         f, rows=lambda rows: rows[7].update(key=rows[8]["key"], crop=rows[8]["crop"]))),
@@ -118,17 +143,20 @@ def test_where_most_shards_are_of_other_settings_they_are_spared(made: Made) -> 
 def test_a_renamed_shard(made: Made) -> None:
     other = f"data/{token_shard_name('s3://bucket/000002.tar')}.parquet"
     made.move(made.data(2), other)
-    finding = find_one(made)
+    finding, lost = sorted(verify_dataset(made.url), key=lambda each: each.kind == Damage.LOST)
     assert (finding.kind, finding.file, finding.remedy) == (Damage.NAME, other, Remedy.MAKE_AGAIN)
     assert f"{made.names[2]}.parquet" in finding.message
+    assert (lost.kind, lost.file, lost.remedy) == (Damage.LOST, made.data(2), Remedy.RUN)
     made.move(other, "data/copy.parquet")
-    assert (find_one(made).kind, find_one(made).file) == (Damage.NAME, "data/copy.parquet")
+    found = {each.file: each.kind for each in verify_dataset(made.url)}
+    assert found == {"data/copy.parquet": Damage.NAME, made.data(2): Damage.LOST}
 
 
 def test_what_a_name_comes_from_may_be_signed_or_relative(
     made: Made, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The footer holds the URL without secrets, or as a path that was relative to somewhere else."""
+    made.remove("_index.parquet")
     signed = "https://me:secret@host/x/000009.tar?X-Amz-Signature=abc&X-Amz-Date=1"
     for url, name in (
         (storage.redact(signed), token_shard_name(signed)),
@@ -267,7 +295,8 @@ def change_summary(made: Made, change: Callable[[dict[str, Any]], Any]) -> None:
         ("does not count what is there: num_tokens: 1, not",
             lambda m: change_summary(m, lambda s: s["statistics"].update(num_tokens=1))),
         ("counts 5 shards, 4 are there", lambda m: change_summary(m, lambda s: s.update(num_shards_committed=5))),
-        ("counts 4 shards, 3 are there", lambda m: m.remove(m.data(2))),
+        ("figures are not those", lambda m: change_summary(m, lambda s: s["figures"].update(mean_tokens=1.0))),
+        ("names 0 missing shards", lambda m: change_summary(m, lambda s: s.update(num_shards_planned=99))),
         ("is none (KeyError", lambda m: change_summary(m, lambda s: s.pop("statistics"))),
         ("is none (JSONDecodeError", lambda m: m.put("_summary.json", m.read("_summary.json")[:50])),
         ("is none (TypeError", lambda m: m.put("_summary.json", b"[1, 2]")),
@@ -280,11 +309,94 @@ def test_a_wrong_summary(made: Made, message: str, damage: Callable[[Made], None
     assert message in finding.message
 
 
+def test_a_shard_that_is_gone_is_missed_for_as_long_as_it_is(made: Made) -> None:
+    """By the index, by an index made afresh, and by the summary where there is no index any more."""
+    whole = made.read(made.data(2))
+    made.remove(made.data(2))
+
+    def check(remedy: Remedy) -> None:
+        lost = next(each for each in verify_dataset(made.url) if each.kind == Damage.LOST)
+        assert (lost.file, lost.message, lost.remedy) == (made.data(2), "is gone, with 20 rows", remedy)
+
+    check(Remedy.RUN)
+    write_summary(made.url, planned=made.names[:2], failed={})
+    check(Remedy.RUN)
+    made.remove("_index.parquet")
+    check(Remedy.RUN)
+    Path(made.shards[2]).unlink()
+    check(Remedy.NONE)
+    repair_dataset(made.url, verify_dataset(made.url))
+    check(Remedy.NONE)
+    made.put(made.data(2), whole)
+    write_summary(made.url, planned=made.names, failed={})
+    assert verify_dataset(made.url) == []
+
+
+def test_a_row_that_is_gone_with_a_footer_that_agrees(made: Made) -> None:
+    """Only what the index remembers can tell; it goes on doing so when it is made afresh."""
+    records = read_records(storage.join(made.url, made.data(2)))
+    source = TokenDataset(made.url).shard_metadata(made.names[2]).source
+    with ShardWriter(made.work / "less.parquet", made.spec, source) as writer:
+        writer.append(records[:-1])
+    made.put(made.data(2), (made.work / "less.parquet").read_bytes())
+    made.remove("_summary.json")
+    for _ in range(2):
+        finding = find_one(made)
+        assert (finding.kind, finding.file, finding.remedy) == (
+            Damage.CONTENT,
+            made.data(2),
+            Remedy.MAKE_AGAIN,
+        )
+        write_summary(made.url, planned=made.names, failed={})
+    repair_dataset(made.url, verify_dataset(made.url))
+    made.run()
+    assert read_records(storage.join(made.url, made.data(2)))[-1].key == records[-1].key
+    assert verify_dataset(made.url) == []
+
+
+def change_index(made: Made, column: str, *, by: int) -> None:
+    """Two rows lie, and the sums are right."""
+    table = pq.read_table(pa.BufferReader(made.read("_index.parquet")))
+    values = table[column].to_pylist()
+    values[2], values[3] = values[2] + by, values[3] - by
+    place = table.schema.get_field_index(column)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.set_column(place, table.schema.field(place), pa.array(values)), sink)
+    made.put("_index.parquet", sink.getvalue().to_pybytes())
+
+
+@pytest.mark.parametrize(
+    ("message", "damage"),
+    [
+        ("num_tokens: ", lambda m: change_index(m, "num_tokens", by=5)),
+        ("source_size_bytes: ", lambda m: change_index(m, "source_size_bytes", by=512)),
+        ("is of no use: ", lambda m: m.put("_index.parquet", b"PAR1garbage")),
+    ],
+)
+def test_a_wrong_index(made: Made, message: str, damage: Callable[[Made], None]) -> None:
+    damage(made)
+    findings = verify_dataset(made.url)
+    assert {(each.kind, each.file, each.remedy) for each in findings} == {
+        (Damage.INDEX, "_index.parquet", Remedy.REWRITE)
+    }
+    assert message in findings[0].message
+    repair_dataset(made.url, findings)
+    assert verify_dataset(made.url) == []
+
+
+def test_a_folder_among_the_data(made: Made) -> None:
+    made.put(f"data/copies/{made.names[0]}.parquet", made.read(made.data(0)))
+    finding = find_one(made)
+    assert (finding.kind, finding.file) == (Damage.FOREIGN, "data/copies/")
+
+
 def test_the_summary_of_an_earlier_run_is_true_of_it(made: Made) -> None:
     made.remove(made.data(2))
     made.run()
     earlier = made.read("_summary.json")
-    change_summary(made, lambda summary: summary.update(num_shards_committed=3))
+    change_summary(
+        made, lambda summary: summary.update(num_shards_committed=3, missing_shards=[made.names[2]])
+    )
     assert verify_dataset(made.url) == []
     made.put("_summary.json", earlier)
     made.remove("_summary.json")
@@ -296,9 +408,9 @@ def test_the_summary_of_an_earlier_run_is_true_of_it(made: Made) -> None:
     [
         (b"{", "is not JSON"),
         (b"[]", "token format version None"),
-        (b'{"format": 1}', "is broken .KeyError"),
-        (b'{"format": 1, "spec": {}, "description": {}}', "is broken .ValueError: token spec has fields"),
-        (b'{"format": 1, "spec": 5, "description": {}}', "is broken .TypeError"),
+        (b'{"format": 2}', "is broken .KeyError"),
+        (b'{"format": 2, "spec": {}, "description": {}}', "is broken .ValueError: token spec has fields"),
+        (b'{"format": 2, "spec": 5, "description": {}}', "is broken .TypeError"),
     ],
 )
 def test_without_its_description_a_dataset_cannot_be_verified(
