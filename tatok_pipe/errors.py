@@ -17,7 +17,7 @@ class UserError(Exception):
 
 
 class RefusedError(UserError):
-    """The output belongs to another tokenizer or other settings; going on would mix them."""
+    """The output belongs to another tokenizer, other settings or another job that lives; going on would mix them."""
 
     exit_code = EXIT_REFUSED
 

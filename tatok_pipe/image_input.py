@@ -8,7 +8,8 @@ from tatok_pipe import storage
 from tatok_pipe.class_names import parse_names
 from tatok_pipe.errors import UserError
 from tatok_pipe.images import parquet
-from tatok_pipe.images.limits import IMAGE_EXTENSIONS, ShardLimits
+from tatok_pipe.images.kinds import tell_kinds
+from tatok_pipe.images.limits import ShardLimits
 from tatok_pipe.images.parquet import has_token_columns
 from tatok_pipe.images.source import PARQUET_SUFFIX
 from tatok_pipe.outputs import recognise
@@ -17,14 +18,13 @@ from tatok_pipe.tokens.dataset import read_dataset_file
 from tatok_pipe.tokens.layout import DATA_DIRECTORY, DATASET_FILE, QUARANTINE_DIRECTORY
 
 _ADVICE = "give the image shards that it was made from, or give it to train_ar as input.url"
-_COMPRESSED = (".tgz", ".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar")
 
 
 def find_image_shards(spec: str, *, option: str) -> list[ShardFile]:
     """As `storage.expand_shards`; `option` is what the user calls `spec`.
 
-    Raises UserError as well where what is there was made by one of our entries and holds no images, where an archive
-    is of another kind than those that are read, and where an image is given as if it were a shard.
+    Raises UserError as well where what is there was made by one of our entries and holds no images, and where
+    files are given that are of another kind by their names.
     """
     try:
         shards = storage.expand_shards(spec)
@@ -36,7 +36,8 @@ def find_image_shards(spec: str, *, option: str) -> list[ShardFile]:
                 f"{option}={storage.redact(spec)}: {what}, expected image shards: .tar files, or Parquet files with "
                 "images"
             ) from error
-        raise UserError(f"{option}: {error}") from error
+        told = tell_kinds(map(storage.redact, error.names)) if isinstance(error, storage.NoShards) else ""
+        raise UserError(f"{option}: {error}" + (f": {told}" if told else "")) from error
     _refuse_token_datasets(shards, option)
     _refuse_other_files(shards, option)
     return shards
@@ -117,16 +118,5 @@ def _is_token_shard(url: str) -> bool:
 
 
 def _refuse_other_files(shards: list[ShardFile], option: str) -> None:
-    images = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
-    for shard in shards:
-        name = shard.url.partition("?")[0].lower()
-        if name.endswith(_COMPRESSED):
-            raise UserError(
-                f"{option}: {storage.redact(shard.url)}: a compressed archive, expected image shards; unpack it and "
-                "pack the images as .tar, uncompressed"
-            )
-        if name.endswith(images):
-            raise UserError(
-                f"{option}: {storage.redact(shard.url)}: an image by its name, expected image shards; pack images as "
-                ".tar files of some thousand each"
-            )
+    if told := tell_kinds(storage.redact(shard.url) for shard in shards):
+        raise UserError(f"{option}: expected image shards, .tar or .parquet, given {told}")

@@ -30,7 +30,13 @@ from tatok_pipe.errors import UserError
 from tatok_pipe.images.crops import CropConfig
 from tatok_pipe.images.decode import DecodeError, PreprocessConfig, decode_crops
 from tatok_pipe.images.notices import Notices
-from tatok_pipe.images.shards import InterleavedShard, ShardError, ShardLimits, UnusableShard
+from tatok_pipe.images.shards import (
+    InterleavedShard,
+    LastingShardError,
+    ShardError,
+    ShardLimits,
+    UnusableShard,
+)
 from tatok_pipe.images.source import open_samples
 from tatok_pipe.records import DecodedImage, ImageSample, Quarantined, TokenRecord
 from tatok_pipe.sample_pipeline import Encoded, Group, SamplePipeline
@@ -51,7 +57,7 @@ _GPU_LANES = 2
 _NUM_TRIES = 3
 _NUM_TRIES_DAMAGED = 2
 _FIRST_PAUSE_S = 1.0
-_FINAL_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, UserError, UnusableShard)
+_FINAL_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, UserError, LastingShardError)
 _NUM_REASONS = 3  # why a shard gave no image, by the most frequent ones
 
 

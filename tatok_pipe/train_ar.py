@@ -34,6 +34,7 @@ from tatok_pipe.tokens.spec import TokenSpec
 from tatok_pipe.tokens.splits import Split, survey_split
 from tatok_pipe.tokens.training_set import TrainingSet, read_training_set
 from tatok_pipe.train_ar_config import TrainArConfig
+from tatok_pipe.training.lease import hold_output
 from tatok_pipe.training.settings import check_changes, find_changes
 
 logger = logging.getLogger("tatok_pipe.train_ar")
@@ -66,13 +67,6 @@ def _run(argv: list[str], summary: JobSummary) -> int:
     output_url = storage.canonical_url(config.output.url)
     _check_earlier(output_url, config, dataset.spec, num_steps=num_steps)
     split = _survey(config, dataset)
-    start_ray(for_training=True)
-    num_workers = config.workers.resolve()
-    _show(config, dataset, num_steps=num_steps, num_workers=num_workers[1])
-    _show_fill(config, dataset, num_workers=num_workers[1])
-    if config.dry_run:
-        return EXIT_DONE
-    summary.add({"output": storage.redact(config.output.url), "steps": num_steps})
     command = " ".join(["python -m tatok_pipe.train_ar", *map(storage.redact, argv)])
     run = GeneratorRun(
         config=to_dict(config)
@@ -87,14 +81,39 @@ def _run(argv: list[str], summary: JobSummary) -> int:
         untrained_classes=_untrained(config, split),
         command=command,
     )
+    if config.dry_run:
+        _start(config, dataset, num_steps=num_steps)
+        return EXIT_DONE
+    stop = StopSignal()
+    with hold_output(output_url, stop):
+        return _train(config, run, _start(config, dataset, num_steps=num_steps), stop, summary)
+
+
+def _start(config: TrainArConfig, dataset: TrainingSet, *, num_steps: int) -> tuple[int, int]:
+    """Start Ray and say what the training will be; (fewest, most) workers."""
+    start_ray(for_training=True)
+    num_workers = config.workers.resolve()
+    _show(config, dataset, num_steps=num_steps, num_workers=num_workers[1])
+    _show_fill(config, dataset, num_workers=num_workers[1])
+    return num_workers
+
+
+def _train(
+    config: TrainArConfig,
+    run: GeneratorRun,
+    num_workers: tuple[int, int],
+    stop: StopSignal,
+    summary: JobSummary,
+) -> int:
+    summary.add({"output": storage.redact(config.output.url), "steps": run.num_steps})
     start = time.monotonic()
-    with StopSignal() as stop:
+    with stop:
         told = run_training(
             train_generator,
             {"run": run},
             num_workers=num_workers if num_workers[0] < num_workers[1] else num_workers[1],
             cpus=config.workers.cpus,
-            output_url=output_url,
+            output_url=run.output_url,
             num_to_keep=None,
             max_failures=config.workers.max_failures,
             stop=stop,
@@ -102,12 +121,12 @@ def _run(argv: list[str], summary: JobSummary) -> int:
     summary.add({"step": told.get("step", 0)} | told.get("figures", {}))
     if not told.get("is_done"):
         logger.warning(
-            "interrupted at step %d of %d; the same command goes on", told.get("step", 0), num_steps
+            "interrupted at step %d of %d; the same command goes on", told.get("step", 0), run.num_steps
         )
         return EXIT_INTERRUPTED
     logger.info(
         "done in %s: %s", format_duration(time.monotonic() - start),
-        storage.redact(storage.join(output_url, "generator")),
+        storage.redact(storage.join(run.output_url, "generator")),
     )  # fmt: skip
     return EXIT_DONE
 

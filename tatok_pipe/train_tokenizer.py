@@ -26,6 +26,7 @@ from tatok_pipe.stop_signal import StopSignal
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer
 from tatok_pipe.tokenizer.training_cost import estimate_training_cost
 from tatok_pipe.train_tokenizer_config import TrainTokenizerConfig
+from tatok_pipe.training.lease import hold_output
 
 logger = logging.getLogger("tatok_pipe.train_tokenizer")
 
@@ -66,15 +67,28 @@ def _run(argv: list[str], summary: JobSummary) -> int:
             f"workers.count={config.workers.count}: expected at most one worker an image shard, "
             f"input.shards={storage.redact(config.input.shards)} has {len(train_shards)}"
         )
-    start_ray(for_training=True)
-    _show(config, num_shards=len(train_shards))
-    if config.dry_run:
-        return EXIT_DONE
-    summary.add({"output": storage.redact(config.output.url), "steps": config.training.num_steps})
-    start = time.monotonic()
     command = " ".join(["python -m tatok_pipe.train_tokenizer", *map(_redact_argument, argv)])
     run = TokenizerRun(to_dict(config), train_shards, held_out, output_url, command)
-    with StopSignal() as stop:
+    if config.dry_run:
+        _start(config, num_shards=len(train_shards))
+        return EXIT_DONE
+    stop = StopSignal()
+    with hold_output(output_url, stop):
+        _start(config, num_shards=len(train_shards))
+        return _train(config, run, stop, summary)
+
+
+def _start(config: TrainTokenizerConfig, *, num_shards: int) -> None:
+    """Start Ray and say what the training will be."""
+    start_ray(for_training=True)
+    _show(config, num_shards=num_shards)
+
+
+def _train(config: TrainTokenizerConfig, run: TokenizerRun, stop: StopSignal, summary: JobSummary) -> int:
+    output_url = run.output_url
+    summary.add({"output": storage.redact(config.output.url), "steps": config.training.num_steps})
+    start = time.monotonic()
+    with stop:
         told = run_training(
             train_tokenizer,
             {"run": run},

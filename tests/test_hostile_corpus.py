@@ -241,7 +241,7 @@ def write_unreadable(folder: Path) -> Iterator[tuple[Path, Expected]]:
         ("hole.tar", hole, "data follows the end-of-archive marker"),
         ("joined.tar", tar + tar, "data follows the end-of-archive marker"),
         ("html.tar", b"<html>404</html>" * 100, "not a tar archive"),
-        ("compressed.tar", gzip.compress(tar), "compressed; decompress"),
+        ("compressed.tar", gzip.compress(tar), "not a tar archive but a compressed file"),
         ("sparse.tar", header(type=tarfile.GNUTYPE_SPARSE) + bytes(1024), "--sparse"),
         ("huge-pax.tar", header(type=tarfile.XHDTYPE, size=1 << 33) + bytes(9000), "extended header of 8589934592"),
         ("huge-member.tar", header(size=1 << 60) + bytes(9000), "max_shard_bytes"),

@@ -116,19 +116,39 @@ def test_drawn_images_in_shards_are_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("photos.zip", "a compressed archive"),
-        ("photos.tgz", "a compressed archive"),
-        ("photos.tar.GZ", "a compressed archive"),
-        ("photo.jpg", "an image by its name"),
-        ("photo.PNG", "an image by its name"),
+        ("photos.zip", "a zip archive"),
+        ("photos.tgz", "a compressed tar"),
+        ("photos.tar.GZ", "a compressed tar"),
+        ("photos.gz", "a compressed file"),
+        ("photo.jpg", "a loose image"),
+        ("photo.PNG", "a loose image"),
+        ("photo.heic", "a loose image"),
+        ("train.tfrecord", "a table of records of another format"),
+        ("labels.csv", "a list or text"),
     ],
 )
 def test_files_of_another_kind(tmp_path: Path, name: str, told: str) -> None:
     (tmp_path / name).write_bytes(b"whatever it holds")
     for spec in (name, f"{name[:-2]}*"):
         assert refusal(str(tmp_path / spec)).startswith(
-            f"input.shards: {tmp_path / name}: {told}, expected image"
+            f"input.shards: expected image shards, .tar or .parquet, given 1 × {told}, first: {tmp_path / name} ("
         )
+
+
+def test_files_of_other_kinds_in_a_folder_are_told_by_kind(tmp_path: Path) -> None:
+    for name in ("0.zip", *(f"{number}.jpg" for number in range(60))):
+        (tmp_path / name).write_bytes(b"whatever it holds")
+    message = refusal(str(tmp_path))
+    assert message.startswith(
+        f"input.shards: {tmp_path}: no .tar or .parquet file there; correct the pattern or the directory: "
+        f"60 × a loose image, first: {tmp_path}/0.jpg (one request"
+    )
+    assert f"; 1 × a zip archive, first: {tmp_path}/0.zip (" in message
+
+
+def test_files_whose_names_say_nothing_are_read(tmp_path: Path) -> None:
+    (tmp_path / "shard").write_bytes(b"whatever it holds")
+    assert names(str(tmp_path / "shard")) == ["shard"]
 
 
 def test_what_is_not_there_names_the_option(tmp_path: Path) -> None:

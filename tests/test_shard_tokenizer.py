@@ -364,6 +364,29 @@ def test_an_unreadable_shard_is_a_result_and_leaves_nothing(checkpoint: str, tmp
     assert digest(tmp_path / "out") == {}
 
 
+def test_what_is_no_shard_or_too_large_is_not_tried_again(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(shard_tokenizer, "_FIRST_PAUSE_S", 0.01)
+    job = replace(make_job(checkpoint, tmp_path / "out"), limits=ShardLimits(max_members=2))
+    tokenize = ShardTokenizer(job, device="cpu", num_threads=1)
+    tar = Path(write_shard(tmp_path / "many.tar", crop_members(5)))
+    contents = {
+        "zip.tar": (b"PK\x03\x04" + bytes(600), "not a tar archive but a zip archive"),
+        "page.tar": (b"<html>404</html>" * 100, "not a tar archive: it begins with b'<html>"),
+        "page.parquet": (b"<html>404</html>" * 100, "not a Parquet file: it begins with b'<html>"),
+        "empty.tar": (b"", "the file has 0 bytes"),
+        "many.tar": (tar.read_bytes(), "more than max_members=2 members"),
+    }
+    for name, (content, told) in contents.items():
+        (tmp_path / name).write_bytes(content)
+        assert tokenize(str(tmp_path / name)).error.startswith(f"{tmp_path / name}: {told}")
+    assert "attempt" not in caplog.text
+    (tmp_path / "cut.tar").write_bytes(tar.read_bytes()[:700])  # may be whole the next time
+    assert "cut off" in tokenize(str(tmp_path / "cut.tar")).error
+    assert "attempt 1 of 2" in caplog.text
+
+
 def test_an_empty_shard_is_a_shard_of_no_rows(checkpoint: str, tmp_path: Path) -> None:
     job = make_job(checkpoint, tmp_path / "out")
     result = ShardTokenizer(job, device="cpu", num_threads=1)(write_shard(tmp_path / "a.tar", []))

@@ -10,14 +10,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 
 from tatok_pipe import train_ar
 from tatok_pipe.ar.checkpoint import load_generator
+from tatok_pipe.stop_signal import StopSignal
+from tatok_pipe.training.lease import LEASE, hold_output
 from tests.entries import assert_told
 from tests.jobs import IN_A_HURRY, running, wait_for
 from tests.token_datasets import TINY, make_rows, write_token_dataset
@@ -179,12 +183,20 @@ def test_a_damaged_checkpoint_is_passed_over(folder: Path, undisturbed: Path, tm
     assert_same(f"{out}/generator", undisturbed)
 
 
+def test_bad_labels_are_told_before_anything_is_begun(folder: Path, tmp_path: Path) -> None:
+    given = command(folder, "model.num_classes=2", f"output.url={tmp_path}/out")[3:]
+    assert_told(train_ar.main, given, r"label [23], expected 0 to 1")
+    assert not (tmp_path / "out").exists() and not ray.is_initialized()
+
+
 @pytest.mark.ray
 @pytest.mark.slow
-def test_bad_labels_are_one_line_and_not_tried_again(folder: Path, tmp_path: Path) -> None:
-    done = run(folder, "model.num_classes=2", f"output.url={tmp_path}/out")
+def test_a_bad_label_met_in_training_is_one_line_and_not_tried_again(folder: Path, tmp_path: Path) -> None:
+    good = make_rows(60)  # of all classes, so that nobody looks further before the training
+    write_token_dataset(str(tmp_path / "tokens"), [good, *[[]] * 9, [replace(good[0], key="x", label=7)]])
+    done = run(folder, f"input.url={tmp_path}/tokens", f"output.url={tmp_path}/out", "validation.share=0")
     assert done.returncode == 2, done.stdout + done.stderr
-    assert re.search(r"label [23], expected 0 to 1", done.stderr)
+    assert "label 7, expected 0 to 3" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
 
 
@@ -201,6 +213,19 @@ def test_bad_labels_are_one_line_and_not_tried_again(folder: Path, tmp_path: Pat
 )
 def test_a_mistake_is_told(folder: Path, tmp_path: Path, changes: list[str], message: str) -> None:
     assert_told(train_ar.main, [*command(folder, f"output.url={tmp_path}/out", *changes)[3:]], message)
+
+
+def test_nothing_is_begun_where_another_training_lives_or_nothing_can_be_written(
+    folder: Path, tmp_path: Path
+) -> None:
+    given = command(folder)[3:]
+    with hold_output(f"{tmp_path}/out", StopSignal()):
+        told = rf"output.url={tmp_path}/out: a training that lives writes there, process {os.getpid()} on "
+        assert_told(train_ar.main, [*given, f"output.url={tmp_path}/out"], told, code=3)
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [LEASE]
+    told = "output.url=/proc/nothing/out: cannot be written: "
+    assert_told(train_ar.main, [*given, "output.url=/proc/nothing/out"], told)
+    assert not ray.is_initialized()
 
 
 def test_a_mistake_is_one_line(folder: Path, tmp_path: Path) -> None:

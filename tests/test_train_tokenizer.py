@@ -14,15 +14,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 from PIL import Image
 
 from tatok_pipe import train_tokenizer
 from tatok_pipe.config import load_config
 from tatok_pipe.ray_runtime.tokenizer_training import load_images
+from tatok_pipe.stop_signal import StopSignal
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer
 from tatok_pipe.tokenizer.model import TaTok
 from tatok_pipe.train_tokenizer_config import TrainTokenizerConfig
+from tatok_pipe.training.lease import LEASE, hold_output
 from tests.ar.test_training_log import read_events
 from tests.entries import assert_told
 from tests.jobs import IN_A_HURRY, running, wait_for
@@ -314,6 +317,19 @@ def test_a_broken_shard_is_one_line_and_not_tried_again(arguments: list[str], tm
 )
 def test_a_mistake_is_told(arguments: list[str], changes: list[str], message: str, tmp_path: Path) -> None:
     assert_told(train_tokenizer.main, [*arguments, f"output.url={tmp_path}/out", *changes], message)
+
+
+def test_nothing_is_begun_where_another_training_lives_or_nothing_can_be_written(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    given = arguments
+    with hold_output(f"{tmp_path}/out", StopSignal()):
+        told = rf"output.url={tmp_path}/out: a training that lives writes there, process {os.getpid()} on "
+        assert_told(train_tokenizer.main, [*given, f"output.url={tmp_path}/out"], told, code=3)
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [LEASE]
+    told = "output.url=/proc/nothing/out: cannot be written: "
+    assert_told(train_tokenizer.main, [*given, "output.url=/proc/nothing/out"], told)
+    assert not ray.is_initialized()
 
 
 def test_training_on_the_held_out_shards_is_refused(arguments: list[str], tmp_path: Path) -> None:

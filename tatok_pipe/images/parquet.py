@@ -20,7 +20,7 @@ from tatok_pipe.images.parquet_columns import Columns, Row, are_tokens, find_col
 from tatok_pipe.images.parquet_footer import Footer, parse_footer
 from tatok_pipe.images.parquet_pages import BadPage, Chunk, PageGuard
 from tatok_pipe.images.parquet_rows import RowReader
-from tatok_pipe.images.shards import ShardError, UnusableShard
+from tatok_pipe.images.shards import LastingShardError, ShardError, UnusableShard
 from tatok_pipe.records import ImageSample, Quarantined
 from tatok_pipe.storage.random_access import RandomAccess
 
@@ -170,7 +170,7 @@ def _read_footer(guard: PageGuard, shard: str) -> bytes:
     """The footer, checked for size: pyarrow would read and parse any."""
     size = guard.seek(0, 2)
     if size == 0:
-        raise ShardError(shard, 0, "the file has 0 bytes")
+        raise LastingShardError(shard, 0, "the file has 0 bytes")
     guard.seek(max(0, size - 8))
     tail = guard.read(8)
     if tail[4:] != b"PAR1":
@@ -178,7 +178,7 @@ def _read_footer(guard: PageGuard, shard: str) -> bytes:
         begin = guard.read(16)
         if begin.startswith(b"PAR1"):
             raise ShardError(shard, 0, "cut off: the footer of a Parquet file is missing")
-        raise ShardError(shard, 0, f"not a Parquet file: it begins with {begin!r}")
+        raise LastingShardError(shard, 0, f"not a Parquet file: it begins with {begin!r}")
     num_bytes = int.from_bytes(tail[:4], "little")
     if num_bytes > min(_MAX_FOOTER_BYTES, size - 12):
         raise ShardError(
@@ -192,7 +192,7 @@ def _read_footer(guard: PageGuard, shard: str) -> bytes:
 
 def _check_limits(footer: Footer, chunks: Sequence[Chunk], shard: str, limits: ShardLimits) -> None:
     if footer.num_rows > limits.max_members:
-        raise ShardError(
+        raise LastingShardError(
             shard,
             0,
             f"{footer.num_rows} rows, more than max_members={limits.max_members}",
@@ -200,7 +200,7 @@ def _check_limits(footer: Footer, chunks: Sequence[Chunk], shard: str, limits: S
         )
     num_bytes = sum(chunk.num_bytes for chunk in chunks)
     if num_bytes > limits.max_shard_bytes:
-        raise ShardError(
+        raise LastingShardError(
             shard,
             0,
             f"{num_bytes} bytes when decompressed, more than max_shard_bytes={limits.max_shard_bytes}",

@@ -14,7 +14,7 @@ from typing import BinaryIO
 from tatok_pipe.images.limits import DEFAULT_LIMITS, IMAGE_EXTENSIONS, ShardLimits
 from tatok_pipe.images.notices import Notices
 from tatok_pipe.images.sample_files import Files, Named, find_fault, make_sample
-from tatok_pipe.images.shards import ShardError, check_samples, read_named
+from tatok_pipe.images.shards import ShardError, check_samples, read_named, shard_error
 from tatok_pipe.images.tar import BrokenTar
 from tatok_pipe.records import ImageSample, Quarantined
 
@@ -65,7 +65,7 @@ def read_regrouped(
                     return
             raise ShardError(shard, num_samples, "changed while it was read")
     except BrokenTar as error:
-        raise ShardError(shard, num_samples, str(error), error.advice) from None
+        raise shard_error(shard, num_samples, error) from None
 
 
 class _Members:

@@ -17,7 +17,7 @@ from tatok_pipe.images.fields import digest_key, shorten_key
 from tatok_pipe.images.limits import DEFAULT_LIMITS, ShardLimits
 from tatok_pipe.images.notices import EMPTY, Notices
 from tatok_pipe.images.sample_files import Files, Named, make_sample
-from tatok_pipe.images.tar import BrokenTar, read_members
+from tatok_pipe.images.tar import BrokenTar, NotTar, read_members
 from tatok_pipe.records import ImageSample, Quarantined
 
 _NOTICE_NO_SAMPLE = "files without an extension are of no sample and passed over; a name is KEY.EXTENSION"
@@ -38,7 +38,11 @@ class ShardError(Exception):
         return type(self), self._arguments
 
 
-class UnusableShard(ShardError):
+class LastingShardError(ShardError):
+    """A shard that is of another kind than it should be, or beyond a limit: to read it again tells the same."""
+
+
+class UnusableShard(LastingShardError):
     """A shard that is whole, and of which no use can be made: to read it again tells the same."""
 
     def __init__(self, shard: str, num_samples: int, reason: str, advice: str) -> None:
@@ -98,8 +102,14 @@ def read_samples(
             yield make_sample(key, files, files.image, limits, notices, is_repeated=is_repeated)
             num_samples += 1
     except BrokenTar as error:
-        raise ShardError(shard, num_samples, str(error), error.advice) from None
+        raise shard_error(shard, num_samples, error) from None
     check_samples(num_samples, shard, notices)
+
+
+def shard_error(shard: str, num_samples: int, error: BrokenTar) -> ShardError:
+    """What a tar's reader found, with the name of the shard."""
+    kind = LastingShardError if isinstance(error, NotTar) else ShardError
+    return kind(shard, num_samples, str(error), error.advice)
 
 
 def check_samples(num_samples: int, shard: str, notices: Notices) -> None:

@@ -10,7 +10,7 @@ from tatok_pipe import storage
 from tatok_pipe.images.notices import Notices
 from tatok_pipe.images.parquet import read_parquet
 from tatok_pipe.images.regroup import read_regrouped
-from tatok_pipe.images.shards import DEFAULT_LIMITS, ShardError, ShardLimits, read_samples
+from tatok_pipe.images.shards import DEFAULT_LIMITS, LastingShardError, ShardLimits, read_samples
 from tatok_pipe.records import ImageSample, Quarantined
 
 PARQUET_SUFFIX = ".parquet"
@@ -44,7 +44,7 @@ def open_samples(
     """
     shard = storage.redact(url)
     if info.size_bytes > limits.max_shard_bytes:
-        raise ShardError(
+        raise LastingShardError(
             shard,
             0,
             f"{info.size_bytes} bytes, more than max_shard_bytes={limits.max_shard_bytes}",

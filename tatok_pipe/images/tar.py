@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from tatok_pipe.images.kinds import kind_of_content
+
 BLOCK_BYTES = 512
 _CHUNK_BYTES = 4 << 20
 _MAX_EXTENDED_HEADER_BYTES = 1 << 20
@@ -39,6 +41,10 @@ class BrokenTar(Exception):
     def __init__(self, message: str, advice: str = "write or copy the shard again") -> None:
         super().__init__(message)
         self.advice = advice
+
+
+class NotTar(BrokenTar):
+    """The stream is whole and something else, or beyond a limit: to read it again tells the same."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ def read_members(
         start = source.offset
         block = source.read(BLOCK_BYTES)
         if start == 0 and not block:
-            raise BrokenTar("the file has 0 bytes")
+            raise NotTar("the file has 0 bytes")
         extended = long_name is not None or bool(pax)
         if not block and not extended and not require_end_marker:
             return
@@ -98,7 +104,7 @@ def read_members(
                     f"expected at most {_MAX_EXTENDED_HEADER_BYTES}"
                 )
             if source.offset > max_shard_bytes:
-                raise BrokenTar(f"more than max_shard_bytes={max_shard_bytes} of extended headers")
+                raise NotTar(f"more than max_shard_bytes={max_shard_bytes} of extended headers")
             payload = source.read_padded(header.size)
             if header.type == tarfile.GNUTYPE_LONGNAME:
                 long_name = payload.split(b"\0", 1)[0]
@@ -112,16 +118,16 @@ def read_members(
                 raise BrokenTar(f"byte {start}: a damaged size in an extended header")
             size = int(pax[b"size"])
         if header.type == tarfile.GNUTYPE_SPARSE or any(keyword.startswith(b"GNU.sparse") for keyword in pax):
-            raise BrokenTar(f"byte {start}: a sparse member; pack the archive without --sparse")
+            raise NotTar(f"byte {start}: a sparse member; pack the archive without --sparse")
         if header.type in _TYPES_WITHOUT_DATA:
             size = 0
         num_members += 1
         if num_members > max_members:
-            raise BrokenTar(
+            raise NotTar(
                 f"more than max_members={max_members} members", "split the shard, or raise max_members"
             )
         if source.offset + size > max_shard_bytes:
-            raise BrokenTar(
+            raise NotTar(
                 f"byte {start}: a member of {size} bytes takes the shard beyond max_shard_bytes={max_shard_bytes}",
                 "split the shard, or raise max_shard_bytes",
             )
@@ -147,11 +153,11 @@ def _parse_header(block: bytes, start: int) -> tarfile.TarInfo:
     except tarfile.HeaderError as error:
         if start > 0:
             raise BrokenTar(f"byte {start}: a damaged member header ({error})") from None
-        if block.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
-            raise BrokenTar("compressed; decompress the archive (images do not compress further)") from None
         if block.startswith(b"PAR1"):
-            raise BrokenTar("a Parquet file", "give it a name that ends in .parquet") from None
-        raise BrokenTar(f"not a tar archive: it begins with {block[:16]!r}") from None
+            raise NotTar("a Parquet file", "give it a name that ends in .parquet") from None
+        if kind := kind_of_content(block):
+            raise NotTar(f"not a tar archive but {kind.name}", kind.advice) from None
+        raise NotTar(f"not a tar archive: it begins with {block[:16]!r}", "give image shards alone") from None
     if header.size < 0:
         raise BrokenTar(f"byte {start}: a member of {header.size} bytes")
     return header

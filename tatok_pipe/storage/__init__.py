@@ -24,12 +24,13 @@ from tatok_pipe.storage.publish import publish_bytes, publish_file
 from tatok_pipe.storage.random_access import open_random_access
 from tatok_pipe.storage.reader import open_stream
 from tatok_pipe.storage.settings import StorageConfig, configure, endpoint_of
-from tatok_pipe.storage.shards import ShardFile, expand_shards
+from tatok_pipe.storage.shards import NoShards, ShardFile, expand_shards
 from tatok_pipe.storage.urls import canonical_url, is_local, join, open_filesystem, openable_url, redact
 
 __all__ = [
     "HashingReader",
     "ListedFile",
+    "NoShards",
     "ShardFile",
     "SourceInfo",
     "StorageConfig",

@@ -37,6 +37,14 @@ _EXPECTED = (
 _LIST_SIGN = re.compile(r"::(?![\w:.%]*\])")  # not the one in http://[::1]/
 
 
+class NoShards(UserError):
+    """There are files, and by their names none is an image shard. `names` are their URLs."""
+
+    def __init__(self, message: str, names: list[str]) -> None:
+        super().__init__(message)
+        self.names = names
+
+
 @dataclass(frozen=True, slots=True)
 class ShardFile:
     """An image shard, and what its store says of it now."""
@@ -249,8 +257,9 @@ def _listed(
     if not names:
         if told := missing_place(filesystem, path, url):
             raise UserError(told)
-        raise UserError(
-            f"{redact(url)}: no {' or '.join(SHARD_SUFFIXES)} file there; correct the pattern or the directory"
+        raise NoShards(
+            f"{redact(url)}: no {' or '.join(SHARD_SUFFIXES)} file there; correct the pattern or the directory",
+            sorted(found),
         )
     for name in names:
         if found[name]["type"] == local.BROKEN_LINK:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from tatok_pipe import storage
 from tatok_pipe.parallel import map_ahead
-from tatok_pipe.tokens.columns import to_numpy
+from tatok_pipe.tokens.conditions import check_labels
 from tatok_pipe.tokens.layout import data_url
 from tatok_pipe.tokens.parquet_groups import open_parquet, parquet_errors, read_groups
 from tatok_pipe.tokens.windows import ShardRows, is_held_out
@@ -32,9 +33,10 @@ def survey_split(
     url: str, shards: Sequence[ShardRows], *, held_out_share: float, num_classes: int = 0
 ) -> Split:
     """Look at keys and, for `num_classes` (0: none), at labels, and no further than it takes to know: both sides have
-    an image, and every class. Labels out of range are passed over.
+    an image, and every class.
 
-    Raises UserError where a shard cannot be read.
+    Raises UserError where a shard cannot be read, and for a label that is missing or out of range in what was looked
+    at: with too few classes, or a corpus without labels, that is the first shard.
     """
     if not held_out_share and not num_classes:
         return Split(has_train=True, has_held_out=False, classes=frozenset())
@@ -50,14 +52,18 @@ def survey_split(
             chosen = is_held_out(table["key"].cast(pa.binary()).to_pylist(), held_out_share)
         labels = np.zeros(0, np.int32)
         if num_classes:
-            labels = np.unique(to_numpy(table["label"].combine_chunks().fill_null(-1))[~chosen])
+            given = table["label"].combine_chunks()
+            checked = check_labels(
+                given, num_classes=num_classes, shard=storage.redact(place), name=lambda row: f"row {row}"
+            )
+            labels = np.unique(checked[~chosen])
         return bool((~chosen).any()), bool(chosen.any()), labels
 
     filled = [shard for shard in shards if shard.num_rows]
     with ThreadPoolExecutor(_NUM_THREADS, "token-split") as pool:
         for trains, holds_out, labels in map_ahead(pool, read, filled, max_items=_NUM_THREADS):
             has_train, has_held_out = has_train or trains, has_held_out or holds_out
-            seen[labels[(labels >= 0) & (labels < num_classes)]] = True
+            seen[labels] = True
             if has_train and (has_held_out or not held_out_share) and seen.all():
                 break
     return Split(has_train, has_held_out, frozenset(np.flatnonzero(seen).tolist()))

@@ -39,6 +39,18 @@ def test_the_split_is_that_of_the_hashes(url: str) -> None:
     assert found == Split(False, True, frozenset())
 
 
+def test_labels_that_cannot_be_trained_on_are_told(url: str, tmp_path: Path) -> None:
+    shards = read_training_set(url).shards
+    told = r"000000-\w+.parquet: row 2 has label 2, expected 0 to 1; set num_classes to one more than the largest"
+    with pytest.raises(UserError, match=told):
+        survey_split(url, shards, held_out_share=0, num_classes=2)
+    rows = make_rows(2)
+    write_token_dataset(str(tmp_path / "none"), [[rows[0], replace(rows[1], label=None)]])
+    shards = read_training_set(str(tmp_path / "none")).shards
+    with pytest.raises(UserError, match="row 1 has label None, expected 0 to 8"):
+        survey_split(str(tmp_path / "none"), shards, held_out_share=0.5, num_classes=9)
+
+
 def test_no_more_is_asked_than_is_wanted(url: str) -> None:
     shards = read_training_set(url).shards
     assert survey_split(url, shards, held_out_share=0, num_classes=3).classes == {0, 1, 2}
