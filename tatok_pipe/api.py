@@ -346,7 +346,7 @@ def _to_labels(
             labels += chosen_classes(each, generator)
             continue
         try:
-            labels.append(operator.index(each))
+            labels.append(operator.index(each))  # type: ignore[arg-type]
         except TypeError:
             raise UserError(
                 f"classes: {each!r}, expected numbers, by which alone a generator knows its classes: {known}"
