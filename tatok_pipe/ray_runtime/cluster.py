@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
+import sys
 from typing import Any
 
 import ray
+from ray._common.utils import get_default_ray_temp_dir  # there is no public question yet
 from ray._private.state import (
     state as cluster_state,  # draining nodes and node types have no public question yet
 )
@@ -24,10 +27,34 @@ _FORWARDED = (
 )  # fmt: skip
 
 
+_VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")  # in Ray's word of two that do not fit
+# What Ray puts behind its temporary folder for the longest name of a socket, and what systems allow a name.
+_LONGEST_SOCKET = "session_2026-01-01_00-00-00_000000_{process}/sockets/plasma_store"
+_MAX_SOCKET_BYTES = (104 if sys.platform == "darwin" else 108) - 1
+
+
+def check_ray() -> None:
+    """To be asked first, before anything is read: raise UserError where Ray could not be started or joined.
+
+    Joins the cluster that RAY_ADDRESS names, for nothing else tells whether that can be done.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        start_ray()
+        return
+    name = os.path.join(get_default_ray_temp_dir(), _LONGEST_SOCKET.format(process=os.getpid()))
+    too_many = len(os.fsencode(name)) - _MAX_SOCKET_BYTES
+    if too_many > 0:
+        variable = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+        raise UserError(
+            f"{variable}={os.environ.get(variable)}: too long by {too_many} bytes for the names of Ray's sockets in "
+            "it; set RAY_TMPDIR to a shorter folder on a local disk, such as /tmp"
+        )
+
+
 def start_ray(*, for_training: bool = False) -> None:
     """Join the cluster that RAY_ADDRESS or a submitted job names; otherwise start Ray embedded in this process.
 
-    Raises UserError where the named cluster does not answer.
+    Raises UserError where the named cluster does not answer, or runs another version of Ray or Python.
     """
     if ray.is_initialized():
         return
@@ -53,6 +80,16 @@ def start_ray(*, for_training: bool = False) -> None:
         )
     except ConnectionError as error:
         raise UserError(f"RAY_ADDRESS={address}: no Ray cluster answers there: {error}") from None
+    except RuntimeError as error:
+        versions = _VERSIONS.findall(str(error))
+        if len(versions) != 2:
+            raise
+        (ray_there, python_there), (ray_here, python_here) = versions
+        raise UserError(
+            f"RAY_ADDRESS={address}: that cluster runs Ray {ray_there} on Python {python_there}, this command Ray "
+            f"{ray_here} on Python {python_here}; run it with the versions of the cluster, or unset RAY_ADDRESS to "
+            "work on this machine alone"
+        ) from None
 
 
 def _free_port() -> int:
