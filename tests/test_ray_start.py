@@ -9,8 +9,10 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from ray._private.ray_logging import global_worker_stdstream_dispatcher
 
 from tatok_pipe.ray_runtime import check_ray
+from tatok_pipe.ray_runtime.cluster import _quieten
 from tests.entries import assert_told
 from tests.infra.ray_head import ray_head
 
@@ -24,6 +26,11 @@ COMMANDS = {
 }
 # Of a Slurm job, as clusters make them.
 LONG = "/net/tscratch/people/somebody/slurm_jobdir/1355700_some_long_job_name/tmp.t0016"
+# As Ray 2.60 prints it.
+NEEDLESS = (
+    "[2026-11-29 09:24:41,746 E 5758 5979] core_worker.cc:2465: Actor with class name: 'PreemptionWatcher' and ID: "
+    "'57755078eb167786b676672401000000' has constructor arguments in the object store"
+)
 # Let the cluster say of itself that it is of another version, where those who join look it up.
 DISGUISE = """
 import json, sys
@@ -59,6 +66,20 @@ def test_what_just_fits(num_too_many: int, is_told: bool, monkeypatch: pytest.Mo
         assert_told(lambda argv: check_ray(), [], "too long by 1 bytes")
     else:
         check_ray()
+
+
+def test_what_every_training_prints_is_dropped_and_nothing_else() -> None:
+    _quieten()
+    _quieten()
+    batch = {
+        "is_err": True,
+        "pid": 1,
+        "ip": "",
+        "job": "",
+        "lines": [NEEDLESS, "[E] core_worker.cc:2465: other"],
+    }
+    global_worker_stdstream_dispatcher.emit(batch)
+    assert batch["lines"] == ["[E] core_worker.cc:2465: other"]
 
 
 @pytest.mark.ray

@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 from ray._common.utils import get_default_ray_temp_dir  # there is no public question yet
+from ray._private.ray_logging import global_worker_stdstream_dispatcher
 from ray._private.state import (
     state as cluster_state,  # draining nodes and node types have no public question yet
 )
@@ -27,6 +28,9 @@ _FORWARDED = (
 )  # fmt: skip
 
 
+# What every healthy training prints; the log files of Ray's session have it.
+_NEEDLESS = re.compile(r"core_worker\.cc:\d+: Actor with class name: 'PreemptionWatcher'")
+_FILTER = "tatok_pipe"
 _VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")  # in Ray's word of two that do not fit
 # What Ray puts behind its temporary folder for the longest name of a socket, and what systems allow a name.
 _LONGEST_SOCKET = "session_2026-01-01_00-00-00_000000_{process}/sockets/plasma_store"
@@ -102,7 +106,14 @@ def _quieten() -> None:
     """Leave Ray's warnings that a user can act on, and drop those that every run would print."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a notice about CUDA_VISIBLE_DEVICES
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # plans and timings; our own lines say it
+    global_worker_stdstream_dispatcher.remove_handler(_FILTER)
+    global_worker_stdstream_dispatcher.add_handler(_FILTER, _drop_needless)
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # token files were set up
+
+
+def _drop_needless(batch: dict[str, Any]) -> None:
+    """Take out of lines of other processes, before Ray's own handler prints them here, what says nothing."""
+    batch["lines"] = [line for line in batch["lines"] if not _NEEDLESS.search(line)]
 
 
 def has_gpu() -> bool:
