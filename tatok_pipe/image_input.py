@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import closing
 
 from tatok_pipe import storage
@@ -76,14 +77,47 @@ def class_names_of(shard: ShardFile, limits: ShardLimits) -> tuple[str, ...]:
         return ()
 
 
-def _recognise_given(spec: str) -> str:
-    """What the folder is that `spec` names, or that its pattern is in, where one of our entries made it."""
+def tell_output_inside(spec: str, shards: list[ShardFile], output_url: str) -> str:
+    """Why a token dataset at `output_url` does not go with the image shards that `spec` gave: a later run with it would
+    find token shards among them. Empty where it would not. `output_url` is canonical."""
+    folders = [f"{output_url.rstrip('/')}/{name}/" for name in (DATA_DIRECTORY, QUARANTINE_DIRECTORY)]
+    if any(storage.canonical_url(shard.url).startswith(tuple(folders)) for shard in shards):
+        return "which lie where the token shards go"
+    root = _folder_of(spec)
+    if not root or not f"{output_url}/".startswith(storage.canonical_url(root).rstrip("/") + "/"):
+        return ""
+    pattern = storage.canonical_url(root).rstrip("/") + spec.strip()[len(root) :]
+    is_folder = pattern.rstrip("/") == storage.canonical_url(root).rstrip("/")
+    if is_folder or any(_matches(f"{folder}0.parquet", pattern) for folder in folders):
+        return "where a later run would find token shards among the images, Parquet files too"
+    return ""
+
+
+def _matches(url: str, pattern: str) -> bool:
+    """Whether a glob pattern, in which `**` crosses folders, may match; braces count as any word."""
+    words = re.split(r"(\*\*/?|\*|\?|\[[^]]*\]|\{[^}]*\})", pattern)
+    kinds = {"**": ".*", "**/": "(.*/)?", "*": "[^/]*", "?": "[^/]"}
+    expression = "".join(
+        kinds.get(word) or ("[^/]" if word[:1] == "[" else "[^/]*" if word[:1] == "{" else re.escape(word))
+        for word in words
+    )
+    return re.fullmatch(expression, url) is not None
+
+
+def _folder_of(spec: str) -> str:
+    """The folder that `spec` names, or that its pattern is in; empty where it is a list, or names none."""
     spec = spec.strip()
     if not spec.strip("@") or spec.startswith(("@", "http://", "https://")):
         return ""
     folder = spec.rstrip("/")
     while any(character in folder for character in "*?[{"):
         folder = folder.rpartition("/")[0]
+    return folder
+
+
+def _recognise_given(spec: str) -> str:
+    """What the folder is that `spec` names, or that its pattern is in, where one of our entries made it."""
+    folder = _folder_of(spec)
     try:
         return recognise(folder) if folder else ""
     except (OSError, UserError):

@@ -28,6 +28,7 @@ from tatok_pipe.errors import (
     has_outside_cause,
 )
 from tatok_pipe.finite import to_json_types
+from tatok_pipe.log_format import configure_logging
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def run_entry(main: Callable[[list[str]], int | None]) -> NoReturn:
     reader of our output that went away (`| head`) ends the program in silence. Any other exception is a bug:
     it keeps its traceback and leaves with EXIT_INTERNAL.
     """
-    _configure_logging()
+    configure_logging(sys.stderr)
     try:
         code = main(sys.argv[1:]) or EXIT_DONE
         sys.stdout.flush()
@@ -135,20 +136,6 @@ def _submission_id() -> str | None:
         return job.get("metadata", {}).get("job_submission_id")
     except (ValueError, AttributeError):
         return None
-
-
-def _configure_logging() -> None:
-    """Our own loggers at INFO on stderr (an entry's is "__main__"), those of libraries from WARNING on."""
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stderr,
-    )
-    for name in ("tatok_pipe", "__main__"):
-        logging.getLogger(name).setLevel(logging.INFO)
-    # It logs with a traceback what it also raises, and that is told in a line.
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
 
 def _silence_closed_stdout() -> bool:

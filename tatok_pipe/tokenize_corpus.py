@@ -23,13 +23,13 @@ from tatok_pipe.corpus_findings import Findings
 from tatok_pipe.corpus_plan import CorpusPlan, OnMoved, OnSourceChange, discard_committed, make_plan
 from tatok_pipe.corpus_sample import look_at_shards, measure_sample
 from tatok_pipe.errors import EXIT_DONE, EXIT_FAILED_SHARDS, EXIT_INTERRUPTED, UserError
-from tatok_pipe.image_input import class_names_of, find_image_shards, read_class_names
+from tatok_pipe.image_input import class_names_of, find_image_shards, read_class_names, tell_output_inside
 from tatok_pipe.images.decode import PreprocessConfig, decoder_version
 from tatok_pipe.images.demo import write_demo_corpus
 from tatok_pipe.images.source import PARQUET_SUFFIX
 from tatok_pipe.job import JobSummary, job_summary, run_entry
 from tatok_pipe.progress import Every, format_duration, progress_line
-from tatok_pipe.ray_runtime import RunState, has_gpu, plan_actors, run_shards, start_ray
+from tatok_pipe.ray_runtime import RunState, check_ray, has_gpu, plan_actors, run_shards, start_ray
 from tatok_pipe.shard_tokenizer import TokenizeJob, token_spec
 from tatok_pipe.shard_work import ShardResult
 from tatok_pipe.stop_signal import StopSignal
@@ -113,6 +113,7 @@ def _run(argv: list[str], summary: JobSummary) -> int:
         description=(__doc__ or "").split("\n\n")[0],
     )
     storage.configure(config.storage)
+    check_ray()
     signal.signal(signal.SIGTERM, _interrupt)
     tokenizer = load_tokenizer(config.tokenizer.checkpoint)
     shards = _expand_input(config)
@@ -404,12 +405,11 @@ def _expand_input(config: TokenizeCorpusConfig) -> list[ShardFile]:
     if spec == DEMO:
         spec = str(Path(write_demo_corpus(DEMO_FOLDER).shards[0]).parent)
     shards = find_image_shards(spec, option="input.shards")
-    is_inside = f"{output}/".startswith(storage.canonical_url(spec).rstrip("/") + "/")
-    if is_inside and any(shard.url.endswith(PARQUET_SUFFIX) for shard in shards):
-        raise UserError(
-            f"output.url={storage.redact(config.output.url)}: inside input.shards={storage.redact(spec)}, where a "
-            "later run would find token shards among the images, Parquet files too; give an output.url outside"
-        )
+    if told := tell_output_inside(spec, shards, output):
+        where = f"output.url={storage.redact(config.output.url)}: inside input.shards={storage.redact(spec)}"
+        if any(shard.url.endswith(PARQUET_SUFFIX) for shard in shards):
+            raise UserError(f"{where}, {told}; give an output.url outside")
+        logger.warning("%s; token shards there are passed over as long as there are .tar files", where)
     return shards
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
-from tatok_pipe.image_input import find_image_shards
+from tatok_pipe.image_input import find_image_shards, tell_output_inside
 from tests.pictures import crop_members, write_shard
 from tests.token_datasets import make_rows, write_token_dataset
 
@@ -157,6 +157,28 @@ def test_what_is_not_there_names_the_option(tmp_path: Path) -> None:
     )
     (tmp_path / "empty").mkdir()
     assert "no .tar or .parquet file there" in refusal(f"{tmp_path}/empty")
+
+
+@pytest.mark.parametrize(
+    ("spec", "output", "told"),
+    [
+        ("/d", "/d/tokens", "where a later run would find token shards"),
+        ("/d/", "/d/x/tokens", "where a later run would find token shards"),
+        ("/d/**/*.parquet", "/d/tokens", "where a later run would find token shards"),
+        ("/d/*/*/*.parquet", "/d/tokens", "where a later run would find token shards"),
+        ("/d/*/*.parquet", "/d", "which lie where the token shards go"),
+        ("/d/data/{0,1}.parquet", "/d", "which lie where the token shards go"),
+        ("/d/*.parquet", "/d/tokens", ""),
+        ("/d/*/*.parquet", "/d/tokens", ""),
+        ("/d/data/*.parquet", "/d/data/tokens", ""),
+        ("/d", "/d-tokens", ""),
+        ("/d/data", "/e", ""),
+    ],
+)
+def test_an_output_inside_the_input(spec: str, output: str, told: str) -> None:
+    shards = [storage.ShardFile("/d/data/0.parquet", 1)]
+    found = tell_output_inside(spec, shards, output)
+    assert found.startswith(told) and bool(found) == bool(told)
 
 
 @pytest.mark.s3

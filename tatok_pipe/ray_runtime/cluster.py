@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
+import sys
 from typing import Any
 
 import ray
+from ray._common.utils import get_default_ray_temp_dir  # there is no public question yet
+from ray._private.ray_logging import global_worker_stdstream_dispatcher
 from ray._private.state import (
     state as cluster_state,  # draining nodes and node types have no public question yet
 )
@@ -24,10 +28,37 @@ _FORWARDED = (
 )  # fmt: skip
 
 
+# What every healthy training prints; the log files of Ray's session have it.
+_NEEDLESS = re.compile(r"core_worker\.cc:\d+: Actor with class name: 'PreemptionWatcher'")
+_FILTER = "tatok_pipe"
+_VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")  # in Ray's word of two that do not fit
+# What Ray puts behind its temporary folder for the longest name of a socket, and what systems allow a name.
+_LONGEST_SOCKET = "session_2026-01-01_00-00-00_000000_{process}/sockets/plasma_store"
+_MAX_SOCKET_BYTES = (104 if sys.platform == "darwin" else 108) - 1
+
+
+def check_ray() -> None:
+    """To be asked first, before anything is read: raise UserError where Ray could not be started or joined.
+
+    Joins the cluster that RAY_ADDRESS names, for nothing else tells whether that can be done.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        start_ray()
+        return
+    name = os.path.join(get_default_ray_temp_dir(), _LONGEST_SOCKET.format(process=os.getpid()))
+    too_many = len(os.fsencode(name)) - _MAX_SOCKET_BYTES
+    if too_many > 0:
+        variable = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+        raise UserError(
+            f"{variable}={os.environ.get(variable)}: too long by {too_many} bytes for the names of Ray's sockets in "
+            "it; set RAY_TMPDIR to a shorter folder on a local disk, such as /tmp"
+        )
+
+
 def start_ray(*, for_training: bool = False) -> None:
     """Join the cluster that RAY_ADDRESS or a submitted job names; otherwise start Ray embedded in this process.
 
-    Raises UserError where the named cluster does not answer.
+    Raises UserError where the named cluster does not answer, or runs another version of Ray or Python.
     """
     if ray.is_initialized():
         return
@@ -53,6 +84,16 @@ def start_ray(*, for_training: bool = False) -> None:
         )
     except ConnectionError as error:
         raise UserError(f"RAY_ADDRESS={address}: no Ray cluster answers there: {error}") from None
+    except RuntimeError as error:
+        versions = _VERSIONS.findall(str(error))
+        if len(versions) != 2:
+            raise
+        (ray_there, python_there), (ray_here, python_here) = versions
+        raise UserError(
+            f"RAY_ADDRESS={address}: that cluster runs Ray {ray_there} on Python {python_there}, this command Ray "
+            f"{ray_here} on Python {python_here}; run it with the versions of the cluster, or unset RAY_ADDRESS to "
+            "work on this machine alone"
+        ) from None
 
 
 def _free_port() -> int:
@@ -65,7 +106,14 @@ def _quieten() -> None:
     """Leave Ray's warnings that a user can act on, and drop those that every run would print."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a notice about CUDA_VISIBLE_DEVICES
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # plans and timings; our own lines say it
+    global_worker_stdstream_dispatcher.remove_handler(_FILTER)
+    global_worker_stdstream_dispatcher.add_handler(_FILTER, _drop_needless)
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # token files were set up
+
+
+def _drop_needless(batch: dict[str, Any]) -> None:
+    """Take out of lines of other processes, before Ray's own handler prints them here, what says nothing."""
+    batch["lines"] = [line for line in batch["lines"] if not _NEEDLESS.search(line)]
 
 
 def has_gpu() -> bool:

@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
+from tatok_pipe.log_format import configure_logging
 from tatok_pipe.options import option
 from tatok_pipe.ray_runtime.cluster import has_gpu
 from tatok_pipe.stop_signal import StopSignal
@@ -136,7 +137,8 @@ def run_training(
             storage_filesystem=filesystem,
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=num_to_keep),
             failure_config=ray.train.FailureConfig(max_failures=max_failures),
-            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+            # Its warnings are of what passes or changes nothing, some with a traceback; its log files have them.
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
     _fit_beside(trainer, stop, board)
@@ -153,7 +155,7 @@ def is_hopeless(error: OSError) -> bool:
 
 def _work(loop: dict[str, Any]) -> None:
     """What every worker runs: the loop, and word to the driver where it is no use to begin it again."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    configure_logging(sys.stdout)
     driver: Driver = loop["driver"]
     try:
         loop["train_loop"](loop)
