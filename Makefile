@@ -10,7 +10,7 @@ AZURITE := 3.35.0
 export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all check format bench bench-check bench-tokenizer bench-recipes docs-inputs clean
+.PHONY: help venv demo test test-all check format bench bench-check bench-tokenizer bench-recipes docs-inputs docs-stores clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +54,9 @@ bench-recipes: $(INSTALLED) ## what parts of the tokenizer's recipe are worth, b
 
 docs-inputs: $(INSTALLED) ## what is read and what is refused, tried and written into docs/inputs.md
 	$(PY) -m tests.inputs_table --write docs/inputs.md
+
+docs-stores: $(INSTALLED) ## what jobs may expect of each store, tried and written into docs/stores.md
+	$(PY) -m tests.stores_table --write docs/stores.md
 
 clean: ## remove the environment, caches and build output (never datasets or runs)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

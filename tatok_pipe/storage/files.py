@@ -10,7 +10,7 @@ from typing import Any
 from tatok_pipe.errors import mark_outside_cause
 from tatok_pipe.storage import http, local, retry
 from tatok_pipe.storage.advice import no_such_place
-from tatok_pipe.storage.faults import LastingError
+from tatok_pipe.storage.faults import LastingError, http_status
 from tatok_pipe.storage.listing import forget_listings, list_folder
 from tatok_pipe.storage.urls import is_http, is_local, is_s3, open_filesystem, redact, speaks
 
@@ -106,7 +106,13 @@ def read_tail(url: str, num_bytes: int) -> bytes:
     filesystem, path = open_filesystem(url)
     if speaks(filesystem, "s3") or speaks(filesystem, "gs"):
         # Where a server has ranges, but none from the end, it answers with the whole file.
-        return retry.call(lambda: filesystem.cat_file(path, start=-num_bytes), url=url)[-num_bytes:]
+        try:
+            return retry.call(lambda: filesystem.cat_file(path, start=-num_bytes), url=url)[-num_bytes:]
+        except OSError as error:
+            # Of an empty file some have no range at all.
+            if http_status(error) != 416 or file_info(url).size_bytes:
+                raise
+            return b""
     size_bytes = file_info(url).size_bytes
     start = max(0, size_bytes - num_bytes)
 

