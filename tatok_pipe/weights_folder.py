@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +15,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
 from tatok_pipe.finite import to_json_types
 from tatok_pipe.outputs import recognise
+
+_MAX_BUFFER_VALUES = 1 << 28  # of all tables that a model computes for itself
 
 
 def fingerprint(weights: dict[str, Tensor], config: dict[str, Any]) -> str:
@@ -30,6 +33,35 @@ def fingerprint(weights: dict[str, Tensor], config: dict[str, Any]) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.ndim else tensor.numpy().tobytes())
     return digest.hexdigest()
+
+
+def check_size(build: Callable[[], nn.Module], config: dict[str, Any], weights: dict[str, Tensor]) -> None:
+    """Raise ValueError where the model that `build` makes of `config` is not the one that has these weights.
+
+    Nothing of its size is allocated: a description of some bytes may ask for terabytes.
+    """
+    for depth in _values_of(config, "depth"):
+        if isinstance(depth, int) and depth > len(weights):
+            raise ValueError(f"depth={depth}, there are {len(weights)} tensors in all")
+    with torch.device("meta"):
+        model = build()
+    wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: list(tensor.shape) for name, tensor in weights.items()}
+    for name in sorted({*wanted, *found}):
+        if wanted.get(name) != found.get(name):
+            raise ValueError(
+                f"{name} is {found.get(name, 'missing')}, expected {wanted.get(name, 'nothing')}"
+            )
+    if (num_values := sum(buffer.numel() for buffer in model.buffers())) > _MAX_BUFFER_VALUES:
+        raise ValueError(f"its tables have {num_values} values, expected at most {_MAX_BUFFER_VALUES}")
+
+
+def _values_of(config: dict[str, Any], key: str) -> Iterator[Any]:
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _values_of(value, key)
+        elif name == key:
+            yield value
 
 
 @dataclass(frozen=True)

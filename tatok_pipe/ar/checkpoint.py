@@ -16,7 +16,7 @@ from tatok_pipe.ar.model import Generator, GeneratorConfig
 from tatok_pipe.config import from_dict, to_dict
 from tatok_pipe.errors import UserError
 from tatok_pipe.tokens.spec import TokenSpec
-from tatok_pipe.weights_folder import WeightsFolder, fingerprint
+from tatok_pipe.weights_folder import WeightsFolder, check_size, fingerprint
 
 FOLDER = WeightsFolder(
     weights="generator.safetensors",
@@ -69,15 +69,18 @@ def load_generator(
     folder = replace(FOLDER, option=option)
     description, weights = folder.read(url)
     try:
-        model = Generator(
-            from_dict(GeneratorConfig, description["model"]), Vocabulary(**description["vocabulary"])
+        config, vocabulary = (
+            from_dict(GeneratorConfig, description["model"]),
+            Vocabulary(**description["vocabulary"]),
         )
         tokens, training = TokenSpec.from_json(description["tokens"]), dict(description["training"])
     except (KeyError, TypeError, ValueError, UserError) as error:
         raise folder.error(url, f"{folder.description} is damaged: {error}") from None
     try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
+        check_size(lambda: Generator(config, vocabulary), description["model"], weights)
+    except ValueError as error:
         raise folder.error(url, f"{folder.weights} is of another model: {error}") from None
+    model = Generator(config, vocabulary)
+    model.load_state_dict(weights)
     mark = fingerprint(weights, {"model": description["model"], "vocabulary": description["vocabulary"]})
     return LoadedGenerator(model.eval().requires_grad_(False).to(device), mark, tokens, training)

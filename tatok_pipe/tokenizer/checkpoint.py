@@ -16,7 +16,7 @@ from tatok_pipe.errors import UserError
 from tatok_pipe.tokenizer.calibration import Ladders
 from tatok_pipe.tokenizer.dtf import DTFConfig, Filter, resolve
 from tatok_pipe.tokenizer.model import TaTok, TaTokConfig
-from tatok_pipe.weights_folder import WeightsFolder, fingerprint
+from tatok_pipe.weights_folder import WeightsFolder, check_size, fingerprint
 
 PACKAGED = "packaged"  # the checkpoint name of the tokenizer that comes with the package
 FOLDER = WeightsFolder(
@@ -89,6 +89,10 @@ def load_tokenizer(
             f"weights and config give fingerprint {found[:12]}, {folder.description} says {str(told)[:12]}; the "
             "folder is damaged or mixed, copy it again",
         )
+    try:
+        check_size(lambda: TaTok(config), description["model"], tensors)
+    except ValueError as error:
+        raise folder.error(url, f"{folder.weights} is of another model: {error}") from None
     model = TaTok(config)
     model.load_state_dict({n: t.float() if t.is_floating_point() else t for n, t in tensors.items()})
     return Tokenizer(model.eval().requires_grad_(False).to(device), found, ladders, training)

@@ -44,6 +44,7 @@ class Damage(StrEnum):
     FOREIGN = "foreign"  # not of this dataset
     ORPHAN = "orphan"  # a quarantine file without data file
     TEMPORARY = "temporary"  # what a killed program left of a file that it was writing
+    DATASET = "dataset"  # `_dataset.json` is broken, or says of all token shards what they are not
     LOST = "lost"  # a token shard that was there is gone
     INDEX = "index"  # `_index.parquet` is broken, or says of a token shard what it is not
     SUMMARY = "summary"  # `_summary.json` is broken, or counts what is not there

@@ -328,8 +328,13 @@ def records_to_tensors(
     return torch.from_numpy(global_codes), torch.from_numpy(patch_codes), torch.from_numpy(keep)
 
 
+class BrokenDatasetFile(UserError):
+    """`_dataset.json` is there, and does not say what it should."""
+
+
 def read_dataset_file(url: str) -> tuple[TokenSpec, dict[str, Any]]:
-    """(spec, description) in `_dataset.json`. Raises UserError where it is missing or of another version."""
+    """(spec, description) in `_dataset.json`. Raises UserError where it is missing or of another version,
+    BrokenDatasetFile where it is neither."""
     file_url = storage.join(url, DATASET_FILE)
     try:
         content = json.loads(storage.read_bytes(file_url))
@@ -338,16 +343,29 @@ def read_dataset_file(url: str) -> tuple[TokenSpec, dict[str, Any]]:
             f"{storage.redact(url)}: {_tell_what_is_there(url)}; give the output.url of a tokenize_corpus run"
         ) from error
     except ValueError as error:
-        raise UserError(
-            f"{storage.redact(file_url)}: is not JSON ({error}); expected a token dataset"
-        ) from error
-    version = content.get("format") if isinstance(content, dict) else None
+        raise _broken(file_url, error) from error
+    if not isinstance(content, dict) or "format" not in content:
+        raise _broken(file_url, "no format version in it")
+    version = content["format"]
     if version != FORMAT_VERSION:
         raise UserError(
             f"{storage.redact(file_url)}: token format version {version}, this program reads version "
-            f"{FORMAT_VERSION}; use the program that wrote the dataset"
+            f"{FORMAT_VERSION}; use the program that wrote the dataset, or give another output.url"
         )
-    return TokenSpec.from_json(content["spec"]), content["description"]
+    try:
+        description = content["description"]
+        if not isinstance(description, dict):
+            raise TypeError("its description is no object")
+        return TokenSpec.from_json(content["spec"]), description
+    except (KeyError, TypeError, ValueError) as error:
+        raise _broken(file_url, f"{type(error).__name__}: {error}") from error
+
+
+def _broken(file_url: str, reason: object) -> BrokenDatasetFile:
+    return BrokenDatasetFile(
+        f"{storage.redact(file_url)}: is broken ({' '.join(str(reason).split())}); inspect_tokens --repair removes it, "
+        "and the tokenize_corpus command that made the dataset writes it anew"
+    )
 
 
 def _tell_what_is_there(url: str) -> str:

@@ -69,6 +69,10 @@ class Judge:
         self._url = url
         self._spec = spec
 
+    def learn_sources(self) -> None:
+        """Read `_index.parquet` now, before it is changed: it may be all that tells what a token shard was made of."""
+        _ = self._indexed_sources
+
     def judge_shard(self, finding: Finding, content: pa.Buffer) -> Finding:
         """A finding on the token shard with this `content`: can be repaired where its image shard is as it was."""
         return self.judge_owner(finding, self._find_source(finding, content))
@@ -136,7 +140,8 @@ class Judge:
         index = load_index(self._url, self._spec)
         if index is None:
             return {}
-        return {row["name"]: source_of(row) for row in index.table.to_pylist()}
+        owed = {each.name: each.source for each in index.owed}
+        return owed | {row["name"]: source_of(row) for row in index.table.to_pylist()}
 
     def _age_s(self, file: str) -> float | None:
         url = storage.join(self._url, file)

@@ -14,7 +14,7 @@ from tatok_pipe.tokens.check import CheckedShard, Damage
 from tatok_pipe.tokens.dataset import committed_shards, write_summary
 from tatok_pipe.tokens.format import token_shard_name
 from tatok_pipe.tokens.index import forget_sums
-from tatok_pipe.tokens.layout import SUMMARY_FILE, data_url, quarantine_url
+from tatok_pipe.tokens.layout import DATASET_FILE, SUMMARY_FILE, data_url, quarantine_url
 from tatok_pipe.tokens.remedies import Finding, Remedy
 from tatok_pipe.tokens.verify import Verifier
 
@@ -49,13 +49,24 @@ def repair_dataset(url: str, findings: Sequence[Finding]) -> list[Outcome]:
     - A broken token shard is removed with its quarantine file where its image shard is as its footer (or
       `_index.parquet`) says; the data file first, so that a kill in between leaves what may be left. It is looked at
       once more before. The tokenize_corpus command that made the dataset then makes it again, to the same bytes.
+    - A `_dataset.json` that is broken, or that all token shards contradict, is removed, and nothing else then: what is
+      right is not known before tokenize_corpus has written it anew.
     - Leftovers of killed jobs, older than an hour, are removed.
     - `_summary.json` is written anew where it was wrong or shards were removed, and `_index.parquet`, a cache that may
       have counted them, forgets its sums before; what is lost stays written down in both.
 
     Nothing else is touched. Raises UserError where there is no dataset, OSError where storage fails.
     """
+    wrong = next((finding for finding in findings if finding.kind == Damage.DATASET), None)
+    if wrong is not None:  # what else was found was found by it
+        storage.remove(storage.join(url, DATASET_FILE))
+        outcome = Outcome(
+            wrong, Result.REMOVED, "removed; run the tokenize_corpus command that made the dataset"
+        )
+        left = [Outcome(each, Result.LEFT, "left until then") for each in findings if each is not wrong]
+        return [outcome, *left]
     verifier = Verifier(url)
+    verifier.judge.learn_sources()
     outcomes = []
     removed: list[str] = []
     for finding in findings:

@@ -15,7 +15,6 @@ from typing import Any
 import pyarrow as pa
 
 from tatok_pipe import storage
-from tatok_pipe.errors import UserError
 from tatok_pipe.parallel import map_ahead
 from tatok_pipe.tokens.check import (
     CheckedShard,
@@ -25,7 +24,7 @@ from tatok_pipe.tokens.check import (
     read_checked_quarantine,
     verify_shard_file,
 )
-from tatok_pipe.tokens.dataset import read_dataset_file, read_lost
+from tatok_pipe.tokens.dataset import BrokenDatasetFile, read_dataset_file, read_lost
 from tatok_pipe.tokens.format import empty_statistics, token_shard_name
 from tatok_pipe.tokens.index import INDEX_SCHEMA, Index, Owed, list_data, read_index, source_of
 from tatok_pipe.tokens.layout import (
@@ -53,10 +52,14 @@ def verify_dataset(url: str, *, on_progress: Progress | None = None) -> list[Fin
     """Everything that is wrong with the token dataset at `url`, by file; nothing where it is whole.
 
     Reads all of it, with 8 shards at a time in memory. `on_progress` is called after every shard, in this thread.
-    Raises UserError where there is no dataset, or where `_dataset.json` itself is broken: without it nothing is known
-    of what should be there.
+    Where `_dataset.json` itself is broken that is the only finding: without it nothing is known of what should be
+    there. Raises UserError where there is no dataset.
     """
-    verifier = Verifier(url)
+    try:
+        verifier = Verifier(url)
+    except BrokenDatasetFile as error:
+        reason = str(error).partition(": ")[2].rpartition("; ")[0]
+        return [_wrong_dataset_file(reason)]
     data = storage.list_files(storage.join(url, DATA_DIRECTORY))
     # After the data files: each of those had its quarantine file before.
     quarantine = storage.list_files(storage.join(url, QUARANTINE_DIRECTORY))
@@ -82,7 +85,10 @@ def verify_dataset(url: str, *, on_progress: Progress | None = None) -> list[Fin
                 total.merge(result.metadata.statistics)
             if on_progress is not None:
                 on_progress(number, len(shards), len(findings))
-    if 2 * sum(each.kind == Damage.SPEC for each in findings) >= len(shards):
+    others = [each.message for each in findings if each.kind == Damage.SPEC]
+    if shards and len(others) == len(shards) and len(set(others)) == 1:
+        findings = [_wrong_dataset_file(f"all {len(shards)} token shards were {others[0]}")]
+    elif 2 * len(others) >= len(shards):
         findings = [spare(each) if each.kind == Damage.SPEC else each for each in findings]
     known = {name + SUFFIX for name in shards}
     findings += verifier.check_leftovers(DATA_DIRECTORY, (name for name in data if name not in known))
@@ -101,18 +107,12 @@ def verify_dataset(url: str, *, on_progress: Progress | None = None) -> list[Fin
 
 
 class Verifier:
-    """Checks the parts of one dataset. Raises UserError as `verify_dataset`."""
+    """Checks the parts of one dataset. Raises UserError where there is none, or its `_dataset.json` is broken."""
 
     def __init__(self, url: str) -> None:
         self.url = url
-        try:
-            self.spec, _ = read_dataset_file(url)
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{storage.redact(storage.join(url, DATASET_FILE))}: is broken ({type(error).__name__}: {error}); "
-                "remove it and run the tokenize_corpus command that made the dataset again, which writes it anew"
-            ) from error
-        self._judge = Judge(url, self.spec)
+        self.spec, _ = read_dataset_file(url)
+        self.judge = Judge(url, self.spec)
 
     def check_shard(self, name: str, *, has_quarantine: bool) -> Finding | CheckedShard:
         """What is wrong first with a token shard and its quarantine file; else what it holds."""
@@ -131,7 +131,7 @@ class Verifier:
             finding = Finding(error.damage, file, str(error))
         if finding is None:
             return shard
-        return finding if finding.kind == Damage.UNREACHABLE else self._judge.judge_shard(finding, content)
+        return finding if finding.kind == Damage.UNREACHABLE else self.judge.judge_shard(finding, content)
 
     def check_leftovers(self, directory: str, names: Iterable[str]) -> list[Finding]:
         """What is to be said of files in `directory` ("": the dataset's own) that are no token shards' files."""
@@ -140,12 +140,12 @@ class Verifier:
             file = f"{directory}/{name}" if directory else name
             if _TEMPORARY_NAME.fullmatch(name):
                 finding = Finding(Damage.TEMPORARY, file, "left by a program that was killed")
-                findings.append(self._judge.judge_leftover(finding))
+                findings.append(self.judge.judge_leftover(finding))
             elif directory == QUARANTINE_DIRECTORY and (match := _SHARD_NAME.fullmatch(name)):
                 # Its data file may have come since the listing.
                 if not storage.exists(data_url(self.url, match[1])):
                     message = "has no data file; left by an attempt that ended before its commit"
-                    findings.append(self._judge.judge_leftover(Finding(Damage.ORPHAN, file, message)))
+                    findings.append(self.judge.judge_leftover(Finding(Damage.ORPHAN, file, message)))
             elif directory:
                 findings.append(_foreign(file))
         return findings
@@ -153,17 +153,17 @@ class Verifier:
     def call_witness(self) -> Witness:
         """What `_index.parquet` remembers."""
         try:
-            return Witness(self.url, self._judge, read_index(self.url, self.spec), list_data(self.url))
+            return Witness(self.url, self.judge, read_index(self.url, self.spec), list_data(self.url))
         except ValueError as error:
             message, advice = f"is of no use: {error}", "--repair removes it; the next run writes it anew"
             finding = Finding(Damage.INDEX, INDEX_FILE, message, Remedy.REWRITE, advice)
-            return Witness(self.url, self._judge, None, list_data(self.url), [finding])
+            return Witness(self.url, self.judge, None, list_data(self.url), [finding])
 
     def find_lost(self, owed: Iterable[Owed], present: set[str]) -> list[Finding]:
         """The token shards that are known to have been there, and are not: by `owed`, and by `_summary.json`."""
         known = {each.name: each for each in (*read_lost(self.url), *owed) if each.name not in present}
         return [
-            self._judge.judge_lost(
+            self.judge.judge_lost(
                 Finding(
                     Damage.LOST, f"{DATA_DIRECTORY}/{name}{SUFFIX}", f"is gone, with {each.num_rows} rows"
                 ),
@@ -245,7 +245,7 @@ class Witness:
     def __init__(
         self, url: str, judge: Judge, index: Index | None, listing: pa.Table, findings: Sequence[Finding] = ()
     ) -> None:
-        self._url, self._judge = url, judge
+        self._url, self.judge = url, judge
         self.findings = list(findings)
         table = index.table if index is not None else INDEX_SCHEMA.empty_table()
         self._versions = {row["name"]: (row["size_bytes"], row["version"]) for row in listing.to_pylist()}
@@ -268,7 +268,7 @@ class Witness:
         if earlier is not None and not is_current or name in self._digests:
             assert earlier is not None
             if earlier.source == source and earlier.content_digest != shard.content_digest:
-                return self._judge.judge_owner(
+                return self.judge.judge_owner(
                     Finding(
                         Damage.CONTENT,
                         f"{DATA_DIRECTORY}/{name}{SUFFIX}",
@@ -305,6 +305,11 @@ def _check_name(name: str, shard: CheckedShard) -> None:
             f"{token_shard_name(source.url)}{SUFFIX}",
             Damage.NAME,
         )
+
+
+def _wrong_dataset_file(message: str) -> Finding:
+    advice = "--repair removes it, and the tokenize_corpus command that made the dataset writes it anew"
+    return Finding(Damage.DATASET, DATASET_FILE, message, Remedy.REMOVE, advice)
 
 
 def _wrong_summary(message: str) -> Finding:

@@ -384,4 +384,4 @@ def test_what_is_no_shard_does_not_count(output: str, token_spec: TokenSpec, com
 def test_an_empty_dataset_gets_no_index(output: str, token_spec: TokenSpec) -> None:
     index = refresh_index(output, token_spec)
     assert (len(index), index.total("num_rows"), index.table.schema) == (0, 0, INDEX_SCHEMA)
-    assert os.listdir(output) == ["_dataset.json"]
+    assert sorted(os.listdir(output)) == ["README.md", "_dataset.json"]

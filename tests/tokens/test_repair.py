@@ -38,6 +38,10 @@ def results(outcomes: list[Outcome]) -> dict[str, Result]:
     return {outcome.finding.file: outcome.result for outcome in outcomes}
 
 
+def forget_digest(footer: dict[bytes, bytes]) -> None:
+    footer[b"tatok.content_digest"] = b'"another"'
+
+
 DAMAGES: list[Callable[[Made], Any]] = [
     lambda m: m.put(m.data(2), flip(m.read(m.data(2)), 100)),
     lambda m: m.put(m.data(2), m.read(m.data(2))[:-20]),
@@ -47,6 +51,11 @@ DAMAGES: list[Callable[[Made], Any]] = [
     lambda m: m.put(m.quarantine(WITH_QUARANTINE), b"PAR1"),
     lambda m: m.put(m.data(WITH_QUARANTINE), b""),
     lambda m: [m.put(m.data(number), b"") for number in range(4)],
+    # The first tells its source itself, of the others only the index knows.
+    lambda m: [
+        m.rewrite(m.data(0), rows=lambda rows: rows.clear(), footer=forget_digest),
+        *(m.put(m.data(number), b"PAR1") for number in range(1, 4)),
+    ],
 ]
 
 

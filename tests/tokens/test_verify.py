@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -135,9 +136,25 @@ def test_where_most_shards_are_of_other_settings_they_are_spared(made: Made) -> 
     content = json.loads(made.read("_dataset.json"))
     content["spec"]["tokenizer_fingerprint"] = "another"
     made.put("_dataset.json", json.dumps(content).encode())
+    made.remove(made.data(2))
+    made.write_shard(made.shards[2], dataclasses.replace(made.spec, tokenizer_fingerprint="a third"))
     findings = [each for each in verify_dataset(made.url) if each.kind == Damage.SPEC]
     assert [each.remedy for each in findings] == [Remedy.NONE] * NUM_SHARDS
     assert "_dataset.json may be the wrong one" in findings[0].advice
+
+
+def test_where_all_shards_agree_their_description_is_wrong(made: Made) -> None:
+    whole, files = made.read("_dataset.json"), made.files()
+    content = json.loads(whole)
+    content["spec"]["dtf"]["value"] *= 2
+    made.put("_dataset.json", json.dumps(content).encode())
+    finding = next(each for each in verify_dataset(made.url) if each.kind == Damage.DATASET)
+    assert (finding.file, finding.remedy) == ("_dataset.json", Remedy.REMOVE)
+    assert "all 4 token shards were made with other settings: dtf.value" in finding.message
+    repair_dataset(made.url, verify_dataset(made.url))
+    made.run()
+    assert (made.read("_dataset.json"), made.files()) == (whole, files)
+    assert verify_dataset(made.url) == []
 
 
 def test_a_renamed_shard(made: Made) -> None:
@@ -406,20 +423,20 @@ def test_the_summary_of_an_earlier_run_is_true_of_it(made: Made) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"{", "is not JSON"),
-        (b"[]", "token format version None"),
+        (b"{", "is broken .Expecting"),
+        (b"[]", "is broken .no format version"),
         (b'{"format": 2}', "is broken .KeyError"),
         (b'{"format": 2, "spec": {}, "description": {}}', "is broken .ValueError: token spec has fields"),
         (b'{"format": 2, "spec": 5, "description": {}}', "is broken .TypeError"),
     ],
 )
-def test_without_its_description_a_dataset_cannot_be_verified(
-    made: Made, content: bytes, message: str
-) -> None:
+def test_a_broken_description_is_the_only_finding(made: Made, content: bytes, message: str) -> None:
     made.put("_dataset.json", content)
-    with pytest.raises(UserError, match=message) as caught:
-        verify_dataset(made.url)
-    assert str(caught.value).isprintable()
+    finding = find_one(made)
+    assert (finding.kind, finding.file, finding.remedy) == (Damage.DATASET, "_dataset.json", Remedy.REMOVE)
+    assert re.search(message, finding.message)
+    with pytest.raises(UserError, match=message):
+        TokenDataset(made.url)
 
 
 def test_several_damages_at_once_are_all_named(anywhere: Made) -> None:
