@@ -31,6 +31,7 @@ from tatok_pipe.errors import (
     has_outside_cause,
 )
 from tatok_pipe.finite import to_json_types
+from tatok_pipe.proxies import spare_loopback
 from tatok_pipe.stop_signal import INTERRUPTED, StopSignal, ignore_signals, raise_on_signals, received
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ def run_entry(main: Callable[[list[str]], int | None]) -> NoReturn:
     """
     _configure_logging()
     raise_on_signals()
+    spare_loopback()
     _process.is_ours = True
     try:
         code = main(sys.argv[1:]) or EXIT_DONE
