@@ -37,7 +37,7 @@ from tatok_pipe.stop_signal import INTERRUPTED, StopSignal, ignore_signals, rais
 logger = logging.getLogger(__name__)
 
 SUMMARY = "summary "  # what the line begins with, after the time and the name of the logger
-_LEAVE_S = 20.0  # for what a process still does once its exit code is known: Ray is shut down, threads end
+_LEAVE_S = 10.0  # for what a process still does once its exit code is known: Ray is shut down, threads end
 # What the machine refuses, wherever it is met: no room, no permission, a disk that fails, too many files.
 _OUTSIDE = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE,

@@ -34,9 +34,10 @@ class RayWatch:
     """
 
     def __init__(self, processes: dict[str, list[Any]], *, logs: str) -> None:
-        self._processes = {kind: [info.process for info in processes.get(kind, [])] for kind in _NEEDED}
+        self._processes = {kind: [info.process for info in infos] for kind, infos in processes.items()}
         self._logs = logs
-        self._dead_s = 0.0  # when it was seen first
+        self._first = ""  # the kind that died first
+        self._dead_s = 0.0  # when that was seen
         self._is_closed = threading.Event()
         self._can_wake = threading.current_thread() is threading.main_thread()
         if self._can_wake:
@@ -67,6 +68,8 @@ class RayWatch:
                 return
         if self._is_closed.wait(_SIGNAL_FIRST_S):
             return
+        for process in (process for processes in self._processes.values() for process in processes):
+            process.kill()  # what is left of it serves nobody, and may outlive us
         if self._can_wake:
             self._wake(self._died(dead))
 
@@ -85,15 +88,16 @@ class RayWatch:
         job.end_now(error)
 
     def _dead(self) -> str:
-        """The first kind of process that is gone, with what is known of its end."""
-        for kind, processes in self._processes.items():
-            for process in processes:
-                if (code := process.poll()) is not None:
-                    self._dead_s = self._dead_s or time.monotonic()
-                    return (
-                        f"{kind} ({signal.Signals(-code).name})" if code < 0 else f"{kind} (exit code {code})"
-                    )
-        return ""
+        """The kind of process that went first, with what is known of its end; empty while all live."""
+        if not self._first:
+            for kind in _NEEDED:
+                for process in self._processes.get(kind, []):
+                    if (code := process.poll()) is not None:
+                        self._dead_s = time.monotonic()
+                        told = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+                        self._first = f"{kind} ({told})"
+                        return self._first
+        return self._first
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
         self.check()
