@@ -6,8 +6,11 @@ The tokenizer is TaTok (arXiv 2605.16384): global tokens, patch tokens and Dynam
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from tatok_pipe.stop_signal import leave_on_signals
 
 if TYPE_CHECKING:
     from tatok_pipe.api import DrawConfig as DrawConfig
@@ -27,6 +30,9 @@ __all__ = [
     "load_generator",
     "load_tokenizer",
 ]
+
+if sys.argv[:1] == ["-m"]:  # Python is about to run one of our commands, whose imports take seconds
+    leave_on_signals()
 
 
 def __getattr__(name: str) -> Any:

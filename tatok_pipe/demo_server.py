@@ -25,6 +25,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.session import get_session
 
 from tatok_pipe.errors import UserError
+from tatok_pipe.proxies import spare_loopback
 
 _START_S = 20.0
 _STOP_S = 10.0
@@ -84,6 +85,7 @@ def s3_server(directory: str | os.PathLike[str], *, bucket: str = "tatok") -> It
     """
     if not 3 <= len(bucket) <= 63:
         raise UserError(f"bucket={bucket!r}: S3 wants 3 to 63 characters; give a longer name")
+    spare_loopback()
     data = Path(directory).absolute()
     data.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:

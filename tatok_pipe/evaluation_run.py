@@ -22,7 +22,7 @@ from tatok_pipe.generation.plan import check_pair
 from tatok_pipe.images.demo import write_demo_corpus
 from tatok_pipe.job import JobSummary
 from tatok_pipe.progress import format_duration
-from tatok_pipe.ray_runtime import RunState, check_ray, prefer_many, run_shards, start_ray
+from tatok_pipe.ray_runtime import RunState, check_ray_can_start, prefer_many, run_shards, start_ray
 from tatok_pipe.stop_signal import StopSignal
 from tatok_pipe.tokenize_config import DEMO, DEMO_FOLDER
 from tatok_pipe.tokenizer.checkpoint import PACKAGED, Tokenizer, load_tokenizer
@@ -45,7 +45,7 @@ def run(config: EvaluateConfig, *, argv: list[str], summary: JobSummary) -> int:
     Raises UserError for what it cannot be given.
     """
     started_s = time.monotonic()
-    check_ray()
+    check_ray_can_start()
     url = storage.canonical_url(config.output.url)
     plan = make_plan(config)
     suites = _choose(config, plan)

@@ -41,7 +41,7 @@ from tatok_pipe.generation.plan import (
 from tatok_pipe.generation.worker import GenerateJob
 from tatok_pipe.job import JobSummary, job_summary, run_entry
 from tatok_pipe.progress import format_duration, progress_line
-from tatok_pipe.ray_runtime import RunState, check_ray, has_gpu, prefer_many, run_shards, start_ray
+from tatok_pipe.ray_runtime import RunState, check_ray_can_start, has_gpu, prefer_many, run_shards, start_ray
 from tatok_pipe.report.samples import render_samples
 from tatok_pipe.stop_signal import StopSignal
 from tatok_pipe.tokenizer.checkpoint import PACKAGED, load_tokenizer
@@ -72,7 +72,7 @@ def _run(argv: list[str], summary: JobSummary) -> int:
         GenerateConfig, argv, prog="tatok_pipe.generate", description=(__doc__ or "").split("\n\n")[0]
     )
     storage.configure(config.storage)
-    check_ray()
+    check_ray_can_start()
     url = storage.canonical_url(config.output.url)
     generator = load_generator(config.checkpoint)
     tokenizer = load_tokenizer(config.tokenizer, option="tokenizer")

@@ -9,12 +9,11 @@ has already are not read again, so the same command after a crash or Ctrl-C comp
 from __future__ import annotations
 
 import logging
-import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 from tatok_pipe import __version__, storage
 from tatok_pipe.config import load_config, to_dict
@@ -29,7 +28,7 @@ from tatok_pipe.images.demo import write_demo_corpus
 from tatok_pipe.images.source import PARQUET_SUFFIX
 from tatok_pipe.job import JobSummary, job_summary, run_entry
 from tatok_pipe.progress import Every, format_duration, progress_line
-from tatok_pipe.ray_runtime import RunState, check_ray, has_gpu, plan_actors, run_shards, start_ray
+from tatok_pipe.ray_runtime import RunState, check_ray_can_start, has_gpu, plan_actors, run_shards, start_ray
 from tatok_pipe.shard_tokenizer import TokenizeJob, token_spec
 from tatok_pipe.shard_work import ShardResult
 from tatok_pipe.stop_signal import StopSignal
@@ -113,8 +112,7 @@ def _run(argv: list[str], summary: JobSummary) -> int:
         description=(__doc__ or "").split("\n\n")[0],
     )
     storage.configure(config.storage)
-    check_ray()
-    signal.signal(signal.SIGTERM, _interrupt)
+    check_ray_can_start()
     tokenizer = load_tokenizer(config.tokenizer.checkpoint)
     shards = _expand_input(config)
     spec = make_spec(config, tokenizer, shards)
@@ -148,7 +146,10 @@ def _run(argv: list[str], summary: JobSummary) -> int:
                 _tokenize(config, make_job(config, spec, tokenizer), plan.todo, stop, outcome)
         except KeyboardInterrupt:
             stop.request()
-    summary.add(outcome.figures)
+        finally:
+            summary.add(outcome.figures)
+    else:
+        summary.add(outcome.figures)
     if stop.is_requested and outcome.num_done + len(outcome.failed) < len(plan.todo):
         logger.warning(
             "interrupted: %d of %d shards are done; the same command does the rest",
@@ -432,11 +433,6 @@ def _show_rows(spec: TokenSpec, num_rows: int) -> str:
 
 def _show_filter(dtf: dict[str, Any]) -> str:
     return f"dtf {dtf['rule']} on {dtf['score']}, value {dtf['value']:.4g}"
-
-
-def _interrupt(signum: int, frame: object) -> NoReturn:
-    """SIGTERM, as a batch scheduler sends it, ends a run the way Ctrl-C does."""
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

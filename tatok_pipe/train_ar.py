@@ -27,7 +27,7 @@ from tatok_pipe.errors import EXIT_DONE, EXIT_INTERRUPTED, RefusedError, UserErr
 from tatok_pipe.job import JobSummary, job_summary, run_entry
 from tatok_pipe.number_lists import format_numbers
 from tatok_pipe.progress import format_duration
-from tatok_pipe.ray_runtime import check_ray, has_gpu, run_training, start_ray
+from tatok_pipe.ray_runtime import check_ray_can_start, has_gpu, run_training, start_ray
 from tatok_pipe.ray_runtime.generator_training import GeneratorRun, list_settings, train_generator
 from tatok_pipe.stop_signal import StopSignal
 from tatok_pipe.tokens.spec import TokenSpec
@@ -55,7 +55,7 @@ def _run(argv: list[str], summary: JobSummary) -> int:
         TrainArConfig, argv, prog="tatok_pipe.train_ar", description=(__doc__ or "").split("\n\n")[0]
     )
     storage.configure(config.storage)
-    check_ray()
+    check_ray_can_start()
     dataset = read_training_set(config.input.url)
     if dataset.longest_elements > config.packing.row_tokens:
         raise UserError(

@@ -20,7 +20,7 @@ from tatok_pipe.errors import EXIT_DONE, EXIT_INTERRUPTED, UserError
 from tatok_pipe.image_input import find_image_shards
 from tatok_pipe.job import JobSummary, job_summary, run_entry
 from tatok_pipe.progress import format_duration
-from tatok_pipe.ray_runtime import check_ray, has_gpu, run_training, start_ray
+from tatok_pipe.ray_runtime import check_ray_can_start, has_gpu, run_training, start_ray
 from tatok_pipe.ray_runtime.tokenizer_training import TokenizerRun, train_tokenizer
 from tatok_pipe.stop_signal import StopSignal
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer
@@ -47,7 +47,7 @@ def _run(argv: list[str], summary: JobSummary) -> int:
         description=(__doc__ or "").split("\n\n")[0],
     )
     storage.configure(config.storage)
-    check_ray()
+    check_ray_can_start()
     for key, value in (
         ("input.shards", config.input.shards),
         ("validation.shards", config.validation.shards),

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +27,12 @@ class Config:
 
 
 ENTRY = """
+import atexit
+import errno
 import logging
 import sys
+import threading
+import time
 from dataclasses import dataclass
 
 from tatok_pipe.config import load_config
@@ -56,6 +63,18 @@ def main(argv):
             raise ConnectionError("long story")
         except ConnectionError as cause:
             raise mark_outside_cause(OSError("s3://b/x: does\\nnot answer")) from cause
+    if config.do == "disk":
+        raise OSError(errno.ENOSPC, "No space left on device", "/the/output/file")
+    if config.do == "temporary":
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+    if config.do == "print":
+        print("a line")
+    if config.do == "sleep":
+        time.sleep(60)
+    if config.do == "linger":
+        atexit.register(lambda: [print("ending", flush=True), time.sleep(1), print("ended", flush=True)])
+    if config.do == "hang":  # a thread that nobody ends
+        threading.Thread(target=lambda: time.sleep(600)).start()
     if config.do == "write":
         for _ in range(100_000):
             print("a line")
@@ -81,9 +100,9 @@ def start(tmp_path: Path):
     """Starts the entry above in a process of its own."""
     path = tmp_path / "entry.py"
     path.write_text(ENTRY)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
 
     def start_entry(*argv: str) -> subprocess.Popen[str]:
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
         command = [sys.executable, str(path), *argv]
         return subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -108,6 +127,12 @@ def test_an_entry_reports_a_mistake_in_one_line(start):
         ("bug", EXIT_INTERNAL, "RuntimeError: a bug"),
         ("socket", EXIT_INTERNAL, "BrokenPipeError: a socket"),
         ("storage", 2, "error: s3://b/x: does not answer; mend that and run the same command again"),
+        (
+            "disk",
+            2,
+            "error: /the/output/file: No space left on device; mend that and run the same command again",
+        ),
+        ("temporary", 2, "); mend that and run the same command again"),
     ],
 )
 def test_exit_codes_of_an_entry(do: str, code: int, last_line: str, start):
@@ -151,6 +176,88 @@ def test_a_job_ends_with_one_line_for_machines(do: str, code: int, status: str, 
     assert found == {
         "entry": "an_entry", "status": status, "exit_code": code, "images": 3, "rate": None, "url": "s3://b/ü",
     }  # fmt: skip
+
+
+def test_a_refusal_without_a_place_names_those_it_may_be(
+    start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    _, errors = start("do=temporary").communicate(timeout=60)
+    assert (
+        f"error: Disk quota exceeded, in an output or the folder of temporary files (TMPDIR, {tmp_path})"
+        in errors
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_at_work_is_an_interruption_with_its_summary(number: signal.Signals, start):
+    entry = start("do=sleep")
+    begun = entry.stderr.readline()
+    entry.send_signal(number)
+    _, errors = entry.communicate(timeout=60)
+    assert "doing sleep" in begun and entry.returncode == 4
+    *_, summary, line = errors.splitlines()
+    assert json.loads(summary.partition(SUMMARY)[2])["status"] == "interrupted"
+    assert line == "interrupted; run the same command again to go on"
+    assert "Traceback" not in errors
+
+
+def test_a_signal_once_all_is_done_changes_nothing(start):
+    entry = start("do=linger")
+    assert entry.stdout.readline() == "ending\n"
+    entry.send_signal(signal.SIGTERM)
+    out, errors = entry.communicate(timeout=60)
+    assert (entry.returncode, out) == (0, "ended\n"), errors
+    assert "Traceback" not in errors
+
+
+def test_a_thread_that_does_not_end_holds_nothing_up(start):
+    began = time.monotonic()
+    entry = start("do=hang")
+    _, errors = entry.communicate(timeout=90)
+    assert entry.returncode == 0, errors
+    assert time.monotonic() - began < 60
+    assert '"status": "done"' in errors
+
+
+def test_a_closed_stdout_is_no_error(start):
+    command = [*start("do=nothing").args]
+    shell = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *command[:-1], "do=print"],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])},
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert shell.returncode == 0 and "Traceback" not in shell.stderr, shell.stderr
+
+
+def test_a_stdout_without_room_is_told_in_a_line(start):
+    command = [*start("do=nothing").args]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*command[:-1], "do=print"],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])},
+            stdout=full, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr and done.stderr.splitlines()[-1].startswith(
+        "error: No space left on device"
+    )
+
+
+def test_a_job_in_another_thread_sets_no_handlers(caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO)
+    handlers, codes = [signal.getsignal(signal.SIGTERM)], []
+
+    def work() -> None:
+        with job_summary("an_entry") as summary:
+            handlers.append(signal.getsignal(signal.SIGTERM))
+        codes.append(summary.exit_code)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert codes == [0] and len(caplog.messages) == 1
+    assert handlers == [signal.getsignal(signal.SIGTERM)] * 2
 
 
 def test_a_submitted_job_tells_its_id(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from ray._private.ray_logging import global_worker_stdstream_dispatcher
 
-from tatok_pipe.ray_runtime import check_ray
+from tatok_pipe.ray_runtime import check_ray_can_start
 from tatok_pipe.ray_runtime.cluster import _quieten
 from tests.entries import assert_told
 from tests.infra.ray_head import ray_head
@@ -63,9 +63,9 @@ def test_what_just_fits(num_too_many: int, is_told: bool, monkeypatch: pytest.Mo
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", "/" + "x" * (106 - len(rest) + num_too_many))
     if is_told:
-        assert_told(lambda argv: check_ray(), [], "too long by 1 bytes")
+        assert_told(lambda argv: check_ray_can_start(), [], "too long by 1 bytes")
     else:
-        check_ray()
+        check_ray_can_start()
 
 
 def test_what_every_training_prints_is_dropped_and_nothing_else() -> None:

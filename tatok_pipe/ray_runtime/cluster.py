@@ -10,13 +10,19 @@ import sys
 from typing import Any
 
 import ray
+import ray._private.worker
+import ray.exceptions
 from ray._common.utils import get_default_ray_temp_dir  # there is no public question yet
 from ray._private.ray_logging import global_worker_stdstream_dispatcher
 from ray._private.state import (
     state as cluster_state,  # draining nodes and node types have no public question yet
 )
 
-from tatok_pipe.errors import UserError
+from tatok_pipe.errors import EXIT_FAILED_SHARDS, UserError
+from tatok_pipe.ray_runtime.address import check_answers
+from tatok_pipe.ray_runtime.cpus import usable_cpus
+from tatok_pipe.ray_runtime.watch import RayWatch
+from tatok_pipe.stop_signal import signals_held
 from tatok_pipe.storage.settings import ENVIRONMENT as STORAGE_SETTINGS
 
 # What workers on a cluster that somebody else started need to know of the command's environment: where the object
@@ -37,7 +43,16 @@ _LONGEST_SOCKET = "session_2026-01-01_00-00-00_000000_{process}/sockets/plasma_s
 _MAX_SOCKET_BYTES = (104 if sys.platform == "darwin" else 108) - 1
 
 
-def check_ray() -> None:
+class RayStartError(UserError):
+    """An embedded Ray did not come up."""
+
+    exit_code = EXIT_FAILED_SHARDS
+
+
+_watches: list[RayWatch] = []  # of the embedded Ray that this process started, at most one
+
+
+def check_ray_can_start() -> None:
     """To be asked first, before anything is read: raise UserError where Ray could not be started or joined.
 
     Joins the cluster that RAY_ADDRESS names, for nothing else tells whether that can be done.
@@ -56,17 +71,25 @@ def check_ray() -> None:
 
 
 def start_ray(*, for_training: bool = False) -> None:
-    """Join the cluster that RAY_ADDRESS or a submitted job names; otherwise start Ray embedded in this process.
+    """Join the cluster that RAY_ADDRESS or a submitted job names; otherwise start Ray embedded in this process, on
+    the CPUs that it may use.
 
-    Raises UserError where the named cluster does not answer, or runs another version of Ray or Python.
+    Raises UserError where the named cluster does not answer, or runs another version of Ray or Python, RayStartError
+    where an embedded Ray does not start, and KeyboardInterrupt for a signal in the meantime, with nothing left running.
     """
     if ray.is_initialized():
-        return
+        if not has_ray_died():
+            return
+        ray.shutdown()
+    while _watches:
+        _watches.pop().close()
     environment = {name: os.environ[name] for name in _FORWARDED if name in os.environ}
     address = os.environ.get("RAY_ADDRESS")
     embedded: dict[str, Any] = {}
-    if not address:
-        embedded = {"include_dashboard": for_training}
+    if address:
+        check_answers(address)
+    else:
+        embedded = {"include_dashboard": for_training, "num_cpus": usable_cpus()}
         if for_training:
             # Ray Train's guard asks the dashboard whether the controller lives, and looks for the dashboard of
             # any Ray on this machine: with two of them it may ask the wrong one, hear "dead" and end the
@@ -75,6 +98,27 @@ def start_ray(*, for_training: bool = False) -> None:
             embedded |= {"dashboard_host": "127.0.0.1", "dashboard_port": port}
             environment["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
     _quieten()
+    # Ray puts handlers of its own in place, of which one ends the process with a dump of its stack.
+    with signals_held():
+        _init(address, environment, embedded)
+        if not address:
+            node: Any = ray._private.worker._global_node  # nothing public tells of its processes
+            _watches.append(RayWatch(node.all_processes, logs=node.get_logs_dir_path()))
+
+
+def has_ray_died() -> bool:
+    """Whether an embedded Ray of ours is gone, so that calls of it wait for ever."""
+    return any(watch.has_died for watch in _watches)
+
+
+def check_ray() -> None:
+    """Raise RayDiedError where an embedded Ray of ours is gone, and nothing will answer any more; KeyboardInterrupt
+    where it went with a signal to the whole job."""
+    for watch in _watches:
+        watch.check()
+
+
+def _init(address: str | None, environment: dict[str, str], embedded: dict[str, Any]) -> None:
     try:
         ray.init(
             address=address or "local",
@@ -84,16 +128,27 @@ def start_ray(*, for_training: bool = False) -> None:
         )
     except ConnectionError as error:
         raise UserError(f"RAY_ADDRESS={address}: no Ray cluster answers there: {error}") from None
-    except RuntimeError as error:
-        versions = _VERSIONS.findall(str(error))
-        if len(versions) != 2:
+    except Exception as error:
+        if len(versions := _VERSIONS.findall(str(error))) == 2:
+            (ray_there, python_there), (ray_here, python_here) = versions
+            raise UserError(
+                f"RAY_ADDRESS={address}: that cluster runs Ray {ray_there} on Python {python_there}, this command Ray "
+                f"{ray_here} on Python {python_here}; run it with the versions of the cluster, or unset RAY_ADDRESS to "
+                "work on this machine alone"
+            ) from None
+        # Plain Exceptions, with a timeout's text, and worse where the machine has too little of something.
+        if address or not _is_start_failure(error):
             raise
-        (ray_there, python_there), (ray_here, python_here) = versions
-        raise UserError(
-            f"RAY_ADDRESS={address}: that cluster runs Ray {ray_there} on Python {python_there}, this command Ray "
-            f"{ray_here} on Python {python_here}; run it with the versions of the cluster, or unset RAY_ADDRESS to "
-            "work on this machine alone"
-        ) from None
+        told = " ".join(str(error).split())[:300]
+        raise RayStartError(
+            f"Ray did not start on this machine: {told}; run the same command again"
+        ) from error
+
+
+def _is_start_failure(error: Exception) -> bool:
+    return type(error) in (Exception, RuntimeError, TimeoutError) or isinstance(
+        error, ray.exceptions.RaySystemError
+    )
 
 
 def _free_port() -> int:

@@ -19,7 +19,7 @@ import ray.exceptions
 
 from tatok_pipe import storage
 from tatok_pipe.ray_runtime.actor_plan import ActorsConfig
-from tatok_pipe.ray_runtime.cluster import leaving_nodes
+from tatok_pipe.ray_runtime.cluster import check_ray, has_ray_died, leaving_nodes
 from tatok_pipe.ray_runtime.metrics import RunMetrics
 from tatok_pipe.ray_runtime.worker_pool import Worker, WorkerPool
 from tatok_pipe.shard_queue import FailuresConfig, ShardQueue
@@ -143,6 +143,7 @@ class _Run:
 
     def step(self) -> Iterator[ShardResult]:
         """Hand out shards, wait a moment, and yield what has come."""
+        check_ray()
         if not self._is_ending and (self._stop.is_requested or self._has_failed_too_often):
             self._end()
         waiting = 0 if self._is_ending else self._queue.num_waiting
@@ -164,6 +165,8 @@ class _Run:
             self._look()
 
     def close(self) -> None:
+        if has_ray_died():
+            return  # and all actors with it
         self._export()
         self._pool.close()
 
@@ -260,6 +263,7 @@ class _Run:
                 worker.stop_taking()
 
     def _look(self) -> None:
+        check_ray()  # where its GCS server is gone, what follows waits for a minute
         self._pool.look(self._queue.workers)
         for worker in self._pool.workers.values():
             held = self._queue.held_by(worker.name)

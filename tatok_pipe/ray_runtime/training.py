@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
@@ -14,15 +15,16 @@ from typing import Any
 
 import pyarrow.fs
 import ray
+import ray.exceptions
 import ray.train
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tatok_pipe import storage
-from tatok_pipe.errors import UserError
+from tatok_pipe.errors import EXIT_FAILED_SHARDS, UserError
 from tatok_pipe.log_format import configure_logging
 from tatok_pipe.options import option
-from tatok_pipe.ray_runtime.cluster import has_gpu
+from tatok_pipe.ray_runtime.cluster import check_ray, has_gpu
 from tatok_pipe.stop_signal import StopSignal
 
 logger = logging.getLogger(__name__)
@@ -35,11 +37,20 @@ _RAY_TRAIN_DEFAULTS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
 }
 _RESIZE_EVERY_S = 30.0
+_SIGNAL_FIRST_S = (
+    2.0  # a signal to every process of the job reaches the driver within so long of the first one
+)
 FIRST_LINE_S = 5.0  # after so long a training says how it goes, however many steps a logged line takes
 _HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's memory of a run's checkpoints
 # What Ray Train puts beside checkpoints before anything starts; a worker that does not see it has another disk.
 STORAGE_MARKER = ".validate_storage_marker"
+
+
+class TrainingLostError(UserError):
+    """What holds a training together died; the same command goes on from the newest checkpoint."""
+
+    exit_code = EXIT_FAILED_SHARDS
 
 
 @dataclass(frozen=True)
@@ -191,14 +202,34 @@ def _fit_beside(trainer: TorchTrainer, stop: StopSignal, board: Any) -> None:
     # A daemon: where a second signal ends the program, nobody waits for it.
     threading.Thread(target=fit, name="fit", daemon=True).start()
     is_told = False
-    while not wait([fitting], timeout=0.5).done:
-        if ray.get(board.error.remote()):
-            return
-        if stop.is_requested and not is_told:
-            logger.warning("stopping: a checkpoint is written first; a second signal ends at once")
-            board.request_stop.remote()
-            is_told = True
-    fitting.result()
+    try:
+        while not wait([fitting], timeout=0.5).done:
+            check_ray()
+            if ray.get(board.error.remote()):
+                return
+            if stop.is_requested and not is_told:
+                logger.warning("stopping: a checkpoint is written first; a second signal ends at once")
+                board.request_stop.remote()
+                is_told = True
+        fitting.result()
+    except (ray.exceptions.RayError, ray.train.TrainingFailedError) as error:
+        # A signal to every process of the job takes Ray's down before ours asks the workers for a checkpoint.
+        _wait_for(stop, seconds=_SIGNAL_FIRST_S)
+        if stop.is_requested:
+            raise KeyboardInterrupt from error
+        if isinstance(error, ray.exceptions.ActorDiedError):
+            raise TrainingLostError(f"a process of the training's own died: {_first_line(error)}") from error
+        raise
+
+
+def _wait_for(stop: StopSignal, *, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while not stop.is_requested and time.monotonic() < until:
+        time.sleep(0.1)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:300]
 
 
 class _Board:

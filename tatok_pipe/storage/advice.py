@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 
+from tatok_pipe.proxies import proxy_of
 from tatok_pipe.storage.faults import Fault, client_response, lacks_credentials
 from tatok_pipe.storage.settings import endpoint_of, place_of, protocol_of, settings_of
 
@@ -28,7 +29,24 @@ _MAY_NOT = {
 
 
 def explain(error: BaseException, fault: Fault, url: str) -> str:
-    """What is told of a fault at `url`: the store's words, what they mean and what to do."""
+    """What is told of a fault at `url`: the store's words, what they mean and what to do; and the proxy between, which
+    may be the one that failed."""
+    told = _explain(error, fault, url)
+    proxy = "" if fault.is_local else proxy_of(_address(url))
+    return f"{told}; the request went through the proxy {proxy} (NO_PROXY spares it)" if proxy else told
+
+
+def _address(url: str) -> str:
+    """Where requests go, of the stores whose drivers heed a proxy of the environment; else empty."""
+    match protocol_of(url):
+        case "s3":
+            return endpoint_of(url) or "https://s3.amazonaws.com"
+        case "hf":
+            return _hub(url)
+    return ""
+
+
+def _explain(error: BaseException, fault: Fault, url: str) -> str:
     protocol = protocol_of(url)
     if protocol == "s3" and (told := _explain_s3(error, fault, url)):
         return told
@@ -88,8 +106,12 @@ def _explain_s3(error: BaseException, fault: Fault, url: str) -> str:
     return ""
 
 
+def _hub(url: str) -> str:
+    return settings_of(url).get("endpoint") or os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+
+
 def _explain_hub(fault: Fault, url: str) -> str:
-    hub = settings_of(url).get("endpoint") or os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    hub = _hub(url)
     token = "HF_TOKEN is set" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set"
     if "GatedRepoError" in fault.names:
         return (
