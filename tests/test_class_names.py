@@ -44,7 +44,7 @@ def write_parquet(path: Path, label: Any, value: Any = 1) -> ShardFile:
 
 
 def test_datasets_of_hugging_face_tell_their_names(tmp_path: Path) -> None:
-    names = list(NAMES[:4])
+    names: list[str] = [*NAMES[:4]]
     label = datasets.ClassLabel(names=names)
     for kind, value in ((label, 1), (datasets.List(label), [1])):
         shard = write_parquet(tmp_path / "names.parquet", kind, value)

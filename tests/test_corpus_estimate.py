@@ -8,7 +8,7 @@ import pytest
 from tatok_pipe.corpus_estimate import Estimate, Sample, estimate, format_plan
 from tatok_pipe.corpus_plan import CorpusPlan, OnSourceChange, SourceChange
 from tatok_pipe.storage import ShardFile
-from tatok_pipe.tokens.format import empty_statistics
+from tatok_pipe.tokens.format import ShardSource, empty_statistics
 from tatok_pipe.tokens.index import INDEX_SCHEMA, Index
 from tatok_pipe.tokens.spec import TokenSpec
 
@@ -34,7 +34,11 @@ def make_plan(
     ]  # fmt: skip
     shards = [ShardFile(f"s3://b/todo-{index}.tar", size) for index, size in enumerate(todo)]
     changed = [
-        SourceChange(f"done-{index}", ShardFile(f"s3://b/done-{index}.tar", 7), 1_000_000, "old")
+        SourceChange(
+            f"done-{index}",
+            ShardFile(f"s3://b/done-{index}.tar", 7),
+            ShardSource(f"s3://b/done-{index}.tar", 1_000_000, "old"),
+        )
         for index in range(num_changed)
     ]
     if on_source_change == "retokenize":

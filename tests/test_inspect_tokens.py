@@ -31,6 +31,7 @@ from tatok_pipe.tokenizer.quantizer import GlobalQuantizerConfig
 from tatok_pipe.tokenizer.trainer import to_model_input
 from tatok_pipe.tokens import dataset
 from tatok_pipe.tokens.format import token_shard_name
+from tatok_pipe.tokens.spec import FORMAT_VERSION
 
 STACK = StackConfig(width=32, depth=1, heads=2)
 GRID = GridStackConfig(width=32, depth=1, heads=2, attend_every=1)
@@ -398,11 +399,14 @@ def test_what_is_harmless_does_not_fail_a_repair(copied: Made, capsys: pytest.Ca
     assert Path(copied.url, "data", "notes.txt").exists()
 
 
-def test_a_broken_description_is_told_in_one_line(copied: Made) -> None:
-    Path(copied.url, "_dataset.json").write_text('{"format": 1}')
-    for flag in ("--verify", "--repair"):
-        with pytest.raises(UserError, match="_dataset.json: is broken .*run the tokenize_corpus command"):
-            main([f"input.url={copied.url}", flag])
+def test_a_broken_description_is_found_and_removed(copied: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    """The tokenize_corpus command then writes it anew."""
+    description = Path(copied.url, "_dataset.json")
+    description.write_text(f'{{"format": {FORMAT_VERSION}}}')
+    assert main([f"input.url={copied.url}", "--verify"]) == 1
+    assert "_dataset.json" in capsys.readouterr().out and description.exists()
+    assert main([f"input.url={copied.url}", "--repair"]) == 0
+    assert not description.exists()
 
 
 def test_progress_is_told_now_and_then(

@@ -101,11 +101,6 @@ def _open(name: str, url: str) -> TokenData:
         spec, _ = read_dataset_file(url)
     except UserError as error:
         raise UserError(f"{name}={error}") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{name}={storage.redact(url)}: its _dataset.json is broken ({type(error).__name__}: {error}); "
-            f"{ADVICE}"
-        ) from error
     versions = {
         file["name"]: f"{file['size_bytes']}/{file['version']}" for file in list_data(url).to_pylist()
     }

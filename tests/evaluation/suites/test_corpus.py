@@ -32,6 +32,7 @@ from tatok_pipe.evaluation_run import make_plan
 from tatok_pipe.records import TokenRecord
 from tatok_pipe.tokenizer.dtf import Filter
 from tatok_pipe.tokens.dataset import TokenDataset
+from tatok_pipe.tokens.spec import FORMAT_VERSION
 from tests.token_datasets import TINY, make_rows, write_token_dataset
 
 SUITE = Corpus()
@@ -316,14 +317,14 @@ def test_bad_datasets_are_told_in_one_line_that_names_the_key(tmp_path: Path, wr
     (tmp_path / "folder").mkdir()
     broken = tmp_path / "broken"
     broken.mkdir()
-    (broken / "_dataset.json").write_text('{"format": 1}')
+    (broken / "_dataset.json").write_text(f'{{"format": {FORMAT_VERSION}}}')
     for other, message in (
         (
             str(tmp_path / "folder"),
             r"^other_tokens=\S+folder: no _dataset.json there, so it is no token dataset",
         ),
         (str(tmp_path / "nowhere"), r"^other_tokens=\S+nowhere: no _dataset.json there"),
-        (str(broken), r"^other_tokens=\S+broken: its _dataset.json is broken"),
+        (str(broken), r"^other_tokens=\S+broken/_dataset.json: is broken"),
         (write("none", []), r"^other_tokens=\S+none: no images in it \(0 token shards\)"),
         (write("empty", [[], []]), r"^other_tokens=\S+empty: no images in it \(2 token shards\)"),
     ):
