@@ -143,7 +143,7 @@ def test_latency_is_added_to_every_request(proxy: FaultProxy) -> None:
 def test_our_storage_gets_through_a_bad_day(proxy: FaultProxy, s3_server: demo_server.S3Server) -> None:
     proxy.faults = Faults(*(0.1,) * len(KINDS), latency_s=0.01, seed=1)
     with job.environment({**s3_server.environment(), "AWS_ENDPOINT_URL": proxy.endpoint_url}):
-        for index in range(8):
+        for index in range(24):
             url = f"s3://{s3_server.bucket}/proxy/day/{index}"
             assert storage.publish_bytes(DATA, url, exclusive=True)
             assert not storage.publish_bytes(b"", url, exclusive=True)
