@@ -5,6 +5,7 @@ import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from hypothesis import given
@@ -53,9 +54,14 @@ def slowly(url: str) -> str:
     filesystem, path = storage.open_filesystem(url)
     if storage.is_local(filesystem):
         return os.path.abspath(path)
-    name = re.sub(r"(?<=://)[^/@\s]*@", "", filesystem.unstrip_protocol(path))
-    secret = re.compile(r"[?&;][^=&#\s]*(sig|token|key|secret|credential|passw|auth)[^=&#\s]*=[^&#\s]", re.I)
-    return name.partition("?")[0] if secret.search(name) else name
+    user = r"(?<=://)(?:[^/\s]*@|(?!\[)[^/@\s:]*:(?!\d+(?:/|$))\S*@)"  # a password may hold a slash
+    name = re.sub(user, "", filesystem.unstrip_protocol(path))
+    secret = r"sig|token|key|secret|credential|passw|auth|pwd|jwt|(?<![a-z])(?:pass|code)(?![a-z])"
+    names = [found[1] for found in re.finditer(r"[?&;#]([^=?&;#\s]+)=[^&#\s]", name)]
+    if not any(re.search(secret, unquote(unquote(unquote(each))), re.I) for each in names):
+        return name
+    name = name.partition("?")[0]
+    return name.partition("#")[0] if name.startswith("http") else name
 
 
 @given(
