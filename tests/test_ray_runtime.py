@@ -25,7 +25,7 @@ from tatok_pipe.ray_runtime import (
 from tatok_pipe.ray_runtime.shard_actor import ShardActor
 from tatok_pipe.ray_runtime.training import STORAGE_MARKER, _check_writable
 from tatok_pipe.shard_tokenizer import TokenizeJob
-from tatok_pipe.tokenize_config import TokenizeCorpusConfig
+from tatok_pipe.tokenize_config import OutputConfig, TokenizeCorpusConfig
 from tatok_pipe.tokenize_corpus import make_spec
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer, save_tokenizer
 from tatok_pipe.tokenizer.dtf import DTFConfig
@@ -39,6 +39,7 @@ def make_job(checkpoint: str) -> TokenizeJob:
     tokenizer = load_tokenizer(checkpoint)
     config = replace(
         TokenizeCorpusConfig(),
+        output=OutputConfig("unused"),
         encode=replace(TokenizeCorpusConfig().encode, precision="fp32", batch_size=4),
     )
     return TokenizeJob(
