@@ -65,6 +65,7 @@ class CorpusPlan:
     on_source_change: OnSourceChange = "error"
     moved: dict[str, str] = field(default_factory=dict)  # image shard -> URL under which its tokens were made
     broken: dict[str, str] = field(default_factory=dict)  # planned token shard whose file is none -> why
+    began_ns: int = 0  # when the times of image shards in `todo` were known
 
     @property
     def num_planned(self) -> int:
@@ -163,7 +164,20 @@ def make_plan(
             is_done[number] = True
     urls = {shards[number].url: row["source_url"] for number, row in moved.items()}
     todo = [shards[each] for each in np.flatnonzero(~is_done).tolist()]
-    return CorpusPlan(names, todo, changed, index, on_source_change, urls, broken)
+    return CorpusPlan(names, todo, changed, index, on_source_change, urls, broken, began_ns)
+
+
+def remember_times(output_url: str, spec: TokenSpec, plan: CorpusPlan) -> None:
+    """Put the times of image shards that were tokenized since `plan` into `_index.parquet`, so that the next run need
+    not hash them. A shard that changed between the plan and its reading has another time then, and is hashed."""
+    local = [shard for shard in plan.todo if shard.mtime_ns and not shard.etag]
+    if not local:
+        return
+    index = refresh_index(output_url, spec, with_broken=True)
+    names = pa.array([token_shard_name(shard.url) for shard in local])
+    place = pc.index_in(names, value_set=index.table["name"])
+    done = [shard for shard, row in zip(local, place.to_pylist(), strict=True) if row is not None]
+    _save_index(output_url, spec, _with_times(index, place.drop_null(), done, plan.began_ns))
 
 
 def find_moved(

@@ -19,7 +19,14 @@ from tatok_pipe import __version__, storage
 from tatok_pipe.config import load_config, to_dict
 from tatok_pipe.corpus_estimate import estimate, format_plan
 from tatok_pipe.corpus_findings import Findings
-from tatok_pipe.corpus_plan import CorpusPlan, OnMoved, OnSourceChange, discard_committed, make_plan
+from tatok_pipe.corpus_plan import (
+    CorpusPlan,
+    OnMoved,
+    OnSourceChange,
+    discard_committed,
+    make_plan,
+    remember_times,
+)
 from tatok_pipe.corpus_sample import look_at_shards, measure_sample
 from tatok_pipe.errors import EXIT_DONE, EXIT_FAILED_SHARDS, EXIT_INTERRUPTED, UserError
 from tatok_pipe.image_input import class_names_of, find_image_shards, read_class_names, tell_output_inside
@@ -356,6 +363,7 @@ def _finish(
     summary = None if plan.todo or plan.changed or plan.broken else dataset.TokenDataset(url).summary
     if summary is None:
         summary = dataset.write_summary(url, planned=plan.names, failed=failed, run=outcome.figures)
+        remember_times(url, spec, plan)
     figures, counts = summary["figures"], summary["statistics"]
     job.add({"dataset_images": counts["num_images"], "dataset_quarantined": counts["num_quarantined"]})
     num_missing = len(plan.todo) - outcome.num_done + len(plan.broken)

@@ -318,7 +318,8 @@ def test_other_crops_are_refused(checkpoint: str, shards: list[str], tmp_path: P
         "random": ["input.crops.kind=random", "input.crops.count=3"],
     }
     for name, crops in made.items():
-        config = load_config(TokenizeCorpusConfig, [*given, *crops], prog="", description="")
+        given_here = [*given, f"output.url={tmp_path}/{name}", *crops]
+        config = load_config(TokenizeCorpusConfig, given_here, prog="", description="")
         spec = tokenize_corpus.make_spec(config, tokenizer)
         assert spec.crops_per_image == {"center": 1, "ten": 10, "random": 3}[name]
         assert ("crops" in spec.encoding) == (name != "center")
