@@ -69,6 +69,9 @@ def repair_dataset(url: str, findings: Sequence[Finding]) -> list[Outcome]:
     verifier.judge.learn_sources()
     outcomes = []
     removed: list[str] = []
+    broken = [finding.name for finding in findings if finding.remedy == Remedy.MAKE_AGAIN]
+    if broken:  # all at once: without its sums the index knows the rows of none any more
+        forget_sums(url, verifier.spec, broken)
     for finding in findings:
         if finding.remedy == Remedy.MAKE_AGAIN:
             outcome = _remove_shard(verifier, finding)
@@ -102,7 +105,6 @@ def _remove_shard(verifier: Verifier, finding: Finding) -> Outcome:
         return Outcome(finding, Result.CLEAR, "whole by now")
     if now.remedy != Remedy.MAKE_AGAIN:
         return Outcome(finding, Result.LEFT, now.advice)
-    forget_sums(verifier.url, verifier.spec, [finding.name])
     storage.remove(data_url(verifier.url, finding.name))
     storage.remove(quarantine)
     missing = token_shard_name(now.source_url) if now.kind == Damage.NAME else finding.name

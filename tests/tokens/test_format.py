@@ -133,7 +133,7 @@ def test_every_promised_key_is_plain_json_in_the_footer(tmp_path: Path, token_sp
     assert metadata[b"tatok.dtf"] == b'{"min_patches":1,"rule":"threshold","score":"entropy","value":0.25}'
     assert (
         metadata[b"tatok.source"]
-        == b'{"etag":"abc-2","size_bytes":98765,"url":"s3://bucket/train/000007.tar"}'
+        == b'{"etag":"abc-2","sha256":"","size_bytes":98765,"url":"s3://bucket/train/000007.tar"}'
     )
     assert b"tatok.statistics" in metadata
 

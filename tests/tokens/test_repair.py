@@ -51,6 +51,8 @@ DAMAGES: list[Callable[[Made], Any]] = [
     lambda m: m.put(m.quarantine(WITH_QUARANTINE), b"PAR1"),
     lambda m: m.put(m.data(WITH_QUARANTINE), b""),
     lambda m: [m.put(m.data(number), b"") for number in range(4)],
+    # The index knows the one with the lost quarantine file as it was, and must not forget it with the other.
+    lambda m: (m.put(m.data(2), b""), m.remove(m.quarantine(WITH_QUARANTINE))),
     # The first tells its source itself, of the others only the index knows.
     lambda m: [
         m.rewrite(m.data(0), rows=lambda rows: rows.clear(), footer=forget_digest),
