@@ -69,12 +69,17 @@ def repair_dataset(url: str, findings: Sequence[Finding]) -> list[Outcome]:
     verifier.judge.learn_sources()
     outcomes = []
     removed: list[str] = []
-    broken = [finding.name for finding in findings if finding.remedy == Remedy.MAKE_AGAIN]
-    if broken:  # all at once: without its sums the index knows the rows of none any more
+    again = {
+        finding.name: _look_again(verifier, finding)
+        for finding in findings
+        if finding.remedy == Remedy.MAKE_AGAIN
+    }
+    broken = [name for name, now in again.items() if now and now.remedy == Remedy.MAKE_AGAIN]
+    if broken:  # all at once, and after the look: without its sums the index knows the rows of none any more
         forget_sums(url, verifier.spec, broken)
     for finding in findings:
         if finding.remedy == Remedy.MAKE_AGAIN:
-            outcome = _remove_shard(verifier, finding)
+            outcome = _remove_shard(verifier, finding, again[finding.name])
             if outcome.result == Result.REMOVED:
                 removed.append(outcome.missing)
         elif finding.remedy == Remedy.REMOVE:
@@ -96,17 +101,21 @@ def repair_dataset(url: str, findings: Sequence[Finding]) -> list[Outcome]:
     return outcomes + [_rewrite_summary(url, finding, removed) for finding in stale]
 
 
-def _remove_shard(verifier: Verifier, finding: Finding) -> Outcome:
-    quarantine = quarantine_url(verifier.url, finding.name)
-    now = verifier.check_shard(finding.name, has_quarantine=storage.exists(quarantine))
-    if isinstance(now, CheckedShard):
-        now = verifier.call_witness().hear(finding.name, now)
+def _look_again(verifier: Verifier, finding: Finding) -> Finding | None:
+    """What is wrong with a token shard now; None where it is whole."""
+    has_quarantine = storage.exists(quarantine_url(verifier.url, finding.name))
+    now = verifier.check_shard(finding.name, has_quarantine=has_quarantine)
+    return verifier.call_witness().hear(finding.name, now) if isinstance(now, CheckedShard) else now
+
+
+def _remove_shard(verifier: Verifier, finding: Finding, now: Finding | None) -> Outcome:
+    """`now` is what is wrong with it still."""
     if now is None:
         return Outcome(finding, Result.CLEAR, "whole by now")
     if now.remedy != Remedy.MAKE_AGAIN:
         return Outcome(finding, Result.LEFT, now.advice)
     storage.remove(data_url(verifier.url, finding.name))
-    storage.remove(quarantine)
+    storage.remove(quarantine_url(verifier.url, finding.name))
     missing = token_shard_name(now.source_url) if now.kind == Damage.NAME else finding.name
     if storage.exists(data_url(verifier.url, missing)):
         return Outcome(
