@@ -102,7 +102,7 @@ def forge(planted: Planted) -> None:
 
 
 def flip(path: Path) -> None:
-    """One bit of the last page of codes, and the file has the time that it had."""
+    """One bit in the middle of the pages of codes, where no padding is, and the file has the time that it had."""
     group = pq.read_metadata(path).row_group(0)
     chunk = next(
         each for each in map(group.column, range(group.num_columns)) if "patch_codes" in each.path_in_schema
@@ -111,7 +111,7 @@ def flip(path: Path) -> None:
         filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset))
     )
     times, content = os.stat(path), bytearray(path.read_bytes())
-    content[end - 1] ^= 1
+    content[end - chunk.total_compressed_size // 2] ^= 1
     path.write_bytes(content)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
