@@ -331,6 +331,8 @@ def records_to_tensors(
 class BrokenDatasetFile(UserError):
     """`_dataset.json` is there, and does not say what it should."""
 
+    reason = ""  # without the place and what to do
+
 
 def read_dataset_file(url: str) -> tuple[TokenSpec, dict[str, Any]]:
     """(spec, description) in `_dataset.json`. Raises UserError where it is missing or of another version,
@@ -362,10 +364,13 @@ def read_dataset_file(url: str) -> tuple[TokenSpec, dict[str, Any]]:
 
 
 def _broken(file_url: str, reason: object) -> BrokenDatasetFile:
-    return BrokenDatasetFile(
-        f"{storage.redact(file_url)}: is broken ({' '.join(str(reason).split())}); inspect_tokens --repair removes it, "
-        "and the tokenize_corpus command that made the dataset writes it anew"
+    told = f"is broken ({' '.join(str(reason).split())})"
+    error = BrokenDatasetFile(
+        f"{storage.redact(file_url)}: {told}; inspect_tokens --repair removes it, and the tokenize_corpus command that "
+        "made the dataset writes it anew"
     )
+    error.reason = told  # an attribute, so that actors can send it
+    return error
 
 
 def _tell_what_is_there(url: str) -> str:

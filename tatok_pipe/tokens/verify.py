@@ -58,8 +58,7 @@ def verify_dataset(url: str, *, on_progress: Progress | None = None) -> list[Fin
     try:
         verifier = Verifier(url)
     except BrokenDatasetFile as error:
-        reason = str(error).partition(": ")[2].rpartition("; ")[0]
-        return [_wrong_dataset_file(reason)]
+        return [_wrong_dataset_file(error.reason)]
     data = storage.list_files(storage.join(url, DATA_DIRECTORY))
     # After the data files: each of those had its quarantine file before.
     quarantine = storage.list_files(storage.join(url, QUARANTINE_DIRECTORY))
