@@ -98,13 +98,12 @@ def test_a_download_that_breaks_off_is_begun_again() -> None:
 
 def test_a_file_that_changes_between_two_downloads() -> None:
     with WebServer({"/x.tar": DATA}, ranges=False) as server:
-        server.cut_after = [len(DATA) - 1, 3 * PART]
-        source = storage.open_stream(f"{server.url}/x.tar", part_bytes=PART, num_parallel=1)
-        with source:
-            assert source.read(PART) == DATA[:PART]
-            server.files["/x.tar"] = DATA[::-1]
-            with pytest.raises(OSError, match="changed while it was downloaded"):
-                source.read()
+        server.cut_after = [len(DATA) - 1, 3 * PART]  # of the question for ranges, of the first download
+        server.after_cuts = {"/x.tar": DATA[::-1]}
+        # aiohttp gives nothing of what it holds once it has seen the end of a cut answer, so that where reading
+        # stops depends on who is faster; that it stops, and why, does not.
+        with pytest.raises(OSError, match="changed while it was downloaded"):
+            stream(f"{server.url}/x.tar")
 
 
 def test_faults_that_pass_are_tried_again_at_look_up_too() -> None:

@@ -39,6 +39,7 @@ class WebServer(LoopbackServer):
         self.coding, self.redirect, self.etag, self.shift = coding, redirect, etag, shift
         self.statuses: list[int] = []  # to answer the next requests with, 0 for a reset connection
         self.cut_after: list[int] = []  # body bytes after which the next answers to GET end
+        self.after_cuts: dict[str, bytes] | None = None  # the files from the last of `cut_after` on
         self.requests: list[tuple[str, str, str]] = []  # method, path, Range
         self.bytes_sent: Counter[str] = Counter()
         super().__init__(_Handler)
@@ -100,6 +101,8 @@ class _Handler(QuietHandler):
             return
         if status in (200, 206) and world.cut_after and len(body) > world.cut_after[0]:
             body, self.close_connection = body[: world.cut_after.pop(0)], True
+            if not world.cut_after and world.after_cuts is not None:
+                world.files = world.after_cuts
         for start in range(0, len(body), _PIECE_BYTES):
             self.wfile.write(body[start : start + _PIECE_BYTES])
             world.bytes_sent[self.command] += len(body[start : start + _PIECE_BYTES])
