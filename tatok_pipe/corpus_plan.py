@@ -15,6 +15,7 @@ from pyarrow import compute
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
+from tatok_pipe.images.source import hash_shard
 from tatok_pipe.parallel import map_ahead
 from tatok_pipe.storage import ShardFile
 from tatok_pipe.tokens.dataset import read_dataset_file, show_source
@@ -208,7 +209,7 @@ def find_moved(
                 continue
             is_same = bool(shard.etag) and shard.etag == row["source_etag"]
             if not is_same and row["source_sha256"] and shard.mtime_ns:
-                sha256 = sha256 or storage.hash_file(shard.url, info=storage.file_info(shard.url))
+                sha256 = sha256 or hash_shard(shard.url)
                 is_same = sha256 == row["source_sha256"]
             if is_same:
                 found[number] = row
@@ -302,7 +303,7 @@ def _hash_all(shards: Sequence[ShardFile]) -> list[str]:
     )  # fmt: skip
 
     def hash_one(shard: ShardFile) -> str:
-        return storage.hash_file(shard.url, info=storage.file_info(shard.url))
+        return hash_shard(shard.url)
 
     with ThreadPoolExecutor(_NUM_HASHERS, "hash") as pool:
         return list(map_ahead(pool, hash_one, shards, max_items=2 * _NUM_HASHERS))

@@ -16,7 +16,7 @@ from tatok_pipe.corpus_findings import Findings
 from tatok_pipe.images.decode import DecodeError, decode_crops
 from tatok_pipe.images.notices import Notice, Notices
 from tatok_pipe.images.shards import InterleavedShard, ShardError
-from tatok_pipe.images.source import open_samples
+from tatok_pipe.images.source import open_samples, shard_info
 from tatok_pipe.records import ImageSample, Quarantined
 from tatok_pipe.report.figures import count
 from tatok_pipe.shard_tokenizer import ShardTokenizer, TokenizeJob, check_images
@@ -119,7 +119,7 @@ def _look_at_shard(job: TokenizeJob, shard: ShardFile, look: Look, *, until_s: f
         try:
             with open_samples(
                 shard.url,
-                info=storage.file_info(shard.url),
+                info=shard_info(shard.url),
                 limits=job.limits,
                 regroup=regroup,
                 part_bytes=_PART_BYTES,

@@ -20,6 +20,7 @@ from tatok_pipe.evaluation.work import EvaluateJob, committed_parts, part_name, 
 from tatok_pipe.generation.conditions import check_trained, trained_classes
 from tatok_pipe.generation.plan import check_pair
 from tatok_pipe.images.demo import write_demo_corpus
+from tatok_pipe.images.folder_list import LIST_FILE
 from tatok_pipe.job import JobSummary
 from tatok_pipe.progress import format_duration
 from tatok_pipe.ray_runtime import RunState, check_ray_can_start, prefer_many, run_shards, start_ray
@@ -127,7 +128,13 @@ def make_plan(config: EvaluateConfig) -> EvaluationPlan:
         tokenizer_fingerprint=tokenizer.fingerprint,
         image_size=model.image_size,
         filter=tokenizer.filter(config.dtf),
-        sources=tuple(plan_sources(data, max_images=config.max_images)) if data else (),
+        sources=tuple(
+            plan_sources(
+                data, max_images=config.max_images, list_url=storage.join(config.output.url, LIST_FILE)
+            )
+        )
+        if data
+        else (),
         data=config.data or "",
         features=config.features,
         seed=config.seed,

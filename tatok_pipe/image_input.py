@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass
 
 from tatok_pipe import storage
 from tatok_pipe.class_names import parse_names
 from tatok_pipe.errors import UserError
 from tatok_pipe.images import parquet
+from tatok_pipe.images.folder import IMAGES_PER_PART, has_images, plan_folder
+from tatok_pipe.images.folder_list import read_classes
 from tatok_pipe.images.kinds import tell_kinds
 from tatok_pipe.images.limits import ShardLimits
 from tatok_pipe.images.parquet import has_token_columns
@@ -18,11 +23,25 @@ from tatok_pipe.storage import ShardFile
 from tatok_pipe.tokens.dataset import read_dataset_file
 from tatok_pipe.tokens.layout import DATA_DIRECTORY, DATASET_FILE, QUARANTINE_DIRECTORY
 
+logger = logging.getLogger(__name__)
+
 _ADVICE = "give the image shards that it was made from, or give it to train_ar as input.url"
 
 
-def find_image_shards(spec: str, *, option: str) -> list[ShardFile]:
-    """As `storage.expand_shards`; `option` is what the user calls `spec`.
+@dataclass(frozen=True)
+class FolderPlace:
+    """Where the list of a folder's files is kept, from one run to the next, and how many images make a part of it."""
+
+    list_url: str
+    images_per_part: int = IMAGES_PER_PART
+    # Where it is written to, where that is another place; empty: nowhere, as nobody will read it.
+    saved_list_url: str | None = None
+    refusal: str = ""  # why a folder is not read, where it is not
+
+
+def find_image_shards(spec: str, *, option: str, folder: FolderPlace | None = None) -> list[ShardFile]:
+    """As `storage.expand_shards`; `option` is what the user calls `spec`. With `folder`, a folder of loose images too,
+    as its parts; their list is written.
 
     Raises UserError as well where what is there was made by one of our entries and holds no images, and where
     files are given that are of another kind by their names.
@@ -37,11 +56,39 @@ def find_image_shards(spec: str, *, option: str) -> list[ShardFile]:
                 f"{option}={storage.redact(spec)}: {what}, expected image shards: .tar files, or Parquet files with "
                 "images"
             ) from error
-        told = tell_kinds(map(storage.redact, error.names)) if isinstance(error, storage.NoShards) else ""
+        told = ""
+        if isinstance(error, storage.NoShards):
+            if folder is not None and error.folder and has_images(error.files):
+                return _plan_folder(error, folder, option)
+            told = tell_kinds(sorted(storage.redact(file.url) for file in error.files))
         raise UserError(f"{option}: {error}" + (f": {told}" if told else "")) from error
     _refuse_token_datasets(shards, option)
     _refuse_other_files(shards, option)
     return shards
+
+
+def _plan_folder(found: storage.NoShards, place: FolderPlace, option: str) -> list[ShardFile]:
+    if place.refusal:
+        raise UserError(place.refusal)
+    if broken := [error for error in found.broken if has_images([ShardFile(str(error).split(" is ")[0], 0)])]:
+        raise UserError(f"{option}: {broken[0]}")
+    try:
+        plan = plan_folder(
+            found.folder, found.files, list_url=place.list_url, images_per_part=place.images_per_part
+        )
+    except UserError as error:
+        raise UserError(f"{option}={error}") from error
+    if plan.note:
+        logger.warning("%s: %s", storage.redact(found.folder), plan.note)
+    list_url = place.list_url if place.saved_list_url is None else place.saved_list_url
+    if list_url and (plan.is_new or list_url != place.list_url):
+        storage.publish_bytes(plan.list.to_bytes(), list_url, exclusive=False)
+    return plan.shards(found.folder, storage.openable_url(list_url or place.list_url))
+
+
+def is_folder(shards: Sequence[ShardFile]) -> bool:
+    """Whether image shards are parts of a folder of loose images."""
+    return bool(shards) and storage.parse_part(shards[0].url) is not None
 
 
 def read_class_names(given: str, *, option: str) -> tuple[str, ...]:
@@ -66,7 +113,9 @@ def read_class_names(given: str, *, option: str) -> tuple[str, ...]:
 def class_names_of(shard: ShardFile, limits: ShardLimits) -> tuple[str, ...]:
     """Those that an image shard tells of its classes; none where it tells none or cannot be read, which is told when
     its turn comes."""
-    if not shard.url.partition("?")[0].lower().endswith(PARQUET_SUFFIX):
+    if part := storage.parse_part(shard.url):
+        return read_classes(part.list_url)
+    if not storage.file_name(shard.url).endswith(PARQUET_SUFFIX):
         return ()
     try:
         with closing(

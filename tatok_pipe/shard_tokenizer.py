@@ -37,7 +37,7 @@ from tatok_pipe.images.shards import (
     ShardLimits,
     UnusableShard,
 )
-from tatok_pipe.images.source import open_samples
+from tatok_pipe.images.source import open_samples, shard_info
 from tatok_pipe.records import DecodedImage, ImageSample, Quarantined, TokenRecord
 from tatok_pipe.sample_pipeline import Encoded, Group, SamplePipeline
 from tatok_pipe.shard_work import ShardResult, describe_error
@@ -121,7 +121,7 @@ class TokenizeJob:
 
 def _check_unchanged(url: str, info: storage.SourceInfo) -> None:
     """Raise OSError where a file without ETag was written to since `info` was asked for."""
-    now = storage.file_info(url)
+    now = shard_info(url)
     if (now.size_bytes, now.mtime_ns) != (info.size_bytes, info.mtime_ns):
         raise OSError(f"{storage.redact(url)}: changed while it was read")
 
@@ -192,7 +192,7 @@ class ShardTokenizer:
                 yield sample
             is_whole = True
 
-        info = storage.file_info(url)
+        info = shard_info(url)
         with (
             self.activity.follow(url) as track,
             open_samples(url, info=info, limits=self.job.limits, part_bytes=1 << 20) as samples,
@@ -255,7 +255,7 @@ class ShardTokenizer:
                 attempt += 1
 
     def _tokenize(self, url: str, track: Track, *, regroup: bool) -> ShardResult:
-        info = storage.file_info(url)
+        info = shard_info(url)
         source = ShardSource(storage.canonical_url(url), info.size_bytes, info.etag)
         hasher = None if info.etag else hashlib.sha256()
         quarantined: list[Quarantined] = []

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tatok_pipe.corpus_plan import ON_MOVED, ON_SOURCE_CHANGE
 from tatok_pipe.images.crops import CropConfig
 from tatok_pipe.images.decode import PreprocessConfig
+from tatok_pipe.images.folder import IMAGES_PER_PART
 from tatok_pipe.images.shards import ShardLimits
 from tatok_pipe.options import check_choices, option, section
 from tatok_pipe.ray_runtime import ActorsConfig
@@ -25,8 +26,12 @@ class InputConfig:
     shards: str = option(
         DEMO,
         help="image shards (WebDataset .tar, or Parquet with an image column) on any URL: glob, {000..999} braces, "
-        f"@list.txt or a folder; {DEMO!r} makes a small corpus in ./{DEMO_FOLDER}",
+        "@list.txt or a folder; or a folder of loose images, whose folders, where it has some, are the classes; "
+        f"{DEMO!r} makes a small corpus in ./{DEMO_FOLDER}",
         is_url=True,
+    )
+    images_per_part: int = option(
+        IMAGES_PER_PART, help="a folder of loose images is read in parts of this size", unit="images"
     )
     on_source_change: str = option(
         "error",
@@ -57,6 +62,8 @@ class InputConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        if self.images_per_part < 1:
+            raise ValueError(f"images_per_part={self.images_per_part}: expected at least 1")
 
 
 @dataclass(frozen=True)

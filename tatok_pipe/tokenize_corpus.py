@@ -11,8 +11,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 from tatok_pipe import __version__, storage
@@ -29,9 +31,17 @@ from tatok_pipe.corpus_plan import (
 )
 from tatok_pipe.corpus_sample import look_at_shards, measure_sample
 from tatok_pipe.errors import EXIT_DONE, EXIT_FAILED_SHARDS, EXIT_INTERRUPTED, UserError
-from tatok_pipe.image_input import class_names_of, find_image_shards, read_class_names, tell_output_inside
+from tatok_pipe.image_input import (
+    FolderPlace,
+    class_names_of,
+    find_image_shards,
+    is_folder,
+    read_class_names,
+    tell_output_inside,
+)
 from tatok_pipe.images.decode import PreprocessConfig, decoder_version
 from tatok_pipe.images.demo import write_demo_corpus
+from tatok_pipe.images.folder_list import LIST_FILE
 from tatok_pipe.images.source import PARQUET_SUFFIX
 from tatok_pipe.job import JobSummary, job_summary, run_entry
 from tatok_pipe.progress import Every, format_duration, progress_line
@@ -121,7 +131,13 @@ def _run(argv: list[str], summary: JobSummary) -> int:
     storage.configure(config.storage)
     check_ray_can_start()
     tokenizer = load_tokenizer(config.tokenizer.checkpoint)
-    shards = _expand_input(config)
+    with ExitStack() as folders:
+        return _do(config, tokenizer, _expand_input(config, folders), summary)
+
+
+def _do(
+    config: TokenizeCorpusConfig, tokenizer: Tokenizer, shards: list[ShardFile], summary: JobSummary
+) -> int:
     spec = make_spec(config, tokenizer, shards)
     if config.dry_run:
         return _show_plan(config, spec, tokenizer, shards)
@@ -218,16 +234,30 @@ def make_spec(
 def _class_names(
     config: InputConfig, shards: Sequence[ShardFile], before: TokenSpec | None
 ) -> tuple[str, ...]:
-    """What the classes are called, given what an earlier run began with."""
+    """What the classes are called, given what an earlier run began with. Raises UserError where a folder has classes
+    that the given names lack."""
+    of_folder = is_folder(shards)
     if config.class_names is None:
-        if before is not None:
-            return before.class_names
-        return class_names_of(shards[0], config.limits) if shards else ()
-    return (
-        ()
-        if config.class_names == NO_NAMES
-        else read_class_names(config.class_names, option="input.class_names")
+        if before is None:
+            return class_names_of(shards[0], config.limits) if shards else ()
+        if of_folder and before.class_names:  # new classes get the next numbers
+            new = [
+                name for name in class_names_of(shards[0], config.limits) if name not in before.class_names
+            ]
+            return (*before.class_names, *new)
+        return before.class_names
+    if config.class_names == NO_NAMES:
+        return ()
+    names = read_class_names(config.class_names, option="input.class_names")
+    missing = (
+        [name for name in class_names_of(shards[0], config.limits) if name not in names] if of_folder else []
     )
+    if missing:
+        raise UserError(
+            f"input.class_names={storage.redact(config.class_names)}: has {len(names)} names, and not that of the "
+            f"folder {missing[0]!r}" + (f" nor {len(missing) - 1} more" if len(missing) > 1 else "")
+        )
+    return names
 
 
 def make_job(config: TokenizeCorpusConfig, spec: TokenSpec, tokenizer: Tokenizer) -> TokenizeJob:
@@ -409,15 +439,27 @@ def _finish(
     return EXIT_DONE if is_done else EXIT_FAILED_SHARDS
 
 
-def _expand_input(config: TokenizeCorpusConfig) -> list[ShardFile]:
+def _expand_input(config: TokenizeCorpusConfig, folders: ExitStack) -> list[ShardFile]:
+    """The image shards. What has to be written down of them, and is of no use later, goes into `folders`."""
     spec, output = config.input.shards, storage.canonical_url(config.output.url)
     if spec == DEMO:
         spec = str(Path(write_demo_corpus(DEMO_FOLDER).shards[0]).parent)
-    shards = find_image_shards(spec, option="input.shards")
+    saved = None
+    if config.dry_run:
+        saved = storage.join(folders.enter_context(TemporaryDirectory(prefix="tatok-")), LIST_FILE)
+    where = f"output.url={storage.redact(config.output.url)}: inside input.shards={storage.redact(spec)}"
+    advice = "give an output.url outside"
+    inside = tell_output_inside(spec, [], output)
+    place = FolderPlace(
+        storage.join(config.output.url, LIST_FILE),
+        config.input.images_per_part,
+        saved,
+        f"{where}, {inside}; {advice}" if inside else "",
+    )
+    shards = find_image_shards(spec, option="input.shards", folder=place)
     if told := tell_output_inside(spec, shards, output):
-        where = f"output.url={storage.redact(config.output.url)}: inside input.shards={storage.redact(spec)}"
         if any(shard.url.endswith(PARQUET_SUFFIX) for shard in shards):
-            raise UserError(f"{where}, {told}; give an output.url outside")
+            raise UserError(f"{where}, {told}; {advice}")
         logger.warning("%s; token shards there are passed over as long as there are .tar files", where)
     return shards
 

@@ -17,7 +17,7 @@ import torch
 from tatok_pipe import storage
 from tatok_pipe.config import load_config, to_dict
 from tatok_pipe.errors import EXIT_DONE, EXIT_INTERRUPTED, UserError
-from tatok_pipe.image_input import find_image_shards
+from tatok_pipe.image_input import FolderPlace, find_image_shards
 from tatok_pipe.job import JobSummary, job_summary, run_entry
 from tatok_pipe.progress import format_duration
 from tatok_pipe.ray_runtime import check_ray_can_start, has_gpu, run_training, start_ray
@@ -30,6 +30,7 @@ from tatok_pipe.training.lease import hold_output
 
 logger = logging.getLogger("tatok_pipe.train_tokenizer")
 
+_IMAGES_PER_PART = 100  # of a folder; workers share out its parts
 _OPTION = re.compile(r"[\w.]+=")
 
 
@@ -56,8 +57,8 @@ def _run(argv: list[str], summary: JobSummary) -> int:
         if not value:
             raise UserError(f"{key}: not given; expected a URL or path")
     # Absolute from here on: Ray Train's workers run in a folder of their own.
-    train_shards = _find(config.input.shards, option="input.shards")
-    held_out = _find(config.validation.shards, option="validation.shards")
+    train_shards = _find(config, "input")
+    held_out = _find(config, "validation")
     output_url = storage.canonical_url(config.output.url)
     if both := set(map(storage.canonical_url, train_shards)) & set(map(storage.canonical_url, held_out)):
         raise UserError(
@@ -118,8 +119,12 @@ def _train(config: TrainTokenizerConfig, run: TokenizerRun, stop: StopSignal, su
     return EXIT_DONE
 
 
-def _find(spec: str, *, option: str) -> list[str]:
-    return [shard.url for shard in find_image_shards(spec, option=option)]
+def _find(config: TrainTokenizerConfig, option: str) -> list[str]:
+    """The image shards of "input" or "validation"; the list of a folder is kept in the output, but for a dry run."""
+    list_url = storage.join(config.output.url, f"_{option}.parquet")
+    place = FolderPlace(list_url, _IMAGES_PER_PART, "" if config.dry_run else None)
+    spec = getattr(config, option).shards
+    return [shard.url for shard in find_image_shards(spec, option=f"{option}.shards", folder=place)]
 
 
 def _show(config: TrainTokenizerConfig, *, num_shards: int) -> None:

@@ -116,9 +116,7 @@ def test_drawn_images_in_shards_are_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("photos.zip", "a zip archive"),
-        ("photos.tgz", "a compressed tar"),
-        ("photos.tar.GZ", "a compressed tar"),
+        ("photos.7z", "a 7z archive"),
         ("photos.gz", "a compressed file"),
         ("photo.jpg", "a loose image"),
         ("photo.PNG", "a loose image"),
@@ -136,14 +134,14 @@ def test_files_of_another_kind(tmp_path: Path, name: str, told: str) -> None:
 
 
 def test_files_of_other_kinds_in_a_folder_are_told_by_kind(tmp_path: Path) -> None:
-    for name in ("0.zip", *(f"{number}.jpg" for number in range(60))):
+    for name in ("0.rar", *(f"{number}.jpg" for number in range(60))):
         (tmp_path / name).write_bytes(b"whatever it holds")
     message = refusal(str(tmp_path))
     assert message.startswith(
-        f"input.shards: {tmp_path}: no .tar or .parquet file there; correct the pattern or the directory: "
-        f"60 × a loose image, first: {tmp_path}/0.jpg (one request"
+        f"input.shards: {tmp_path}: no .tar, .zip or .parquet file there; correct the pattern or the directory: "
+        f"60 × a loose image, first: {tmp_path}/0.jpg (give the folder"
     )
-    assert f"; 1 × a zip archive, first: {tmp_path}/0.zip (" in message
+    assert f"; 1 × a rar archive, first: {tmp_path}/0.rar (" in message
 
 
 def test_files_whose_names_say_nothing_are_read(tmp_path: Path) -> None:
@@ -156,7 +154,7 @@ def test_what_is_not_there_names_the_option(tmp_path: Path) -> None:
         f"input.shards: {tmp_path}/no.tar: 1 of 1 image shards do not"
     )
     (tmp_path / "empty").mkdir()
-    assert "no .tar or .parquet file there" in refusal(f"{tmp_path}/empty")
+    assert "no .tar, .zip or .parquet file there" in refusal(f"{tmp_path}/empty")
 
 
 @pytest.mark.parametrize(

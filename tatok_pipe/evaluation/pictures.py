@@ -16,14 +16,16 @@ import torch
 from torch import Tensor
 
 from tatok_pipe import storage
-from tatok_pipe.image_input import find_image_shards
+from tatok_pipe.image_input import FolderPlace, find_image_shards
 from tatok_pipe.images.decode import DecodeError, PreprocessConfig, decode_image
 from tatok_pipe.images.limits import DEFAULT_LIMITS, IMAGES_ONLY
 from tatok_pipe.images.shards import InterleavedShard, UnusableShard
-from tatok_pipe.images.source import open_samples
+from tatok_pipe.images.source import open_samples, shard_info
 from tatok_pipe.records import ImageSample
 
 logger = logging.getLogger(__name__)
+
+_IMAGES_PER_PART = 8  # of a folder, whose files are sorted, so that images from all over it are looked at
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,12 @@ class PictureSource:
     etag: str = ""
 
 
-def plan_sources(spec: str, *, max_images: int) -> list[PictureSource]:
+def plan_sources(spec: str, *, max_images: int, list_url: str | None = None) -> list[PictureSource]:
     """Image shards (glob, braces, @list, folder) with the images to take of each: as many of every shard as equal
-    shares of `max_images` allow, so that shards which hold one class each are all heard."""
-    shards = find_image_shards(spec, option="data")[:max_images]
+    shares of `max_images` allow, so that shards which hold one class each are all heard. A folder of loose
+    images is one where its list can be written to `list_url`."""
+    place = FolderPlace(list_url, images_per_part=_IMAGES_PER_PART) if list_url else None
+    shards = find_image_shards(spec, option="data", folder=place)[:max_images]
     share, rest = divmod(max_images, len(shards))
     return [
         PictureSource(shard.url, share + (place < rest), shard.size_bytes, shard.etag)
@@ -78,7 +82,7 @@ def _decodable(source: PictureSource, image_size: int) -> Iterator[Picture]:
 def _samples(source: PictureSource) -> Iterator[ImageSample]:
     """Only as far as somebody asks: a shard may hold much more than is wanted. Labels that are of no use, such as
     names of classes, are done without."""
-    info = storage.file_info(source.url)
+    info = shard_info(source.url)
     given = 0
     regroup, limits = False, DEFAULT_LIMITS
     while True:

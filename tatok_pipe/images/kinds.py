@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tatok_pipe.images.limits import IMAGE_EXTENSIONS, UNREAD_EXTENSIONS
+from tatok_pipe.storage import TAR_SUFFIXES, file_name
 
 BEGIN_BYTES = 8  # as many tell the kinds apart
 
@@ -21,31 +22,19 @@ class Kind:
 
 
 _PACK = "pack the images as .tar files of some thousand each"
-# Tried in this order: `.tar.gz` is a compressed tar, any other `.gz` is not.
 KINDS = (
-    Kind(
-        "a compressed tar",
-        (".tgz", ".tbz2", ".txz", ".tzst", *(f".tar.{end}" for end in ("gz", "bz2", "xz", "zst", "lz4"))),
-        "images do not compress further, and only a plain .tar is read in parts at once: decompress it",
-    ),
-    Kind(
-        "a zip archive",
-        (".zip",),
-        f"its list of files comes at its end, so it cannot be read as a stream: unpack it and {_PACK}",
-        (b"PK\x03\x04", b"PK\x05\x06"),
-    ),
     Kind("a 7z archive", (".7z",), f"no reader for it: unpack it and {_PACK}", (b"7z\xbc\xaf\x27\x1c",)),
     Kind("a rar archive", (".rar",), f"no reader for it: unpack it and {_PACK}", (b"Rar!\x1a\x07",)),
     Kind(
         "a compressed file",
         (".gz", ".bz2", ".xz", ".zst", ".lz4"),
-        "images do not compress further: decompress it",
+        "where it is a tar, give it a name that ends so, as in .tar.gz; else decompress it",
         (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"),
     ),
     Kind(
         "a loose image",
         tuple(f".{extension}" for extension in (*IMAGE_EXTENSIONS, *UNREAD_EXTENSIONS)),
-        f"one request an image is too slow for a corpus: {_PACK}",
+        "give the folder that holds the images, without a pattern",
         (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8"),
     ),
     Kind(
@@ -65,7 +54,9 @@ KINDS = (
 
 def kind_of(name: str) -> Kind | None:
     """The kind of a file that is no image shard, by the end of its name or URL; None where the name says nothing."""
-    name = name.partition("?")[0].lower()
+    name = file_name(name)
+    if name.endswith(TAR_SUFFIXES):
+        return None
     return next((kind for kind in KINDS if name.endswith(kind.suffixes)), None)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 
 from tatok_pipe.images import encoded_text
 from tatok_pipe.images.fields import (
@@ -122,6 +124,17 @@ def make_sample(
         return _read_fields(key, files, image, limits, notices)
     except MetadataError as reason:
         return Quarantined(key, "metadata", reason.error, str(reason), files.num_bytes)
+
+
+def group_samples(
+    named: Iterable[Named], limits: ShardLimits, notices: Notices
+) -> Iterator[ImageSample | Quarantined]:
+    """The samples of members that come sample by sample, each key once."""
+    for key, run in groupby(named, key=lambda entry: entry.key):
+        files = Files()
+        for entry in run:
+            files.add(entry, limits)
+        yield make_sample(key, files, files.image, limits, notices)
 
 
 def _read_fields(key: str, files: Files, image: bytes, limits: ShardLimits, notices: Notices) -> ImageSample:

@@ -9,7 +9,7 @@ files of a sample do not follow one another, `regroup.py` reads the shard instea
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from typing import BinaryIO
 
@@ -17,7 +17,7 @@ from tatok_pipe.images.fields import digest_key, shorten_key
 from tatok_pipe.images.limits import DEFAULT_LIMITS, ShardLimits
 from tatok_pipe.images.notices import EMPTY, Notices
 from tatok_pipe.images.sample_files import Files, Named, make_sample
-from tatok_pipe.images.tar import BrokenTar, NotTar, read_members
+from tatok_pipe.images.tar import BrokenTar, Member, NotTar, read_members
 from tatok_pipe.records import ImageSample, Quarantined
 
 _NOTICE_NO_SAMPLE = "files without an extension are of no sample and passed over; a name is KEY.EXTENSION"
@@ -129,20 +129,30 @@ def check_samples(num_samples: int, shard: str, notices: Notices) -> None:
 def read_named(
     stream: BinaryIO, limits: ShardLimits, notices: Notices, *, wanted: Callable[[str], bool]
 ) -> Iterator[Named]:
-    """The members that belong to samples, with the data of those whose extension is `wanted` and whose size
+    """The members of a tar that belong to samples, with the data of those whose extension is `wanted` and whose size
     is within the limits. Raises BrokenTar."""
+    members = read_members(
+        stream,
+        wanted=wants_member(limits, wanted),
+        max_members=limits.max_members,
+        max_shard_bytes=limits.max_shard_bytes,
+        require_end_marker=limits.require_end_marker,
+    )
+    return name_members(members, notices)
+
+
+def wants_member(limits: ShardLimits, wanted: Callable[[str], bool]) -> Callable[[str, int], bool]:
+    """Whether the data of a member (name, bytes) are wanted: its extension is `wanted`, its size within the limits."""
 
     def is_wanted(name: str, size: int) -> bool:
         extension = _split_name(name)[1]
         return wanted(extension) and size <= limits.largest(extension)
 
-    members = read_members(
-        stream,
-        wanted=is_wanted,
-        max_members=limits.max_members,
-        max_shard_bytes=limits.max_shard_bytes,
-        require_end_marker=limits.require_end_marker,
-    )
+    return is_wanted
+
+
+def name_members(members: Iterable[Member], notices: Notices) -> Iterator[Named]:
+    """Those that belong to samples."""
     for member in members:
         key, extension = _split_name(member.name)
         if key:
@@ -150,6 +160,11 @@ def read_named(
             yield Named(short, extension, member, short != key)
         elif not _is_hidden(member.name):
             notices.add(_NOTICE_NO_SAMPLE, member.name)
+
+
+def key_of(name: str) -> str:
+    """The key of the sample that a member is of; empty where it is of none."""
+    return _split_name(name)[0]
 
 
 def _is_hidden(name: str) -> bool:

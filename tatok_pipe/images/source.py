@@ -4,18 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 from tatok_pipe import storage
+from tatok_pipe.images.compressed import Decompressed, is_compressed_tar
+from tatok_pipe.images.folder import hash_part, part_info, read_folder_samples
 from tatok_pipe.images.notices import Notices
 from tatok_pipe.images.parquet import read_parquet
 from tatok_pipe.images.regroup import read_regrouped
 from tatok_pipe.images.shards import DEFAULT_LIMITS, LastingShardError, ShardLimits, read_samples
+from tatok_pipe.images.zip import is_zip, read_zip
 from tatok_pipe.records import ImageSample, Quarantined
 
 PARQUET_SUFFIX = ".parquet"
 PART_BYTES = 16 << 20
 NUM_PARALLEL = 8
+
+
+def shard_info(url: str) -> storage.SourceInfo:
+    """Which version of an image shard, a file or a part of a folder, is there now. Raises as `storage.file_info`."""
+    part = storage.parse_part(url)
+    return storage.file_info(url) if part is None else part_info(part)
+
+
+def hash_shard(url: str) -> str:
+    """SHA-256 of an image shard as it is now, 64 hex digits: what the `hasher` of `open_samples` would have."""
+    part = storage.parse_part(url)
+    return storage.hash_file(url, info=storage.file_info(url)) if part is None else hash_part(part)
 
 
 @contextmanager
@@ -31,10 +46,11 @@ def open_samples(
     class_names: tuple[str, ...] = (),
     hasher: Any = None,
 ) -> Iterator[Iterator[ImageSample | Quarantined]]:
-    """The samples of an image shard, in order: a Parquet file where the name ends in `.parquet`, else a tar.
+    """The samples of an image shard, in order: a part of a folder, a Parquet file where the name ends in `.parquet`, a
+    zip archive where it ends in `.zip`, else a tar, compressed where its name says so.
 
     Entering starts to fetch in the background, at most `part_bytes * num_parallel` bytes ahead of what is
-    parsed; iterating parses. `info` (from `file_info`) says which version of the file is meant: another one
+    parsed; iterating parses. `info` (from `shard_info`) says which version of the file is meant: another one
     raises OSError. While iterating, a shard that cannot be read to its end raises ShardError, and where the
     files of a sample do not follow one another InterleavedShard: what came is then to be thrown away, and the
     shard opened again with `regroup=True`, which reads a tar twice and means nothing to Parquet. What a user ought
@@ -50,26 +66,45 @@ def open_samples(
             f"{info.size_bytes} bytes, more than max_shard_bytes={limits.max_shard_bytes}",
             "split the shard, or raise max_shard_bytes",
         )
-    if url.partition("?")[0].lower().endswith(PARQUET_SUFFIX):
+    if (part := storage.parse_part(url)) is not None:
+        if (found := shard_info(url)) != info:
+            raise OSError(f"{shard}: changed before it was read: {info} before, {found} after")
+        samples = read_folder_samples(
+            part,
+            limits=limits,
+            notices=Notices() if notices is None else notices,
+            class_names=class_names,
+            num_parallel=num_parallel,
+            hasher=hasher,
+        )
+        yield samples
+        return
+    if is_zip(url) or storage.file_name(url).endswith(PARQUET_SUFFIX):
         if hasher is not None:  # what is asked for is not all of it, nor in order
             with storage.HashingReader(_open(url, info, part_bytes, num_parallel), hasher) as whole:
                 whole.read_rest()
         with closing(storage.open_random_access(url, info=info, num_ahead=num_parallel)) as file:
-            yield read_parquet(file, shard=shard, limits=limits, notices=notices, class_names=class_names)
+            if is_zip(url):
+                yield read_zip(file, shard=shard, limits=limits, notices=notices)
+            else:
+                yield read_parquet(file, shard=shard, limits=limits, notices=notices, class_names=class_names)
         return
     with ExitStack() as streams:
 
-        def open_stream() -> BinaryIO:
-            return streams.enter_context(_open(url, info, part_bytes, num_parallel))
+        def open_stream(hasher: Any = None) -> BinaryIO:
+            stream: Any = streams.enter_context(_open(url, info, part_bytes, num_parallel))
+            if hasher is not None:
+                stream = streams.enter_context(storage.HashingReader(stream, hasher))
+            if is_compressed_tar(url):
+                stream = streams.enter_context(Decompressed(stream, url))
+            return stream
 
-        first = open_stream()
-        if hasher is not None:
-            first = streams.enter_context(storage.HashingReader(first, hasher))
+        first = open_stream(hasher)
         if regroup:
-            passes = iter([lambda: cast(BinaryIO, first), open_stream])
+            passes = iter([lambda: first, open_stream])
             samples = read_regrouped(lambda: next(passes)(), shard=shard, limits=limits, notices=notices)
         else:
-            samples = read_samples(cast(BinaryIO, first), shard=shard, limits=limits, notices=notices)
+            samples = read_samples(first, shard=shard, limits=limits, notices=notices)
         yield samples
 
 

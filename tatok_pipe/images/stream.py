@@ -18,7 +18,7 @@ from tatok_pipe.errors import UserError
 from tatok_pipe.images.decode import DecodeError, PreprocessConfig, decode_image
 from tatok_pipe.images.limits import IMAGES_ONLY
 from tatok_pipe.images.shards import InterleavedShard, ShardError
-from tatok_pipe.images.source import open_samples
+from tatok_pipe.images.source import open_samples, shard_info
 from tatok_pipe.parallel import map_ahead
 from tatok_pipe.records import ImageSample
 
@@ -119,7 +119,7 @@ class TrainingImages:
         good as any, since training takes nothing else of a sample: the second reading goes on with the rest.
         """
         given: set[str] = set()
-        info = storage.file_info(url)
+        info = shard_info(url)
         for regroup in (False, True):
             try:
                 with open_samples(url, info=info, limits=IMAGES_ONLY, regroup=regroup) as samples:

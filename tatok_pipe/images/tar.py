@@ -155,6 +155,8 @@ def _parse_header(block: bytes, start: int) -> tarfile.TarInfo:
             raise BrokenTar(f"byte {start}: a damaged member header ({error})") from None
         if block.startswith(b"PAR1"):
             raise NotTar("a Parquet file", "give it a name that ends in .parquet") from None
+        if block.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+            raise NotTar("a zip archive", "give it a name that ends in .zip") from None
         if kind := kind_of_content(block):
             raise NotTar(f"not a tar archive but {kind.name}", kind.advice) from None
         raise NotTar(f"not a tar archive: it begins with {block[:16]!r}", "give image shards alone") from None

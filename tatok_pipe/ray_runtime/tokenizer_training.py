@@ -27,7 +27,7 @@ from tatok_pipe.finite import to_json_types
 from tatok_pipe.images.decode import DecodeError, PreprocessConfig, decode_image
 from tatok_pipe.images.limits import IMAGES_ONLY
 from tatok_pipe.images.shards import ShardError
-from tatok_pipe.images.source import open_samples
+from tatok_pipe.images.source import open_samples, shard_info
 from tatok_pipe.images.stream import TrainingImages
 from tatok_pipe.progress import format_duration
 from tatok_pipe.ray_runtime.metrics import TrainingMetrics
@@ -430,7 +430,7 @@ def load_images(shards: list[str], image_size: int, max_images: int) -> torch.Te
     for url in shards:
         limit = min(max_images, len(crops) + per_shard)
         try:
-            with open_samples(url, info=storage.file_info(url), limits=IMAGES_ONLY) as samples:
+            with open_samples(url, info=shard_info(url), limits=IMAGES_ONLY) as samples:
                 for sample in samples:
                     if isinstance(sample, ImageSample):
                         with suppress(DecodeError):

@@ -18,9 +18,10 @@ import numpy as np
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
 from tatok_pipe.images.fields import IGNORABLE
+from tatok_pipe.images.folder_list import source_to_open
 from tatok_pipe.images.limits import DEFAULT_LIMITS, ShardLimits
 from tatok_pipe.images.shards import InterleavedShard, ShardError
-from tatok_pipe.images.source import open_samples
+from tatok_pipe.images.source import open_samples, shard_info
 from tatok_pipe.records import ImageSample, TokenRecord
 from tatok_pipe.report.figures import SourceSizes
 from tatok_pipe.report.inventory import Inventory, Shard
@@ -120,7 +121,8 @@ def _read_shard(dataset: TokenDataset, shard: Shard, wish: _Wish, limits: ShardL
     measured = {record.key for record in found.sampled}
     if wanted or measured:
         try:
-            _read_images(shard.source, wanted, measured, limits, found)
+            url = source_to_open(shard.source.url, dataset.url)
+            _read_images(url, shard.source, wanted, measured, limits, found)
         except (OSError, ShardError, UserError) as error:
             found.problem = " ".join(storage.redact(str(error)).split())
     return found
@@ -141,14 +143,14 @@ def _read_rows(dataset: TokenDataset, shard: Shard, wish: _Wish, found: _Found) 
 
 
 def _read_images(
-    source: ShardSource, wanted: Set[str], measured: Set[str], limits: ShardLimits, found: _Found
+    url: str, source: ShardSource, wanted: Set[str], measured: Set[str], limits: ShardLimits, found: _Found
 ) -> None:
-    info = storage.file_info(source.url)
+    info = shard_info(url)
     if info.size_bytes != source.size_bytes or info.etag != source.etag:
         raise OSError(f"{source.url}: has changed since it was tokenized")
     for regroup in (False, True):
         try:
-            _take_images(source.url, info, wanted, measured, limits, found, regroup=regroup)
+            _take_images(url, info, wanted, measured, limits, found, regroup=regroup)
             return
         except InterleavedShard:
             continue

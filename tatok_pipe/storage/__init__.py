@@ -19,15 +19,26 @@ from tatok_pipe.storage.files import (
     remove_folder,
     scan_files,
 )
+from tatok_pipe.storage.parts import FolderPart, parse_part
 from tatok_pipe.storage.promise import find_broken_promise
 from tatok_pipe.storage.publish import publish_bytes, publish_file
 from tatok_pipe.storage.random_access import open_random_access
 from tatok_pipe.storage.reader import open_stream
 from tatok_pipe.storage.settings import StorageConfig, configure, endpoint_of
-from tatok_pipe.storage.shards import NoShards, ShardFile, expand_shards
-from tatok_pipe.storage.urls import canonical_url, is_local, join, open_filesystem, openable_url, redact
+from tatok_pipe.storage.shards import TAR_SUFFIXES, NoShards, ShardFile, expand_shards
+from tatok_pipe.storage.urls import (
+    canonical_url,
+    file_name,
+    is_local,
+    join,
+    open_filesystem,
+    openable_url,
+    redact,
+)
 
 __all__ = [
+    "TAR_SUFFIXES",
+    "FolderPart",
     "HashingReader",
     "ListedFile",
     "NoShards",
@@ -40,6 +51,7 @@ __all__ = [
     "exists",
     "expand_shards",
     "file_info",
+    "file_name",
     "find_broken_promise",
     "hash_file",
     "is_local",
@@ -50,6 +62,7 @@ __all__ = [
     "open_random_access",
     "open_stream",
     "openable_url",
+    "parse_part",
     "publish_bytes",
     "publish_file",
     "read_bytes",

@@ -19,6 +19,7 @@ from tatok_pipe.storage.files import NO_SIZE, etag_of, exists, file_entry, missi
 from tatok_pipe.storage.listing import find_files, glob_files, list_folder
 from tatok_pipe.storage.urls import (
     canonical_url,
+    file_name,
     is_local,
     name_listed,
     names_filesystem_within,
@@ -27,7 +28,17 @@ from tatok_pipe.storage.urls import (
     redact,
 )
 
-SHARD_SUFFIXES = (".tar", ".parquet")  # where both are, the first: img2dataset puts a Parquet beside each tar
+TAR_SUFFIXES = (
+    ".tar",
+    ".tgz",
+    ".tbz2",
+    ".txz",
+    ".tzst",
+    *(f".tar.{end}" for end in ("gz", "bz2", "xz", "zst", "lz4")),
+)
+# Where files of several kinds are, those of the first: img2dataset puts a Parquet beside each tar.
+SHARD_KINDS = (TAR_SUFFIXES, (".zip",), (".parquet",))
+SHARD_SUFFIXES = tuple(suffix for kind in SHARD_KINDS for suffix in kind)
 _NUM_CHECKS = 32  # concurrent requests where files can only be asked for one by one
 _NUM_SHOWN = 3
 _EXPECTED = (
@@ -35,14 +46,6 @@ _EXPECTED = (
     "directory, or @list.txt"
 )
 _LIST_SIGN = re.compile(r"::(?![\w:.%]*\])")  # not the one in http://[::1]/
-
-
-class NoShards(UserError):
-    """There are files, and by their names none is an image shard. `names` are their URLs."""
-
-    def __init__(self, message: str, names: list[str]) -> None:
-        super().__init__(message)
-        self.names = names
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,15 @@ class ShardFile:
     mtime_ns: int = field(default=0, compare=False)  # time of modification on local disk, a hint; 0: unknown
 
 
+class NoShards(UserError):
+    """There are files, and by their names none is an image shard: `files`, in no order, and `broken`, links that lead
+    nowhere. `folder` is the URL of the directory that was given; empty where it was a pattern."""
+
+    def __init__(self, message: str, files: list[ShardFile], broken: list[OSError], folder: str) -> None:
+        super().__init__(message)
+        self.files, self.broken, self.folder = files, broken, folder
+
+
 def expand_shards(spec: str | Sequence[str]) -> list[ShardFile]:
     """The image shards that `spec` means, each once, in the order given; local ones as absolute paths.
 
@@ -65,10 +77,10 @@ def expand_shards(spec: str | Sequence[str]) -> list[ShardFile]:
     all its signs, it is meant. `::` behind a filesystem that reads out of another one (`simplecache::s3://…`,
     `zip://a.tar::s3://…`) belongs to the URL. Symbolic links are followed; raises UserError for one that leads nowhere.
 
-    Where `.tar` files are in a directory or match a pattern, they are the shards, else the `.parquet` files;
-    of a pattern that matches neither, all that it matches. Names that begin with `.` or `_` do not count,
-    unless they are given or the pattern begins so. Sizes and ETags come from the listings; a remote directory
-    is listed once, however many shards are named in it. Where nothing can be listed, every shard is asked for
+    Where tars, compressed or not, are in a directory or match a pattern, they are the shards, else the `.zip` files,
+    else the `.parquet` files; of a pattern that matches none of them, all that it matches. Names that begin with `.` or
+    `_` do not count, unless they are given or the pattern begins so. Sizes and ETags come from the listings; a remote
+    directory is listed once, however many shards are named in it. Where nothing can be listed, every shard is asked for
     by itself, some at a time. Raises UserError for an empty name, before anything is opened, for one that does not
     exist, and where nothing is left.
     """
@@ -140,7 +152,7 @@ def _expand(item: str) -> Iterator[tuple[ShardFile, bool]]:
 
 
 def _expand_name(url: str) -> Iterator[tuple[ShardFile, bool]]:
-    if _is_http(url) or url.endswith(SHARD_SUFFIXES):
+    if _is_http(url) or file_name(url).endswith(SHARD_SUFFIXES):
         yield ShardFile(openable_url(url), None), False
     else:
         yield from _expand_directory(url)
@@ -244,8 +256,8 @@ def _is_directory(url: str) -> bool:
 
 def _shards_among(names: Iterable[str]) -> list[str]:
     names = list(names)
-    for suffix in SHARD_SUFFIXES:
-        if chosen := [name for name in names if name.endswith(suffix)]:
+    for suffixes in SHARD_KINDS:
+        if chosen := [name for name in names if name.lower().endswith(suffixes)]:
             return sorted(chosen)
     return []
 
@@ -257,13 +269,16 @@ def _listed(
     if not names:
         if told := missing_place(filesystem, path, url):
             raise UserError(told)
-        raise NoShards(
-            f"{redact(url)}: no {' or '.join(SHARD_SUFFIXES)} file there; correct the pattern or the directory",
-            sorted(found),
-        )
+        raise _no_shards(filesystem, url, path, found)
     for name in names:
         if found[name]["type"] == local.BROKEN_LINK:
             raise UserError(str(local.broken_link_error(found[name])))
+    return _take(filesystem, url, path, found, names)
+
+
+def _take(
+    filesystem: Any, url: str, path: str, found: dict[str, dict[str, Any]], names: list[str]
+) -> list[ShardFile]:
     is_here = is_local(filesystem)
     # An entry takes about 1 KB, a ShardFile a quarter of it: never both for all of a million shards.
     files = [
@@ -271,6 +286,17 @@ def _listed(
     ]
     found.clear()
     return files
+
+
+def _no_shards(filesystem: Any, url: str, path: str, found: dict[str, dict[str, Any]]) -> NoShards:
+    broken = [name for name, entry in found.items() if entry["type"] == local.BROKEN_LINK]
+    errors = [local.broken_link_error(found.pop(name)) for name in broken]
+    return NoShards(
+        f"{redact(url)}: no .tar, .zip or .parquet file there; correct the pattern or the directory",
+        _take(filesystem, url, path, found, list(found)),
+        errors,
+        "" if _is_pattern(url) else openable_url(url),
+    )
 
 
 def _shard_file(url: str, entry: dict[str, Any]) -> ShardFile:

@@ -16,6 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from tatok_pipe.errors import UserError
 from tatok_pipe.storage.faults import find_fault
+from tatok_pipe.storage.parts import FolderPart, hide_lists, parse_part
 from tatok_pipe.storage.settings import settings_of
 
 _S3_PROTOCOLS = ("s3", "s3a")
@@ -101,6 +102,14 @@ def names_filesystem_within(part: str) -> bool:
     return part in _WITHIN_ANOTHER or "://" in part and part.partition("://")[0] in _WITHIN_ANOTHER
 
 
+def file_name(url: str) -> str:
+    """The last part of the path of `url`, in lower case, whose end says what the file is: without a query, of a file
+    within another one its own."""
+    if is_chained(url):
+        url = next((part for part in url.split("::") if "://" in part), url)
+    return url.partition("?")[0].rpartition("/")[2].lower()
+
+
 def _driver_options(url: str) -> dict[str, Any]:
     # Settings are of the store, which comes last in a chained URL (simplecache::s3://bucket/a.tar); fsspec gives the
     # protocol in front what has no name of its own.
@@ -162,8 +171,11 @@ def join(url: str, *parts: str) -> str:
 def canonical_url(url: str) -> str:
     """The one name of a file: an absolute path where it is local, else a normalised URL without secrets.
 
-    A signed URL loses its query, so that a shard keeps its name when the link is signed anew.
+    A signed URL loses its query, so that a shard keeps its name when the link is signed anew; a part of a folder the
+    URL of its list.
     """
+    if part := parse_part(url):
+        return FolderPart(canonical_url(part.folder), part.number, "").name
     folder, name = _split(url)
     return _spell(url).canonical if folder is None else folder.canonical + name
 
@@ -173,6 +185,8 @@ def openable_url(url: str) -> str:
 
     Unlike the canonical one it keeps what opening the file needs: `user:password@` and signed queries.
     """
+    if part := parse_part(url):
+        return str(FolderPart(openable_url(part.folder), part.number, openable_url(part.list_url)))
     folder, name = _split(url)
     return _spell(url).openable if folder is None else folder.openable + name
 
@@ -263,7 +277,7 @@ def redact(url: str) -> str:
     """`url`, or a text with URLs in it, with `user:password@` and secret values of its query and fragment hidden."""
     return _PARAMETER.sub(
         lambda match: f"{match[1]}***" if _is_secret(match[2]) else match[0],
-        _HIDDEN_USER_INFO.sub("***@", url),
+        _HIDDEN_USER_INFO.sub("***@", hide_lists(url)),
     )
 
 

@@ -77,6 +77,11 @@ def create_or_check(url: str, spec: TokenSpec, description: Mapping[str, Any]) -
         _dataset_json(spec, description), storage.join(url, DATASET_FILE), exclusive=True
     ):
         check_spec(url, spec)
+        found, earlier = read_dataset_file(url)
+        if len(spec.class_names) > len(found.class_names):  # classes have come
+            storage.publish_bytes(
+                _dataset_json(spec, earlier), storage.join(url, DATASET_FILE), exclusive=False
+            )
     storage.publish_bytes(_CARD.encode(), storage.join(url, CARD_FILE), exclusive=True)
 
 

@@ -61,7 +61,9 @@ class ShardMetadata:
 def token_shard_name(shard_url: str) -> str:
     """The name (without `.parquet`) of the token shard made from an image shard: `<stem>-<8 hex>`."""
     url = storage.canonical_url(shard_url)
-    return f"{PurePosixPath(url).stem}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
+    # The sign before the number of a folder's part means something in URLs.
+    stem = PurePosixPath(url).stem.replace("#", "-")
+    return f"{stem}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
 
 
 class ShardWriter:

@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
+from tatok_pipe.images.folder_list import source_to_open
+from tatok_pipe.images.source import hash_shard, shard_info
 from tatok_pipe.storage import retry
 from tatok_pipe.tokens.check import Damage
 from tatok_pipe.tokens.dataset import source_differs
@@ -85,7 +87,7 @@ class Judge:
                 advice="left: nothing tells which image shard it was made from; where you know that one, and it is "
                 "still there, remove the data file and the quarantine file of this name yourself",
             )
-        problem = _find_change(source)
+        problem = _find_change(source, self._url)
         if problem:
             return replace(finding, advice=f"left: it could not be made again, {problem}")
         return replace(
@@ -97,7 +99,7 @@ class Judge:
 
     def judge_lost(self, finding: Finding, source: ShardSource) -> Finding:
         """A token shard that is gone: comes back where its image shard is as it was."""
-        if problem := _find_change(source):
+        if problem := _find_change(source, self._url):
             return replace(
                 finding,
                 advice=f"left: it cannot be made again, {problem}; where it was removed on purpose, remove "
@@ -185,16 +187,17 @@ def is_name_of(name: str, source: ShardSource) -> bool:
     return PurePosixPath(source.url.partition("?")[0]).stem == name.rpartition("-")[0]
 
 
-def _find_change(source: ShardSource) -> str:
+def _find_change(source: ShardSource, dataset_url: str) -> str:
     """Why the same token shard cannot be made from its image shard now; empty where it can."""
     try:
-        now = storage.file_info(source.url)
+        url = source_to_open(source.url, dataset_url)
+        now = shard_info(url)
     except (OSError, UserError) as error:
-        return f"its image shard cannot be read: {' '.join(str(error).split())}"
+        return f"its image shard cannot be read: {' '.join(storage.redact(str(error)).split())}"
     try:
-        sha256 = storage.hash_file(source.url, info=now) if source.sha256 and not now.etag else ""
+        sha256 = hash_shard(url) if source.sha256 and not now.etag else ""
     except OSError as error:
-        return f"its image shard cannot be read: {' '.join(str(error).split())}"
+        return f"its image shard cannot be read: {' '.join(storage.redact(str(error)).split())}"
     if source_differs(source, ShardSource(source.url, now.size_bytes, now.etag, sha256)):
         return f"its image shard has changed since: {storage.redact(source.url)}"
     return ""

@@ -85,7 +85,8 @@ class TokenSpec:
         return cls(**value)
 
     def differences(self, other: TokenSpec) -> list[str]:
-        """One line "field: mine, not theirs" for each field, or key of `dtf` and `encoding`, that differs."""
+        """One line "field: mine, not theirs" for each field, or key of `dtf` and `encoding`, that differs. Names of
+        classes agree where one list goes on where the other ends: classes come to a folder."""
         mine, theirs = _flatten(self.to_json()), _flatten(other.to_json())
         names = (mine.pop("class_names"), theirs.pop("class_names"))
         found = [
@@ -93,7 +94,9 @@ class TokenSpec:
             for name in sorted({**mine, **theirs})
             if _shown(mine, name) != _shown(theirs, name)
         ]
-        return found if names[0] == names[1] else [*found, f"class names: {difference_of_names(*names)}"]
+        short, long = sorted(names, key=len)
+        agree = short == long[: len(short)] and bool(short) == bool(long)
+        return found if agree else [*found, f"class names: {difference_of_names(*names)}"]
 
 
 def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -185,7 +185,8 @@ def test_hole_of_zeros_is_not_the_end():
     [
         (b"<html>404</html>" * 100, "not a tar archive: it begins with b'<html>404</html>'"),
         (b"\x1f\x8b\x08" + bytes(range(256)) * 8, "not a tar archive but a compressed file"),
-        (b"PK\x03\x04" + bytes(600), "not a tar archive but a zip archive"),
+        (b"PK\x03\x04" + bytes(600), "a zip archive"),
+        (b"7z\xbc\xaf\x27\x1c" + bytes(600), "not a tar archive but a 7z archive"),
         (b"\xff\xd8\xff" + bytes(600), "not a tar archive but a loose image"),
         (b"PAR1" + bytes(600), "a Parquet file"),
         (b"short", "cut off at byte 5"),

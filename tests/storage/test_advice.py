@@ -251,7 +251,7 @@ def test_a_busy_hub_is_asked_again(hub: Hub) -> None:
     [
         ("hf://datasets/me/images/data/1.parquet", "1 of 1 image shards do not exist"),
         ("hf://images", "Repository id must be 'namespace/name'"),
-        ("hf://datasets/me/images/data/*.tar", "no .tar or .parquet file there"),
+        ("hf://datasets/me/images/data/*.tar", "no .tar, .zip or .parquet file there"),
     ],
 )
 def test_names_that_are_wrong(hub: Hub, spec: str, told: str) -> None:

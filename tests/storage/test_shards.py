@@ -57,7 +57,7 @@ def check_errors(base: str) -> None:
         with pytest.raises(UserError, match="do not exist"):
             expand_shards(storage.join(base, wrong))
     for wrong in ("b*.tar", "empty"):
-        with pytest.raises(UserError, match="no .tar or .parquet file there"):
+        with pytest.raises(UserError, match="no .tar, .zip or .parquet file there"):
             expand_shards(storage.join(base, wrong))
     with pytest.raises(UserError, match="cannot read the list of shards"):
         expand_shards("@" + storage.join(base, "nothing.txt"))
@@ -70,7 +70,7 @@ def test_local(tmp_path: Path) -> None:
 def test_local_errors(tmp_path: Path) -> None:
     check_errors(str(tmp_path))
     (tmp_path / "bare").mkdir()
-    with pytest.raises(UserError, match="no .tar or .parquet file there"):
+    with pytest.raises(UserError, match="no .tar, .zip or .parquet file there"):
         expand_shards(str(tmp_path / "bare"))
 
 
@@ -235,7 +235,7 @@ def test_what_counts_as_a_shard(tmp_path: Path, names: list[str], pattern: str, 
 
 def test_a_folder_of_hidden_names_only(tmp_path: Path) -> None:
     fill(str(tmp_path), "_dataset.json", ".a.tar", "_index.parquet")
-    with pytest.raises(UserError, match="no .tar or .parquet file there"):
+    with pytest.raises(UserError, match="no .tar, .zip or .parquet file there"):
         expand_shards(str(tmp_path))
 
 

@@ -1,0 +1,164 @@
+"""The list of a folder of loose files: which files are in which part of it, so that a part can be read like a shard.
+
+The list is a Parquet file with a row group per part, kept beside what is made of the folder. It fixes the parts: a file
+stays in the part that it was first put into, and new files make new parts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tatok_pipe import storage
+from tatok_pipe.errors import UserError
+
+LIST_FILE = "_input.parquet"
+LIST_SCHEMA = pa.schema(
+    [
+        pa.field("part", pa.int32(), nullable=False),
+        pa.field("path", pa.binary(), nullable=False),  # below the folder; names of files need not be UTF-8
+        pa.field("size_bytes", pa.int64(), nullable=False),
+        pa.field("etag", pa.string(), nullable=False),  # the store's content tag; empty where it has none
+    ]
+)
+_FOLDER_KEY, _CLASSES_KEY, _PARTS_KEY = b"tatok.folder", b"tatok.classes", b"tatok.num_parts"
+# Times of many files as one hint: below any time of day, so that it counts as settled (see corpus_plan).
+_MIN_DIGITS = 6  # of the number of a part
+_HINT_RANGE = 10**18
+_SETTLED_NS = 2_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class ListedFile:
+    """A file of a part."""
+
+    path: str  # below the folder; what is not UTF-8 in surrogates, as Python has names of files
+    size_bytes: int
+    etag: str = ""
+
+
+@dataclass(frozen=True)
+class FolderList:
+    """`parts` by number, each its files in the order of reading; a part whose files are all gone is empty. `classes`
+    are the names of the folders that say what the images show; none where they do not."""
+
+    folder: str  # canonical
+    parts: list[list[ListedFile]]
+    classes: tuple[str, ...] = ()
+
+    def to_bytes(self) -> bytes:
+        """The file. The same for the same list."""
+        metadata = {
+            _FOLDER_KEY: self.folder.encode("utf-8", "surrogateescape"),
+            _CLASSES_KEY: json.dumps(self.classes),
+            _PARTS_KEY: str(len(self.parts)),
+        }
+        schema = LIST_SCHEMA.with_metadata(metadata)
+        sink = io.BytesIO()
+        with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+            for number, files in enumerate(self.parts):
+                paths = [file.path.encode("utf-8", "surrogateescape") for file in files]
+                columns = [
+                    pa.array([number] * len(files), pa.int32()),
+                    pa.array(paths, pa.binary()),
+                    pa.array([file.size_bytes for file in files], pa.int64()),
+                    pa.array([file.etag for file in files], pa.string()),
+                ]
+                writer.write_table(pa.table(columns, schema=schema), row_group_size=max(1, len(files)))
+        return sink.getvalue()
+
+
+def load_list(url: str) -> FolderList | None:
+    """The list at `url`; None where there is none. Raises UserError where something else is there."""
+    try:
+        file = pq.ParquetFile(io.BytesIO(storage.read_bytes(url)))
+        table = file.read()
+        metadata = file.schema_arrow.metadata or {}
+        folder = metadata[_FOLDER_KEY].decode("utf-8", "surrogateescape")
+        classes = tuple(json.loads(metadata[_CLASSES_KEY]))
+        parts: list[list[ListedFile]] = [[] for _ in range(int(metadata[_PARTS_KEY]))]
+    except FileNotFoundError:
+        return None
+    except (pa.ArrowException, KeyError, ValueError) as error:
+        raise UserError(
+            f"{storage.redact(url)}: no list of a folder's files ({error}); remove it, or give another output.url"
+        ) from error
+    for batch in table.to_batches(max_chunksize=1 << 16):
+        for number, file in zip(batch.column("part").to_pylist(), _files(batch), strict=True):
+            parts[number].append(file)
+    return FolderList(folder, parts, classes)
+
+
+def read_part(part: storage.FolderPart) -> tuple[list[ListedFile], tuple[str, ...]]:
+    """The files of a part, and the classes of the folder. Raises OSError where its list has no such part."""
+    shown = storage.redact(str(part))
+    with closing(storage.open_random_access(part.list_url, info=storage.file_info(part.list_url))) as stream:
+        try:
+            file = pq.ParquetFile(stream)
+            metadata = file.schema_arrow.metadata or {}
+            classes = tuple(json.loads(metadata[_CLASSES_KEY]))
+            group = _find_group(file.metadata, part.number)
+            table = None if group is None else file.read_row_group(group)
+        except (pa.ArrowException, KeyError, ValueError) as error:
+            raise OSError(f"{shown}: its list cannot be read: {error}") from error
+    if table is None:
+        raise OSError(f"{shown}: not in the list of the folder any more; the same command makes a new plan")
+    return list(_files(table)), classes
+
+
+def source_to_open(url: str, dataset_url: str) -> str:
+    """The source of a token shard, as its footer has it, so that it can be opened: a part of a folder with its list,
+    which the dataset keeps."""
+    folder, sign, number = url.rpartition("#")
+    list_url = storage.join(dataset_url, LIST_FILE)
+    if not (sign and len(number) >= _MIN_DIGITS and number.isdecimal() and storage.exists(list_url)):
+        return url
+    return str(storage.FolderPart(folder, int(number), storage.openable_url(list_url)))
+
+
+def read_classes(list_url: str) -> tuple[str, ...]:
+    """The classes of a folder by its list."""
+    found = load_list(list_url)
+    return found.classes if found else ()
+
+
+def describe_part(files: Sequence[ListedFile], times_ns: Sequence[int], *, now_ns: int) -> storage.SourceInfo:
+    """What tells one version of a part from another: the sum of its sizes, a digest of its ETags where every file has
+    one, and one hint for the times of its local files; `times_ns` are those, or empty."""
+    size = sum(file.size_bytes for file in files)
+    if files and all(file.etag for file in files):
+        return storage.SourceInfo(size, _digest(f"{file.path}\0{file.etag}" for file in files))
+    if not times_ns:
+        return storage.SourceInfo(size)
+    newest = max(times_ns)
+    told = (f"{file.path}\0{time_ns}" for file, time_ns in zip(files, times_ns, strict=True))
+    hint = newest if newest > now_ns - _SETTLED_NS else int(_digest(told), 16) % _HINT_RANGE + 1
+    return storage.SourceInfo(size, "", hint)
+
+
+def _files(table: pa.Table | pa.RecordBatch) -> Iterator[ListedFile]:
+    columns = (table.column(name).to_pylist() for name in ("path", "size_bytes", "etag"))
+    for path, size_bytes, etag in zip(*columns, strict=True):
+        yield ListedFile(path.decode("utf-8", "surrogateescape"), size_bytes, etag)
+
+
+def _digest(lines: Iterator[str]) -> str:
+    hasher = hashlib.sha256()
+    for line in lines:
+        hasher.update(line.encode("utf-8", "surrogateescape") + b"\n")
+    return hasher.hexdigest()[:32]
+
+
+def _find_group(metadata: pq.FileMetaData, number: int) -> int | None:
+    for group in range(metadata.num_row_groups):
+        statistics = metadata.row_group(group).column(0).statistics
+        if statistics is not None and statistics.min == number:
+            return group
+    return None

@@ -1,0 +1,228 @@
+"""From a folder of images to tokens: the same ones as from an archive of it, also when the folder grows."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tatok_pipe import inspect_tokens, tokenize_corpus
+from tatok_pipe.config import load_config
+from tatok_pipe.errors import UserError
+from tatok_pipe.image_input import FolderPlace, find_image_shards
+from tatok_pipe.images.source import open_samples, shard_info
+from tatok_pipe.records import ImageSample, TokenRecord
+from tatok_pipe.shard_tokenizer import ShardTokenizer
+from tatok_pipe.tokenize_config import TokenizeCorpusConfig
+from tatok_pipe.tokenizer.checkpoint import load_tokenizer
+from tatok_pipe.tokens.dataset import TokenDataset
+from tests.entries import assert_told
+from tests.pictures import crop_members, small_tokenizer, write_shard
+from tests.test_shard_tokenizer import make_job
+
+CLASSES = ("beagle", "tabby", "zebra")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return small_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+def images(count: int) -> list[tuple[str, bytes]]:
+    """Real crops, in class folders in turn."""
+    crops = [(name, data) for name, data in crop_members(count) if not name.endswith(".cls")]
+    return sorted((f"{CLASSES[number % 3]}/{name}", data) for number, (name, data) in enumerate(crops))
+
+
+def write_folder(folder: Path, members: list[tuple[str, bytes]]) -> Path:
+    for name, data in members:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def tokens(output: Path) -> dict[str, tuple[bytes, bytes, bytes]]:
+    def content(row: TokenRecord) -> tuple[bytes, bytes, bytes]:
+        return tuple(
+            np.asarray(each).tobytes() for each in (row.global_codes, row.patch_codes, row.patch_positions)
+        )
+
+    return {row.key: content(row) for row in TokenDataset(str(output)).rows()}
+
+
+def digests(output: Path) -> dict[str, str]:
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(output.glob("data/*"))
+    }
+
+
+def test_the_same_images_in_every_form_give_the_same_tokens(checkpoint: str, tmp_path: Path) -> None:
+    members = images(12)
+    tar = Path(write_shard(tmp_path / "photos.tar", members))
+    (tmp_path / "photos.tar.gz").write_bytes(gzip.compress(tar.read_bytes()))
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for name, data in members:
+            archive.writestr(name, data)
+    keys = [name.rpartition(".")[0] for name, _ in members]
+    table = pa.table({"__key__": keys, "image": [data for _, data in members]})
+    pq.write_table(table, tmp_path / "photos.parquet")
+    write_folder(tmp_path / "photos", members)
+    found = {}
+    for name in ("photos.tar", "photos.tar.gz", "photos.zip", "photos.parquet", "photos", "photos/"):
+        output = tmp_path / f"of-{len(found)}"
+        job = make_job(checkpoint, output)
+        tokenize = ShardTokenizer(job, device="cpu", num_threads=1)
+        place = FolderPlace(f"{output}/_input.parquet", images_per_part=5)
+        for shard in find_image_shards(f"{tmp_path}/{name}", option="input.shards", folder=place):
+            result = tokenize(shard.url)
+            assert result.error == "" and result.num_images
+        found[name] = tokens(output)
+        tokenize.close()
+    assert sorted(found["photos.tar"]) == keys
+    assert all(each == found["photos.tar"] for each in found.values())
+    assert len(digests(tmp_path / "of-4")) == 3  # parts
+    assert digests(tmp_path / "of-4") == digests(tmp_path / "of-5")
+
+
+def run(*arguments: str) -> str:
+    command = [sys.executable, "-m", "tatok_pipe.tokenize_corpus", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.ray
+def test_a_folder_that_grows_and_changes(checkpoint: str, tmp_path: Path) -> None:
+    members = images(9)
+    photos = write_folder(tmp_path / "photos", [each for each in members if not each[0].startswith("tabby")])
+    old = next(iter(photos.glob("zebra/*")))
+    os.utime(old, (1e9, 1e9))
+    arguments = [
+        f"input.shards={photos}", f"output.url={tmp_path}/out", "input.images_per_part=4",
+        f"tokenizer.checkpoint={checkpoint}",
+    ]  # fmt: skip
+    run(*arguments)
+    dataset = TokenDataset(f"{tmp_path}/out")
+    assert dataset.spec.class_names == ("beagle", "zebra")
+    assert {row.key.partition("/")[0]: row.label for row in dataset.rows()} == {"beagle": 0, "zebra": 1}
+    before = digests(tmp_path / "out")
+    assert len(before) == 2
+
+    # Another time and the same content is no change. New images make new parts, a new class gets the next number.
+    old.touch()
+    write_folder(photos, members)
+    told = run(*arguments)
+    assert "3 image shards, 2 done before, 1 to do" in told
+    dataset = TokenDataset(f"{tmp_path}/out")
+    assert dataset.spec.class_names == ("beagle", "zebra", "tabby")
+    assert {row.key.partition("/")[0]: row.label for row in dataset.rows()} == {
+        "beagle": 0,
+        "zebra": 1,
+        "tabby": 2,
+    }
+    assert before.items() <= digests(tmp_path / "out").items()
+
+    # A fresh dataset has the same rows.
+    place = FolderPlace(f"{tmp_path}/fresh/_input.parquet")
+    tokenize = ShardTokenizer(make_job(checkpoint, tmp_path / "fresh"), device="cpu", num_threads=1)
+    for shard in find_image_shards(str(photos), option="input.shards", folder=place):
+        assert tokenize(shard.url).error == ""
+    assert tokens(tmp_path / "fresh") == tokens(tmp_path / "out")
+
+    # A part that is damaged is found and made again; one whose image changed is told, and made again when asked for.
+    whole = digests(tmp_path / "out")
+    damaged = sorted(tmp_path.glob("out/data/*"))[2]
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 3] ^= 1
+    damaged.write_bytes(data)
+    assert inspect_tokens.main([f"input.url={tmp_path}/out", "--verify"]) == 1
+    assert inspect_tokens.main([f"input.url={tmp_path}/out", "--repair"]) == 0
+    old.write_bytes(next(iter(photos.glob("tabby/*"))).read_bytes())
+    assert_told(
+        tokenize_corpus.main,
+        arguments,
+        rf"1 of 2 image shards changed since .*{photos}#00000\d \(was \d+ bytes",
+    )
+    run(*arguments, "input.on_source_change=retokenize")
+    now = digests(tmp_path / "out")
+    assert sorted(now) == sorted(whole) and now[damaged.name] == whole[damaged.name]
+    assert sum(now[name] != whole[name] for name in now) == 1
+    assert inspect_tokens.main([f"input.url={tmp_path}/out", "--verify"]) == 0
+
+
+def test_names_of_classes_can_be_given(checkpoint: str, tmp_path: Path) -> None:
+    """So that a validation set has the numbers of what it is held out from."""
+    photos = write_folder(tmp_path / "photos", [each for each in images(9) if each[0].startswith("tabby")])
+    (tmp_path / "names.txt").write_text("zebra\nbeagle\ntabby\n")
+    config = load_config(
+        TokenizeCorpusConfig,
+        [f"output.url={tmp_path}/out", f"input.class_names=@{tmp_path}/names.txt"],
+        prog="",
+    )
+    place = FolderPlace(f"{tmp_path}/_input.parquet")
+    (shard,) = find_image_shards(str(photos), option="input.shards", folder=place)
+    names = tokenize_corpus.make_spec(config, load_tokenizer(checkpoint), [shard]).class_names
+    assert names == ("zebra", "beagle", "tabby")
+    with open_samples(shard.url, info=shard_info(shard.url), class_names=names) as samples:
+        assert {sample.label for sample in samples if isinstance(sample, ImageSample)} == {2}
+    (tmp_path / "names.txt").write_text("zebra\n")
+    told = "input.class_names=.*names.txt: has 1 names, and not that of the folder 'tabby'"
+    with pytest.raises(UserError, match=told):
+        tokenize_corpus.make_spec(config, load_tokenizer(checkpoint), [shard])
+
+
+def test_a_dry_run_on_a_folder_writes_nothing(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = write_folder(tmp_path / "photos", images(3))
+    command = ["dry_run=true", f"input.shards={photos}", f"output.url={tmp_path}/out", "encode.batch_size=4"]
+    told = run(*command, "encode.precision=fp32", f"tokenizer.checkpoint={checkpoint}")
+    assert "1 image shard: 0 done and skipped, 1 to do" in told and "3 would be rows" in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_inside_the_folder_is_refused(checkpoint: str, tmp_path: Path) -> None:
+    photos = write_folder(tmp_path / "photos", images(3))
+    for output in (photos, photos / "tokens"):
+        argv = [f"input.shards={photos}", f"output.url={output}", f"tokenizer.checkpoint={checkpoint}"]
+        assert_told(tokenize_corpus.main, argv, "inside input.shards=.*; give an output.url outside")
+    assert sorted(path.name for path in photos.iterdir()) == sorted(CLASSES)
+
+
+def test_a_folder_without_images_says_what_is_there(checkpoint: str, tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("a caption")
+    argv = [
+        f"input.shards={tmp_path}/notes",
+        f"output.url={tmp_path}/out",
+        f"tokenizer.checkpoint={checkpoint}",
+    ]
+    assert_told(
+        tokenize_corpus.main, argv, r"no .tar, .zip or .parquet file there; .*: 1 × a list or text, first: "
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_summary_names_the_parts(checkpoint: str, tmp_path: Path) -> None:
+    photos = write_folder(
+        tmp_path / "photos", [*images(3), ("zebra/broken.jpg", b"\xff\xd8\xff" + bytes(100))]
+    )
+    job = make_job(checkpoint, tmp_path / "out")
+    place = FolderPlace(f"{tmp_path}/out/_input.parquet")
+    (shard,) = find_image_shards(str(photos), option="input.shards", folder=place)
+    result = ShardTokenizer(job, device="cpu", num_threads=1)(shard.url)
+    assert (result.num_images, result.num_quarantined) == (3, 1)
+    ((name, bad),) = TokenDataset(job.output_url).quarantined()
+    assert name.startswith("photos-000000-") and bad.key == "zebra/broken"
+    footer = TokenDataset(job.output_url).shard_metadata(name)
+    assert json.dumps(footer.source.url) == json.dumps(f"{photos}#000000")
