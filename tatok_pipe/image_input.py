@@ -82,7 +82,7 @@ def _plan_folder(found: storage.NoShards, place: FolderPlace, option: str) -> li
         logger.warning("%s: %s", storage.redact(found.folder), plan.note)
     list_url = place.list_url if place.saved_list_url is None else place.saved_list_url
     if list_url and (plan.is_new or list_url != place.list_url):
-        storage.publish_bytes(plan.list.to_bytes(), list_url, exclusive=False)
+        storage.publish_bytes(plan.list_bytes, list_url, exclusive=False)
     return plan.shards(found.folder, storage.openable_url(list_url or place.list_url))
 
 

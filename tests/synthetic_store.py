@@ -4,6 +4,7 @@ Run as a script it plans a corpus on that store, and prints what it took: a proc
 peak of its memory is that of the plan.
 
     python tests/synthetic_store.py ROOT NUM_SHARDS
+    python tests/synthetic_store.py ROOT NUM_IMAGES NUM_BEFORE   # a folder of loose images; so many were there before
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ from fsspec import AbstractFileSystem
 
 from tatok_pipe import storage
 from tatok_pipe.corpus_plan import make_plan
+from tatok_pipe.image_input import FolderPlace, find_image_shards
 from tatok_pipe.tokens.dataset import create_or_check
 from tatok_pipe.tokens.format import ShardSource, ShardWriter, empty_statistics, token_shard_name
 from tatok_pipe.tokens.index import INDEX_SCHEMA, Index, save_index
 from tatok_pipe.tokens.spec import TokenSpec
 
 IMAGES, TOKENS = "synthetic://bucket/images", "synthetic://bucket/tokens"
+PHOTOS = "synthetic://bucket/photos"
 SPEC = TokenSpec(
     num_globals=2,
     num_patches=16,
@@ -55,6 +58,8 @@ class SyntheticStore(AbstractFileSystem):
         path = str(self._strip_protocol(path))
         if path == "bucket/images":
             return [_entry(f"{path}/{name}", size, etag) for name, size, etag in _images(self.num_shards)]
+        if path == "bucket/photos":
+            return [_entry(f"{path}/{name}", size, etag) for name, size, etag in _photos(self.num_shards)]
         if path == "bucket/tokens/data":
             return [_entry(f"{path}/{name}", size, etag) for name, size, etag in _listed(self.root)]
         raise FileNotFoundError(path)
@@ -138,6 +143,11 @@ def _images(num_shards: int) -> Iterator[tuple[str, int, str]]:
         yield f"{index:07d}.tar", 100_000_000 + index, _etag(str(index))
 
 
+def _photos(num_images: int) -> Iterator[tuple[str, int, str]]:
+    for index in range(num_images):
+        yield f"n{index % 1000:08d}/n{index % 1000:08d}_{index:07d}.JPEG", 100_000 + index, _etag(str(index))
+
+
 def _listed(root: Path) -> Iterator[tuple[str, int, str]]:
     with pq.ParquetFile(root / "listing.parquet") as file:
         for batch in file.iter_batches(1024):
@@ -162,6 +172,25 @@ def _entry(path: str, size: int, etag: str) -> dict[str, Any]:
     entry["size"] = size
     entry["Key"] = entry["name"] = path
     return entry
+
+
+def plan_photos(root: str, num_images: str, num_before: str) -> None:
+    """Plan the folder with `num_before` images, then with all."""
+    place = FolderPlace(f"{root}/_input.parquet")
+    register(Path(root), int(num_before))
+    before = find_image_shards(PHOTOS, option="input.shards", folder=place)
+    register(Path(root), int(num_images))
+    base_bytes, wall, cpu = _peak_bytes(), time.monotonic(), time.process_time()
+    shards = find_image_shards(PHOTOS, option="input.shards", folder=place)
+    measured = {
+        "wall_s": time.monotonic() - wall,
+        "cpu_s": time.process_time() - cpu,
+        "peak_bytes": _peak_bytes(),
+        "base_bytes": base_bytes,
+        "num_parts": len(shards),
+        "num_new": len(set(shards) - set(before)),
+    }
+    print(json.dumps(measured))
 
 
 def main(root: str, num_shards: str) -> None:
@@ -190,4 +219,4 @@ def _peak_bytes() -> int:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    (main if len(sys.argv) == 3 else plan_photos)(*sys.argv[1:])

@@ -14,6 +14,7 @@ import pytest
 from tatok_pipe import corpus_plan, storage
 from tatok_pipe.corpus_plan import CorpusPlan, OnMoved, OnSourceChange, discard_committed, make_plan
 from tatok_pipe.errors import UserError
+from tatok_pipe.images.folder import IMAGES_PER_PART
 from tatok_pipe.records import Quarantined, TokenRecord
 from tatok_pipe.storage import ShardFile
 from tatok_pipe.tokens.dataset import TokenDataset, commit_shard, create_or_check
@@ -268,6 +269,31 @@ def test_fifty_thousand_shards(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_million_shards(tmp_path: Path) -> None:
     check_scale(tmp_path, 1_000_000, max_cpu_s=60, max_bytes=2_000_000_000)
+
+
+def check_folder_scale(folder: Path, num_images: int, *, max_cpu_s: float, max_bytes: int) -> None:
+    num_new = num_images // 1000
+    done = subprocess.run(
+        [sys.executable, synthetic_store.__file__, str(folder), str(num_images), str(num_images - num_new)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout)
+    print(measured)
+    size = IMAGES_PER_PART
+    assert measured["num_new"] == -(-num_new // size)
+    assert measured["num_parts"] == -(-(num_images - num_new) // size) + measured["num_new"]
+    assert measured["cpu_s"] < max_cpu_s
+    assert measured["peak_bytes"] < max_bytes
+
+
+def test_fifty_thousand_loose_images(tmp_path: Path) -> None:
+    check_folder_scale(tmp_path, 50_000, max_cpu_s=2 * 120 / 20, max_bytes=400_000_000)
+
+
+@pytest.mark.slow
+def test_a_million_loose_images(tmp_path: Path) -> None:
+    check_folder_scale(tmp_path, 1_000_000, max_cpu_s=120, max_bytes=1_500_000_000)
 
 
 @pytest.fixture

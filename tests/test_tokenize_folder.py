@@ -11,7 +11,6 @@ import sys
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -53,9 +52,7 @@ def write_folder(folder: Path, members: list[tuple[str, bytes]]) -> Path:
 
 def tokens(output: Path) -> dict[str, tuple[bytes, bytes, bytes]]:
     def content(row: TokenRecord) -> tuple[bytes, bytes, bytes]:
-        return tuple(
-            np.asarray(each).tobytes() for each in (row.global_codes, row.patch_codes, row.patch_positions)
-        )
+        return row.global_codes.tobytes(), row.patch_codes.tobytes(), row.patch_positions.tobytes()
 
     return {row.key: content(row) for row in TokenDataset(str(output)).rows()}
 
@@ -168,6 +165,7 @@ def test_names_of_classes_can_be_given(checkpoint: str, tmp_path: Path) -> None:
         TokenizeCorpusConfig,
         [f"output.url={tmp_path}/out", f"input.class_names=@{tmp_path}/names.txt"],
         prog="",
+        description="",
     )
     place = FolderPlace(f"{tmp_path}/_input.parquet")
     (shard,) = find_image_shards(str(photos), option="input.shards", folder=place)
@@ -226,3 +224,30 @@ def test_the_summary_names_the_parts(checkpoint: str, tmp_path: Path) -> None:
     assert name.startswith("photos-000000-") and bad.key == "zebra/broken"
     footer = TokenDataset(job.output_url).shard_metadata(name)
     assert json.dumps(footer.source.url) == json.dumps(f"{photos}#000000")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_commands_of_the_readme(tmp_path: Path) -> None:
+    """From photographs to pictures of a class by its name, as the README has it."""
+    root = Path(__file__).parents[1]
+    text = (root / "README.md").read_text()
+    block = text.partition("**A folder of images**")[2].partition("```sh\n")[2].partition("```")[0]
+    commands = [line for line in block.replace("\\\n", " ").splitlines() if line.startswith("python")]
+    assert len(commands) == 4
+    write_folder(tmp_path / "photos", images(60))
+    (tmp_path / "configs").symlink_to(root / "configs")
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    for command in commands:
+        argv = [sys.executable, *command.partition("#")[0].split()[1:]]
+        done = subprocess.run(
+            argv, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "photo_tokens/report.html").exists()
+    names = json.loads((tmp_path / "photo_generator/generator/generator.json").read_text())["tokens"][
+        "class_names"
+    ]
+    assert tuple(names) == CLASSES
+    assert list((tmp_path / "photo_pictures").glob("**/*.png"))

@@ -19,11 +19,11 @@ from tatok_pipe import storage
 from tatok_pipe.errors import UserError
 from tatok_pipe.images.fields import shorten_key
 from tatok_pipe.images.folder_list import (
-    FolderList,
     ListedFile,
     describe_part,
     load_list,
     read_part,
+    write_list,
 )
 from tatok_pipe.images.limits import IMAGE_EXTENSIONS, METADATA_EXTENSIONS, UNREAD_EXTENSIONS, ShardLimits
 from tatok_pipe.images.notices import Notices
@@ -49,7 +49,7 @@ _CHUNK_BYTES = 4 << 20
 class FolderPlan:
     """The parts of a folder as they are now, their list, and whether it is another one than was there before."""
 
-    list: FolderList
+    list_bytes: bytes
     infos: dict[int, SourceInfo]  # of the parts that have files, by number
     is_new: bool
     note: str = ""  # what a user ought to know
@@ -90,24 +90,29 @@ def plan_folder(
             f"{storage.redact(folder)}: what is there was begun from the folder {known.folder}; give another output.url"
         )
     classes, note = _find_classes(folder, samples)
-    part_of = {_stem(file.path): n for n, part in enumerate(known.parts) for file in part} if known else {}
-    parts: list[list[str]] = [[] for _ in known.parts] if known else []
+    part_of = {_stem(path): number for path, number in known.part_of.items()} if known else {}
+    data = known.data if known else b""
+    parts: list[list[str]] = [[] for _ in range(known.num_parts)] if known else []
+    del known  # a million paths
     fresh: list[str] = []
     for stem in samples:
         parts[part_of[stem]].append(stem) if stem in part_of else fresh.append(stem)
+    del part_of
     parts += [fresh[at : at + images_per_part] for at in range(0, len(fresh), images_per_part)]
     now_ns = time.time_ns()
-    listed: list[list[ListedFile]] = []
     infos: dict[int, SourceInfo] = {}
-    for number, stems in enumerate(parts):
-        found = [file for stem in stems for file in samples[stem]]
-        part = [ListedFile(file.url[len(root) :], file.size_bytes or 0, file.etag) for file in found]
-        listed.append(part)
-        if part:
-            times_ns = [file.mtime_ns for file in found if file.mtime_ns]
-            infos[number] = describe_part(part, times_ns, now_ns=now_ns)
-    plan = FolderList(canonical, listed, classes)
-    return FolderPlan(plan, infos, plan != known, note)
+
+    def listed() -> Iterator[list[ListedFile]]:
+        for number, stems in enumerate(parts):
+            found = [file for stem in stems for file in samples[stem]]
+            part = [ListedFile(file.url[len(root) :], file.size_bytes or 0, file.etag) for file in found]
+            if part:
+                times_ns = [file.mtime_ns for file in found if file.mtime_ns]
+                infos[number] = describe_part(part, times_ns, now_ns=now_ns)
+            yield part
+
+    list_bytes = write_list(canonical, listed(), classes)
+    return FolderPlan(list_bytes, infos, list_bytes != data, note)
 
 
 def _group(files: Sequence[ShardFile], *, start: int) -> dict[str, list[ShardFile]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -46,54 +46,63 @@ class ListedFile:
 
 @dataclass(frozen=True)
 class FolderList:
-    """`parts` by number, each its files in the order of reading; a part whose files are all gone is empty. `classes`
-    are the names of the folders that say what the images show; none where they do not."""
+    """What a list tells, with its bytes. `part_of` has the part of every file by path; `classes` are the names of the
+    folders that say what the images show, none where they do not."""
 
+    data: bytes
     folder: str  # canonical
-    parts: list[list[ListedFile]]
-    classes: tuple[str, ...] = ()
+    num_parts: int
+    classes: tuple[str, ...]
+    part_of: dict[str, int]
 
-    def to_bytes(self) -> bytes:
-        """The file. The same for the same list."""
-        metadata = {
-            _FOLDER_KEY: self.folder.encode("utf-8", "surrogateescape"),
-            _CLASSES_KEY: json.dumps(self.classes),
-            _PARTS_KEY: str(len(self.parts)),
-        }
-        schema = LIST_SCHEMA.with_metadata(metadata)
-        sink = io.BytesIO()
-        with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
-            for number, files in enumerate(self.parts):
-                paths = [file.path.encode("utf-8", "surrogateescape") for file in files]
-                columns = [
-                    pa.array([number] * len(files), pa.int32()),
-                    pa.array(paths, pa.binary()),
-                    pa.array([file.size_bytes for file in files], pa.int64()),
-                    pa.array([file.etag for file in files], pa.string()),
-                ]
-                writer.write_table(pa.table(columns, schema=schema), row_group_size=max(1, len(files)))
-        return sink.getvalue()
+
+def write_list(folder: str, parts: Iterable[Sequence[ListedFile]], classes: Sequence[str]) -> bytes:
+    """The list of the folder with this canonical URL: `parts` by number, each its files in the order of reading, none
+    where they are all gone. The same bytes for the same parts."""
+    sink = io.BytesIO()
+    num_parts = 0
+    with pq.ParquetWriter(sink, LIST_SCHEMA, compression="zstd") as writer:
+        for number, files in enumerate(parts):
+            paths = [file.path.encode("utf-8", "surrogateescape") for file in files]
+            columns = [
+                pa.array([number] * len(files), pa.int32()),
+                pa.array(paths, pa.binary()),
+                pa.array([file.size_bytes for file in files], pa.int64()),
+                pa.array([file.etag for file in files], pa.string()),
+            ]
+            if files:
+                writer.write_table(pa.table(columns, schema=LIST_SCHEMA), row_group_size=len(files))
+            num_parts = number + 1
+        writer.add_key_value_metadata(
+            {
+                _FOLDER_KEY: folder.encode("utf-8", "surrogateescape"),
+                _CLASSES_KEY: json.dumps(list(classes)).encode(),
+                _PARTS_KEY: str(num_parts).encode(),
+            }
+        )
+    return sink.getvalue()
 
 
 def load_list(url: str) -> FolderList | None:
     """The list at `url`; None where there is none. Raises UserError where something else is there."""
     try:
-        file = pq.ParquetFile(io.BytesIO(storage.read_bytes(url)))
-        table = file.read()
-        metadata = file.schema_arrow.metadata or {}
-        folder = metadata[_FOLDER_KEY].decode("utf-8", "surrogateescape")
-        classes = tuple(json.loads(metadata[_CLASSES_KEY]))
-        parts: list[list[ListedFile]] = [[] for _ in range(int(metadata[_PARTS_KEY]))]
+        data = storage.read_bytes(url)
     except FileNotFoundError:
         return None
+    try:
+        file = pq.ParquetFile(io.BytesIO(data))
+        metadata = file.metadata.metadata or {}
+        folder = metadata[_FOLDER_KEY].decode("utf-8", "surrogateescape")
+        classes, num_parts = tuple(json.loads(metadata[_CLASSES_KEY])), int(metadata[_PARTS_KEY])
+        part_of: dict[str, int] = {}
+        for batch in file.iter_batches(1 << 16, columns=["part", "path"]):
+            for number, path in zip(batch["part"].to_pylist(), batch["path"].to_pylist(), strict=True):
+                part_of[path.decode("utf-8", "surrogateescape")] = number
     except (pa.ArrowException, KeyError, ValueError) as error:
         raise UserError(
             f"{storage.redact(url)}: no list of a folder's files ({error}); remove it, or give another output.url"
         ) from error
-    for batch in table.to_batches(max_chunksize=1 << 16):
-        for number, file in zip(batch.column("part").to_pylist(), _files(batch), strict=True):
-            parts[number].append(file)
-    return FolderList(folder, parts, classes)
+    return FolderList(data, folder, num_parts, classes, part_of)
 
 
 def read_part(part: storage.FolderPart) -> tuple[list[ListedFile], tuple[str, ...]]:
@@ -102,7 +111,7 @@ def read_part(part: storage.FolderPart) -> tuple[list[ListedFile], tuple[str, ..
     with closing(storage.open_random_access(part.list_url, info=storage.file_info(part.list_url))) as stream:
         try:
             file = pq.ParquetFile(stream)
-            metadata = file.schema_arrow.metadata or {}
+            metadata = file.metadata.metadata or {}
             classes = tuple(json.loads(metadata[_CLASSES_KEY]))
             group = _find_group(file.metadata, part.number)
             table = None if group is None else file.read_row_group(group)
@@ -125,8 +134,8 @@ def source_to_open(url: str, dataset_url: str) -> str:
 
 def read_classes(list_url: str) -> tuple[str, ...]:
     """The classes of a folder by its list."""
-    found = load_list(list_url)
-    return found.classes if found else ()
+    metadata = pq.read_metadata(io.BytesIO(storage.read_bytes(list_url))).metadata or {}
+    return tuple(json.loads(metadata.get(_CLASSES_KEY, b"[]")))
 
 
 def describe_part(files: Sequence[ListedFile], times_ns: Sequence[int], *, now_ns: int) -> storage.SourceInfo:
@@ -143,7 +152,7 @@ def describe_part(files: Sequence[ListedFile], times_ns: Sequence[int], *, now_n
     return storage.SourceInfo(size, "", hint)
 
 
-def _files(table: pa.Table | pa.RecordBatch) -> Iterator[ListedFile]:
+def _files(table: pa.Table) -> Iterator[ListedFile]:
     columns = (table.column(name).to_pylist() for name in ("path", "size_bytes", "etag"))
     for path, size_bytes, etag in zip(*columns, strict=True):
         yield ListedFile(path.decode("utf-8", "surrogateescape"), size_bytes, etag)

@@ -13,12 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tatok_pipe import storage
+from tatok_pipe.errors import UserError
 from tatok_pipe.images.fields import CAPTION_NAMES, LABEL_NAMES
+from tatok_pipe.images.folder import plan_folder
 from tatok_pipe.images.limits import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
 from tatok_pipe.images.notices import Notices
 from tatok_pipe.images.parquet_columns import IMAGE_COLUMNS, KEY_COLUMNS, META_COLUMNS
 from tatok_pipe.images.shards import ShardError
-from tatok_pipe.images.source import open_samples
+from tatok_pipe.images.source import open_samples, shard_info
 from tatok_pipe.records import ImageSample, Quarantined
 
 from ..pictures import Member, write_shard
@@ -43,8 +45,8 @@ def section() -> str:
                 f"Labels are called {_names(LABEL_NAMES)}, in this order: as columns, as extensions of a tar's files "
                 "(`cls` first; also with `.txt` behind it), and at the top of a sample's JSON where there is neither. "
                 "Of columns one of numbers comes before one of text, and that before a list. What is called like a "
-                "label otherwise (`coarse_label`, `category`, …) is not taken, and told. The name of a folder is no "
-                "label.",
+                "label otherwise (`coarse_label`, `category`, …) is not taken, and told. In an archive the name of "
+                "a folder is no label.",
                 "",
                 "### Files of a tar",
                 "",
@@ -52,6 +54,15 @@ def section() -> str:
                 f"{_names(CAPTION_EXTENSIONS)}; the first that is there counts.",
                 "",
                 *_table(("files", "what becomes of them"), _tar_rows(path)),
+                "",
+                "### A folder of images",
+                "",
+                "What belongs to an image is what has its name with another extension; its key is its path below the "
+                "folder without the extension, other dots and all. Where every image is in a folder, the folders "
+                "directly below the given one are the classes, in sorted order, and files say nothing of labels. Names "
+                "that begin with a dot do not count, nor do files of no image.",
+                "",
+                *_table(("files", "what becomes of them"), _folder_rows(path)),
                 "",
                 "### A label, in a file of a tar and in a column of Parquet",
                 "",
@@ -96,6 +107,38 @@ def _tar_rows(folder: Path) -> Iterable[Sequence[str]]:
     for members in examples:
         shown = ", ".join(f"`{name}`" + _content(data) for name, data in members) or "none"
         yield shown, _outcome(write_shard(folder / "x.tar", members))
+
+
+def _folder_rows(folder: Path) -> Iterable[Sequence[str]]:
+    image = ("a.jpg", _IMAGE)
+    examples: list[list[Member]] = [
+        [image, ("a.cls", b"3"), ("a.txt", b"a caption"), ("readme.txt", b"")],
+        [("shot 10.11.png", _IMAGE), ("shot 10.11.cls", b"1")],
+        [("cat/1.jpg", _IMAGE), ("dog/2.jpg", _IMAGE), ("dog/2.cls", b"7")],
+        [("cat/1.jpg", _IMAGE), ("2.jpg", _IMAGE)],
+        [image, ("a.png", _IMAGE)],
+        [("a.heic", b"")],
+        [("train/1.jpg", _IMAGE), ("val/2.jpg", _IMAGE)],
+    ]
+    for number, members in enumerate(examples):
+        root = folder / f"folder-{number}" / "photos"
+        for name, data in members:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(data)
+        shown = ", ".join(f"`{name}`" + _content(data) for name, data in members)
+        try:
+            storage.expand_shards(str(root))
+        except storage.NoShards as none:
+            found = none.files
+        try:
+            plan = plan_folder(str(root), found, list_url=f"{root.parent}/list.parquet")
+        except UserError as error:
+            yield shown, f"**refused**: {str(error).replace(str(root), 'photos')}"
+            continue
+        (root.parent / "list.parquet").write_bytes(plan.list_bytes)
+        (shard,) = plan.shards(str(root), f"{root.parent}/list.parquet")
+        note = f"; warning: {plan.note}" if plan.note else ""
+        yield shown, _outcome(shard.url) + note
 
 
 def _content(data: bytes) -> str:
@@ -155,7 +198,7 @@ def _outcome(shard: str) -> str:
     """What the one sample of a shard became, and what was told of it."""
     notices = Notices()
     try:
-        with open_samples(shard, info=storage.file_info(shard), notices=notices) as samples:
+        with open_samples(shard, info=shard_info(shard), notices=notices) as samples:
             told = [_show(sample) for sample in samples]
     except ShardError as error:
         told = [f"**refused**: {str(error).replace(f'{shard}: ', '')}"]
