@@ -17,6 +17,7 @@ CONFIGS = {
     "evaluate": "evaluate_config.EvaluateConfig",
     "generate": "generate_config.GenerateConfig",
     "inspect_tokens": "inspect_tokens.InspectTokensConfig",
+    "pack_images": "pack_images.PackImagesConfig",
     "simulate_corpus": "simulate_config.SimulateCorpusConfig",
     "tokenize_corpus": "tokenize_config.TokenizeCorpusConfig",
     "train_ar": "train_ar_config.TrainArConfig",
