@@ -27,6 +27,7 @@ from tatok_pipe.report.sources import Sample, read_sample
 from tatok_pipe.storage.settings import STORAGE_HELP, StorageConfig
 from tatok_pipe.tokenizer.checkpoint import PACKAGED, Tokenizer, load_tokenizer
 from tatok_pipe.tokens.dataset import TokenDataset
+from tatok_pipe.tokens.named_urls import open_named
 from tatok_pipe.tokens.remedies import Finding, Remedy, withhold
 from tatok_pipe.tokens.repair import repair_dataset
 from tatok_pipe.tokens.verify import verify_dataset
@@ -44,6 +45,12 @@ class InputConfig:
     url: str = option("tatok_out", help="folder of the token dataset, on any URL", is_url=True)
     image_shards: int = option(
         24, help="image shards opened for originals and source sizes, at most; 0: none", unit="shards"
+    )
+
+    other_stores: bool = option(
+        False,
+        help="open image shards, and the tokenizer, also where the dataset names them in another store (protocol, and "
+        "host or bucket) than its own",
     )
 
     def __post_init__(self) -> None:
@@ -125,7 +132,13 @@ def _report(config: InspectTokensConfig) -> int:
         num_each=config.gallery.images if with_page else 0,
     )
     picks = [pick for group in groups.values() for pick in group]
-    sample = read_sample(dataset, inventory, picks, max_image_shards=config.input.image_shards)
+    sample = read_sample(
+        dataset,
+        inventory,
+        picks,
+        max_image_shards=config.input.image_shards,
+        other_stores=config.input.other_stores,
+    )
     if sample.sizes.problems:
         logger.warning(
             "%d image shards could not be read: %s", len(sample.sizes.problems), sample.sizes.problems[0]
@@ -147,14 +160,15 @@ def _report(config: InspectTokensConfig) -> int:
 def _verify(config: InspectTokensConfig) -> int:
     url = config.input.url
     progress = _Progress()
-    findings = verify_dataset(url, on_progress=progress)
+    other_stores = config.input.other_stores
+    findings = verify_dataset(url, on_progress=progress, other_stores=other_stores)
     for finding in findings:
         print(f"{finding.kind}: {finding.file}: {finding.message}; {finding.advice}", flush=True)
     shown = f"{storage.redact(url)}: {count(progress.num_shards, 'shard')} verified"
     print(f"{shown}, {count(len(findings), 'finding') if findings else 'nothing is wrong'}", flush=True)
     if not config.repair or not findings:
         return EXIT_DAMAGED if findings else EXIT_DONE
-    outcomes = repair_dataset(url, _keep_without_tokenizer(config, findings))
+    outcomes = repair_dataset(url, _keep_without_tokenizer(config, findings), other_stores=other_stores)
     for outcome in outcomes:
         print(f"{outcome.finding.file}: {outcome.message}", flush=True)
     num_left = sum(outcome.is_left_damaged for outcome in outcomes)
@@ -175,7 +189,9 @@ def _keep_without_tokenizer(config: InspectTokensConfig, findings: Sequence[Find
     if not any(finding.remedy == Remedy.MAKE_AGAIN for finding in findings):
         return findings
     dataset = TokenDataset(config.input.url)
-    tokenizer, _ = find_tokenizer(config.tokenizer.checkpoint, dataset)
+    tokenizer, _ = find_tokenizer(
+        config.tokenizer.checkpoint, dataset, other_stores=config.input.other_stores
+    )
     if tokenizer is not None:
         return findings
     wanted = dataset.spec.tokenizer_fingerprint[:12]
@@ -211,7 +227,9 @@ def _make_report(
     groups: Mapping[str, Sequence[Pick]],
     sample: Sample,
 ) -> Report:
-    tokenizer, problem = find_tokenizer(config.tokenizer.checkpoint, dataset)
+    tokenizer, problem = find_tokenizer(
+        config.tokenizer.checkpoint, dataset, other_stores=config.input.other_stores
+    )
     if problem:
         logger.warning("%s", problem)
     model = tokenizer.model if tokenizer else None
@@ -230,8 +248,11 @@ def _make_report(
     )
 
 
-def find_tokenizer(checkpoint: str | None, dataset: TokenDataset) -> tuple[Tokenizer | None, str]:
-    """The tokenizer that made the dataset, and where none is found a line that says so.
+def find_tokenizer(
+    checkpoint: str | None, dataset: TokenDataset, *, other_stores: bool = False
+) -> tuple[Tokenizer | None, str]:
+    """The tokenizer that made the dataset, and where none is found a line that says so. One that the dataset names in
+    another store than its own is looked for only with `other_stores`.
 
     Raises UserError where the `checkpoint` asked for is not the one, or cannot be loaded.
     """
@@ -250,6 +271,8 @@ def find_tokenizer(checkpoint: str | None, dataset: TokenDataset) -> tuple[Token
     tried = []
     for candidate in dict.fromkeys([PACKAGED, named or PACKAGED]):
         try:
+            if candidate != PACKAGED:
+                candidate = open_named(candidate, dataset.url, other_stores=other_stores)
             tokenizer = load_tokenizer(candidate)
         except UserError as error:
             tried.append(" ".join(str(error).split()))

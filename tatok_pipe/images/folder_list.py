@@ -30,7 +30,6 @@ LIST_SCHEMA = pa.schema(
 )
 _FOLDER_KEY, _CLASSES_KEY, _PARTS_KEY = b"tatok.folder", b"tatok.classes", b"tatok.num_parts"
 # Times of many files as one hint: below any time of day, so that it counts as settled (see corpus_plan).
-_MIN_DIGITS = 6  # of the number of a part
 _HINT_RANGE = 10**18
 _SETTLED_NS = 2_000_000_000
 
@@ -120,16 +119,6 @@ def read_part(part: storage.FolderPart) -> tuple[list[ListedFile], tuple[str, ..
     if table is None:
         raise OSError(f"{shown}: not in the list of the folder any more; the same command makes a new plan")
     return list(_files(table)), classes
-
-
-def source_to_open(url: str, dataset_url: str) -> str:
-    """The source of a token shard, as its footer has it, so that it can be opened: a part of a folder with its list,
-    which the dataset keeps."""
-    folder, sign, number = url.rpartition("#")
-    list_url = storage.join(dataset_url, LIST_FILE)
-    if not (sign and len(number) >= _MIN_DIGITS and number.isdecimal() and storage.exists(list_url)):
-        return url
-    return str(storage.FolderPart(folder, int(number), storage.openable_url(list_url)))
 
 
 def read_classes(list_url: str) -> tuple[str, ...]:

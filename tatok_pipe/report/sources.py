@@ -18,7 +18,6 @@ import numpy as np
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
 from tatok_pipe.images.fields import IGNORABLE
-from tatok_pipe.images.folder_list import source_to_open
 from tatok_pipe.images.limits import DEFAULT_LIMITS, ShardLimits
 from tatok_pipe.images.shards import InterleavedShard, ShardError
 from tatok_pipe.images.source import open_samples, shard_info
@@ -28,6 +27,7 @@ from tatok_pipe.report.inventory import Inventory, Shard
 from tatok_pipe.report.selection import SAMPLE_IMAGES, Pick, plan_sample
 from tatok_pipe.tokens.dataset import TokenDataset
 from tatok_pipe.tokens.format import ShardSource
+from tatok_pipe.tokens.named_urls import open_named
 
 _JPEG = b"\xff\xd8\xff"
 _NUM_READERS = 4
@@ -73,11 +73,17 @@ class _Found:
 
 
 def read_sample(
-    dataset: TokenDataset, inventory: Inventory, picks: Sequence[Pick], *, max_image_shards: int
+    dataset: TokenDataset,
+    inventory: Inventory,
+    picks: Sequence[Pick],
+    *,
+    max_image_shards: int,
+    other_stores: bool = False,
 ) -> Sample:
     """Read the picked rows with their images, and the source sizes of at most SAMPLE_IMAGES rows.
 
-    At most `max_image_shards` image shards are opened. A source that is gone, changed or unreadable is no
+    At most `max_image_shards` image shards are opened; those that are in another store than the dataset only with
+    `other_stores`. A source that is gone, changed or unreadable is no
     error: the result says what is missing and why.
     """
     originals, sampled = plan_sample(
@@ -97,7 +103,10 @@ def read_sample(
         found = dict(
             zip(
                 order,
-                pool.map(lambda i: _read_shard(dataset, inventory.shards[i], wishes[i], limits), order),
+                pool.map(
+                    lambda i: _read_shard(dataset, inventory.shards[i], wishes[i], limits, other_stores),
+                    order,
+                ),
                 strict=True,
             )
         )
@@ -114,14 +123,16 @@ def read_sample(
     return Sample(shown, _gather_sizes([found[shard] for shard in sampled], inventory))
 
 
-def _read_shard(dataset: TokenDataset, shard: Shard, wish: _Wish, limits: ShardLimits) -> _Found:
+def _read_shard(
+    dataset: TokenDataset, shard: Shard, wish: _Wish, limits: ShardLimits, other_stores: bool
+) -> _Found:
     found = _Found()
     _read_rows(dataset, shard, wish, found)
     wanted = {record.key for record in found.records.values()} if wish.with_originals else set()
     measured = {record.key for record in found.sampled}
     if wanted or measured:
         try:
-            url = source_to_open(shard.source.url, dataset.url)
+            url = open_named(shard.source.url, dataset.url, other_stores=other_stores)
             _read_images(url, shard.source, wanted, measured, limits, found)
         except (OSError, ShardError, UserError) as error:
             found.problem = " ".join(storage.redact(str(error)).split())

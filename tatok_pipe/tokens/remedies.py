@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
-from tatok_pipe.images.folder_list import source_to_open
 from tatok_pipe.images.source import hash_shard, shard_info
 from tatok_pipe.storage import retry
 from tatok_pipe.tokens.check import Damage
@@ -23,6 +22,7 @@ from tatok_pipe.tokens.dataset import source_differs
 from tatok_pipe.tokens.format import ShardSource, parse_footer, token_shard_name
 from tatok_pipe.tokens.index import load_index, source_of
 from tatok_pipe.tokens.layout import DATASET_FILE, INDEX_FILE, SUMMARY_FILE
+from tatok_pipe.tokens.named_urls import open_named
 from tatok_pipe.tokens.spec import TokenSpec
 
 # What is younger may belong to a job at work: it publishes a quarantine file moments before the data file, and a
@@ -67,8 +67,9 @@ class Finding:
 class Judge:
     """Completes findings of one dataset with their remedy and advice."""
 
-    def __init__(self, url: str, spec: TokenSpec) -> None:
+    def __init__(self, url: str, spec: TokenSpec, *, other_stores: bool = False) -> None:
         self._url = url
+        self._other_stores = other_stores  # whether image shards may be in other stores than the dataset
         self._spec = spec
 
     def learn_sources(self) -> None:
@@ -87,7 +88,7 @@ class Judge:
                 advice="left: nothing tells which image shard it was made from; where you know that one, and it is "
                 "still there, remove the data file and the quarantine file of this name yourself",
             )
-        problem = _find_change(source, self._url)
+        problem = self._find_change(source)
         if problem:
             return replace(finding, advice=f"left: it could not be made again, {problem}")
         return replace(
@@ -99,7 +100,7 @@ class Judge:
 
     def judge_lost(self, finding: Finding, source: ShardSource) -> Finding:
         """A token shard that is gone: comes back where its image shard is as it was."""
-        if problem := _find_change(source, self._url):
+        if problem := self._find_change(source):
             return replace(
                 finding,
                 advice=f"left: it cannot be made again, {problem}; where it was removed on purpose, remove "
@@ -111,6 +112,21 @@ class Judge:
             source_url=source.url,
             advice=f"the tokenize_corpus command that made it makes it again from {storage.redact(source.url)}",
         )
+
+    def _find_change(self, source: ShardSource) -> str:
+        """Why the same token shard cannot be made from its image shard now; empty where it can."""
+        try:
+            url = open_named(source.url, self._url, other_stores=self._other_stores)
+            now = shard_info(url)
+        except (OSError, UserError) as error:
+            return f"its image shard cannot be read: {' '.join(storage.redact(str(error)).split())}"
+        try:
+            sha256 = hash_shard(url) if source.sha256 and not now.etag else ""
+        except OSError as error:
+            return f"its image shard cannot be read: {' '.join(storage.redact(str(error)).split())}"
+        if source_differs(source, ShardSource(source.url, now.size_bytes, now.etag, sha256)):
+            return f"its image shard has changed since: {storage.redact(source.url)}"
+        return ""
 
     def judge_leftover(self, finding: Finding) -> Finding:
         """A finding on a file that nobody needs, unless a job is at work on it."""
@@ -185,19 +201,3 @@ def is_name_of(name: str, source: ShardSource) -> bool:
         except UserError:
             pass
     return PurePosixPath(source.url.partition("?")[0]).stem == name.rpartition("-")[0]
-
-
-def _find_change(source: ShardSource, dataset_url: str) -> str:
-    """Why the same token shard cannot be made from its image shard now; empty where it can."""
-    try:
-        url = source_to_open(source.url, dataset_url)
-        now = shard_info(url)
-    except (OSError, UserError) as error:
-        return f"its image shard cannot be read: {' '.join(storage.redact(str(error)).split())}"
-    try:
-        sha256 = hash_shard(url) if source.sha256 and not now.etag else ""
-    except OSError as error:
-        return f"its image shard cannot be read: {' '.join(storage.redact(str(error)).split())}"
-    if source_differs(source, ShardSource(source.url, now.size_bytes, now.etag, sha256)):
-        return f"its image shard has changed since: {storage.redact(source.url)}"
-    return ""

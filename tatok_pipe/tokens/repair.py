@@ -43,8 +43,8 @@ class Outcome:
         return self.result == Result.LEFT and not self.finding.is_harmless and not self.missing
 
 
-def repair_dataset(url: str, findings: Sequence[Finding]) -> list[Outcome]:
-    """Do about each finding what its remedy says, and tell what was done.
+def repair_dataset(url: str, findings: Sequence[Finding], *, other_stores: bool = False) -> list[Outcome]:
+    """Do about each finding of `verify_dataset` what its remedy says, and tell what was done.
 
     - A broken token shard is removed with its quarantine file where its image shard is as its footer (or
       `_index.parquet`) says; the data file first, so that a kill in between leaves what may be left. It is looked at
@@ -65,7 +65,7 @@ def repair_dataset(url: str, findings: Sequence[Finding]) -> list[Outcome]:
         )
         left = [Outcome(each, Result.LEFT, "left until then") for each in findings if each is not wrong]
         return [outcome, *left]
-    verifier = Verifier(url)
+    verifier = Verifier(url, other_stores=other_stores)
     verifier.judge.learn_sources()
     outcomes = []
     removed: list[str] = []

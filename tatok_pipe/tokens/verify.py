@@ -48,15 +48,18 @@ _MAY_REPEAT = "DuplicateKey"  # the quarantined sample of this error has the key
 Progress = Callable[[int, int, int], None]  # (shards read, shards to read, findings so far)
 
 
-def verify_dataset(url: str, *, on_progress: Progress | None = None) -> list[Finding]:
+def verify_dataset(
+    url: str, *, on_progress: Progress | None = None, other_stores: bool = False
+) -> list[Finding]:
     """Everything that is wrong with the token dataset at `url`, by file; nothing where it is whole.
 
-    Reads all of it, with 8 shards at a time in memory. `on_progress` is called after every shard, in this thread.
-    Where `_dataset.json` itself is broken that is the only finding: without it nothing is known of what should be
-    there. Raises UserError where there is no dataset.
+    Image shards are looked at where something is to be made of them again; those that are in another store than the
+    dataset only with `other_stores`. Reads all of it, with 8 shards at a time in memory. `on_progress` is called
+    after every shard, in this thread. Where `_dataset.json` itself is broken that is the only finding: without it
+    nothing is known of what should be there. Raises UserError where there is no dataset.
     """
     try:
-        verifier = Verifier(url)
+        verifier = Verifier(url, other_stores=other_stores)
     except BrokenDatasetFile as error:
         return [_wrong_dataset_file(error.reason)]
     data = storage.list_files(storage.join(url, DATA_DIRECTORY))
@@ -109,10 +112,10 @@ def verify_dataset(url: str, *, on_progress: Progress | None = None) -> list[Fin
 class Verifier:
     """Checks the parts of one dataset. Raises UserError where there is none, or its `_dataset.json` is broken."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, other_stores: bool = False) -> None:
         self.url = url
         self.spec, _ = read_dataset_file(url)
-        self.judge = Judge(url, self.spec)
+        self.judge = Judge(url, self.spec, other_stores=other_stores)
 
     def check_shard(self, name: str, *, has_quarantine: bool) -> Finding | CheckedShard:
         """What is wrong first with a token shard and its quarantine file; else what it holds."""
