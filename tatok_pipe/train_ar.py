@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import time
+from dataclasses import replace
 
 import torch
 
@@ -41,6 +42,7 @@ logger = logging.getLogger("tatok_pipe.train_ar")
 
 # What best-fit packing leaves empty at most on lengths as they are; for estimates only.
 _FILL = 0.998
+_NUM_CLASSES = 1000  # ImageNet's
 _LOW_FILL = 0.5  # below it the rows are told not to fit the dataset
 
 
@@ -57,6 +59,7 @@ def _run(argv: list[str], summary: JobSummary) -> int:
     storage.configure(config.storage)
     check_ray_can_start()
     dataset = read_training_set(config.input.url)
+    config = _settle_classes(config, dataset.spec)
     if dataset.longest_elements > config.packing.row_tokens:
         raise UserError(
             f"packing.row_tokens={config.packing.row_tokens}: the longest sequence of "
@@ -88,6 +91,14 @@ def _run(argv: list[str], summary: JobSummary) -> int:
     stop = StopSignal()
     with hold_output(output_url, stop):
         return _train(config, run, _start(config, dataset, num_steps=num_steps), stop, summary)
+
+
+def _settle_classes(config: TrainArConfig, spec: TokenSpec) -> TrainArConfig:
+    """With the number of classes, where it was left to the dataset."""
+    if config.model.condition != "class" or config.model.num_classes:
+        return config
+    num_classes = len(spec.class_names) or _NUM_CLASSES
+    return replace(config, model=replace(config.model, num_classes=num_classes))
 
 
 def _start(config: TrainArConfig, dataset: TrainingSet, *, num_steps: int) -> tuple[int, int]:

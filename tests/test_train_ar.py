@@ -19,7 +19,9 @@ import torch
 
 from tatok_pipe import train_ar
 from tatok_pipe.ar.checkpoint import load_generator
+from tatok_pipe.config import load_config
 from tatok_pipe.stop_signal import StopSignal
+from tatok_pipe.train_ar_config import TrainArConfig
 from tatok_pipe.training.lease import LEASE, hold_output
 from tests.entries import assert_told
 from tests.jobs import IN_A_HURRY, running, wait_for
@@ -345,3 +347,17 @@ def test_a_dry_run_starts_nothing(folder: Path, tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "120 images" in done.stderr and "200 steps of 4 rows of 64 tokens" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "expected"),
+    [(("a", "b", "c"), "", 3), ((), "", 1000), (("a", "b", "c"), "model.num_classes=7", 7)],
+)
+def test_the_dataset_says_how_many_classes_there_are(
+    names: tuple[str, ...], given: str, expected: int
+) -> None:
+    config = load_config(TrainArConfig, [given] if given else [], prog="train_ar", description="")
+    spec = replace(TINY, class_names=names)
+    assert train_ar._settle_classes(config, spec).model.num_classes == expected
+    config = load_config(TrainArConfig, ["model.condition=none"], prog="train_ar", description="")
+    assert train_ar._settle_classes(config, spec).model.num_classes == 0

@@ -41,7 +41,11 @@ class GeneratorConfig:
     condition: str = option(
         "class", choices=("none", "class", "embedding"), help="what images are generated from"
     )
-    num_classes: int = option(1000, help="where the condition is a class", unit="classes")
+    num_classes: int = option(
+        0,
+        help="where the condition is a class; 0: as many as the dataset has names of, 1000 where it has none",
+        unit="classes",
+    )
     embedding_dim: int = option(
         0, help="size of the precomputed vectors, of about unit length, where the condition is one", unit="channels"
     )  # fmt: skip
@@ -63,8 +67,8 @@ class GeneratorConfig:
                 f"width={self.width}, depth={self.depth}, heads={self.heads}: expected width / heads to be a multiple "
                 "of 8 and at most 256, and all three at least 1"
             )
-        if self.condition == "class" and self.num_classes < 1:
-            raise ValueError(f"num_classes={self.num_classes}: expected at least 1 with condition=class")
+        if self.num_classes < 0:
+            raise ValueError(f"num_classes={self.num_classes}: expected 0 or more")
         if self.condition == "embedding" and self.embedding_dim < 1:
             raise ValueError(
                 f"embedding_dim={self.embedding_dim}: expected the size of the vectors with condition=embedding"
@@ -129,6 +133,8 @@ class Generator(nn.Module):
         self.vocabulary = vocabulary
         width = config.width
         if config.condition == "class":
+            if not config.num_classes:
+                raise ValueError("num_classes=0: expected at least 1, as it is known by now")
             self.classes = nn.Embedding(config.num_classes + 1, width)  # the last: no class
         elif config.condition == "embedding":
             self.project = nn.Linear(config.embedding_dim, width)

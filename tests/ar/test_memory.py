@@ -68,7 +68,7 @@ def test_what_makes_it_less() -> None:
 
 def test_a_generator_of_llamagens_size_is_as_large_as_it_says() -> None:
     with torch.device("meta"):
-        model = Generator(GeneratorConfig(), Vocabulary(32, 256, 4096, 4096))
+        model = Generator(GeneratorConfig(num_classes=1000), Vocabulary(32, 256, 4096, 4096))
     found = estimate_memory(model, TrainingConfig(), row_tokens=4096, num_shards=1, device=GPU)
     assert 85e6 < found.num_weights < 130e6  # LlamaGen-B: 111 M
     assert found.state_bytes == 16 * found.num_weights

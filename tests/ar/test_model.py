@@ -288,7 +288,7 @@ def test_blocks_compile_once_for_all_batches(model: Generator, monkeypatch: pyte
 
 
 def test_flops_are_those_that_a_step_executes(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = GeneratorConfig(width=64, depth=3, heads=2)
+    config = GeneratorConfig(width=64, depth=3, heads=2, num_classes=1000)
     vocabulary = Vocabulary(num_globals=4, num_patches=16, global_vocab=50, patch_vocab=90)
     model = Generator(config, vocabulary)
     sequence = Tokens([1] * 4, [(position, 1) for position in range(0, 16, 2)])
@@ -320,13 +320,13 @@ def test_sizes_are_those_of_llamagen(name: str, millions: float) -> None:
 
 def test_the_tiny_size_and_the_default() -> None:
     assert on_meta("tiny", Vocabulary(16, 256, 512, 2048)).num_parameters == pytest.approx(5.5e6, rel=0.02)
-    assert on_meta("b", VOCABULARY).config == GeneratorConfig()
+    assert on_meta("b", VOCABULARY).config == GeneratorConfig(num_classes=1000)
 
 
 def on_meta(name: str, vocabulary: Vocabulary) -> Generator:
     config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     with torch.device("meta"):
-        return Generator(GeneratorConfig(**config["model"]), vocabulary)
+        return Generator(GeneratorConfig(num_classes=1000, **config["model"]), vocabulary)
 
 
 @pytest.mark.parametrize(
@@ -336,7 +336,7 @@ def on_meta(name: str, vocabulary: Vocabulary) -> Generator:
         ({"heads": 0}, "multiple of 8"),
         ({"width": 24}, "multiple of 8"),
         ({"condition": "text"}, "condition='text'"),
-        ({"num_classes": 0}, "num_classes=0"),
+        ({"num_classes": -1}, "num_classes=-1: expected 0 or more"),
         ({"condition": "embedding"}, "embedding_dim=0"),
         ({"dropout": 1.0}, "dropout=1.0"),
     ],

@@ -72,7 +72,7 @@ FULL = Sizes(
     script_batches=(1, 32),
     script_images=256,
     job_batch=256,
-    generator=GeneratorConfig(width=1024, depth=24, heads=16),
+    generator=GeneratorConfig(width=1024, depth=24, heads=16, num_classes=1000),
     row_tokens=4096,
     microbatch_rows=(4, 8, 16),
     step_rows=64,
