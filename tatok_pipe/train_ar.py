@@ -31,6 +31,7 @@ from tatok_pipe.progress import format_duration
 from tatok_pipe.ray_runtime import check_ray_can_start, has_gpu, run_training, start_ray
 from tatok_pipe.ray_runtime.generator_training import GeneratorRun, list_settings, train_generator
 from tatok_pipe.stop_signal import StopSignal
+from tatok_pipe.tokens.dataset import tell_unfinished
 from tatok_pipe.tokens.spec import TokenSpec
 from tatok_pipe.tokens.splits import Split, survey_split
 from tatok_pipe.tokens.training_set import TrainingSet, read_training_set
@@ -59,6 +60,8 @@ def _run(argv: list[str], summary: JobSummary) -> int:
     storage.configure(config.storage)
     check_ray_can_start()
     dataset = read_training_set(config.input.url)
+    if missing := tell_unfinished(config.input.url, {shard.name for shard in dataset.shards}):
+        logger.warning("%s: %s; training on what is there", storage.redact(config.input.url), missing)
     config = _settle_classes(config, dataset.spec)
     if dataset.longest_elements > config.packing.row_tokens:
         raise UserError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -224,6 +224,19 @@ def read_lost(url: str) -> list[Owed]:
         return []
 
 
+def tell_unfinished(url: str, names: Collection[str]) -> str:
+    """`TokenDataset.unfinished` of a dataset of which the shards with these names are committed."""
+    try:
+        summary = json.loads(storage.read_bytes(storage.join(url, SUMMARY_FILE)))
+        num_missing = len(set(summary["missing_shards"]).difference(names))
+        num_planned = summary["num_shards_planned"]
+    except FileNotFoundError:
+        return f"the run that makes it has not come to its end (no {SUMMARY_FILE})"
+    except (ValueError, KeyError, TypeError):
+        return ""  # which inspect_tokens --verify tells
+    return f"{num_missing} of {num_planned} shards that its run planned are missing" if num_missing else ""
+
+
 def merge_statistics(url: str, names: Sequence[str], spec: TokenSpec) -> ShardStatistics:
     """The statistics of the named shards together. Raises RefusedError for a shard made with another spec."""
     total = empty_statistics(spec)
@@ -261,6 +274,11 @@ class TokenDataset:
             return json.loads(storage.read_bytes(storage.join(self.url, SUMMARY_FILE)))
         except FileNotFoundError:
             return None
+
+    @property
+    def unfinished(self) -> str:
+        """What the run that makes it has not done yet, for people; empty where nothing is missing that it knew of."""
+        return tell_unfinished(self.url, self.shards)
 
     def shard_url(self, name: str) -> str:
         """Where the Parquet file of a shard is."""

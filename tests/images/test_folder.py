@@ -283,3 +283,22 @@ def test_parts_are_written_and_parsed(url: str, list_url: str) -> None:
     assert parse_part(str(part)) == part and part.name == url
     assert parse_part(url) is None
     assert storage.redact(f"error in {part}, and more").startswith(f"error in {url}")
+
+
+@pytest.mark.s3
+def test_a_folder_on_s3(s3_url: str) -> None:
+    url = storage.join(s3_url, "pho tos")
+    for name in ("cat/1.jpg", "dog/2 3.jpg", "dog/2 3.txt"):
+        storage.publish_bytes(b"an image", storage.join(url, name), exclusive=False)
+    place = FolderPlace(storage.join(s3_url, "out/_input.parquet"), images_per_part=1)
+    first, second = find_image_shards(f"{url}/", option="input.shards", folder=place)
+    assert storage.canonical_url(first.url) == f"{storage.canonical_url(url)}#000000"
+    assert labels([first, second]) == {"cat/1": 0, "dog/2 3": 1}
+    assert len(first.etag) == 32 and shard_info(second.url) == storage.SourceInfo(16, second.etag)
+    # Another image of the same size is another version, as the store's ETag tells; until then it is a mistake to read it.
+    storage.publish_bytes(b"AN IMAGE", storage.join(url, "cat/1.jpg"), exclusive=False)
+    changed, same = find_image_shards(url, option="input.shards", folder=place)
+    assert changed.etag != first.etag and same == second
+    storage.publish_bytes(b"longer than it was", storage.join(url, "cat/1.jpg"), exclusive=False)
+    with pytest.raises(OSError, match="cat/1.jpg: changed while it was read: 8 bytes before, 18 after"):
+        read(changed)

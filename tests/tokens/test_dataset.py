@@ -36,8 +36,9 @@ from tatok_pipe.tokens.format import (
     token_shard_name,
     write_quarantine,
 )
-from tatok_pipe.tokens.layout import INDEX_FILE
+from tatok_pipe.tokens.layout import INDEX_FILE, data_url
 from tatok_pipe.tokens.spec import TokenSpec
+from tests.token_datasets import make_rows, write_token_dataset
 
 MakeRecords = Callable[..., list[TokenRecord]]
 DESCRIPTION = {"tokenizer": {"depth": 4}, "source": "s3://bucket/{0..2}.tar"}
@@ -383,3 +384,18 @@ def test_a_run_after_one_that_came_to_nothing_is_described(output: str, token_sp
     describe(output, token_spec, DESCRIPTION)
     assert TokenDataset(output).description == DESCRIPTION
     assert TokenDataset(output).spec == token_spec
+
+
+def test_what_its_run_has_not_done_is_told(tmp_path: Path) -> None:
+    url = str(tmp_path / "tokens")
+    write_token_dataset(url, [make_rows(2), make_rows(3, first=2)])
+    assert TokenDataset(url).unfinished == "the run that makes it has not come to its end (no _summary.json)"
+    names = TokenDataset(url).shards
+    write_summary(url, planned=[*names, "later-00000000"], failed={})
+    assert TokenDataset(url).unfinished == "1 of 3 shards that its run planned are missing"
+    write_summary(url, planned=names, failed={})
+    assert TokenDataset(url).unfinished == ""
+    Path(data_url(url, names[0])).unlink()
+    assert TokenDataset(url).unfinished == ""  # nothing that the run had not done; --verify tells of it
+    (tmp_path / "tokens/_summary.json").write_text("{}")
+    assert TokenDataset(url).unfinished == ""
