@@ -295,7 +295,7 @@ def test_a_folder_on_s3(s3_url: str) -> None:
     assert storage.canonical_url(first.url) == f"{storage.canonical_url(url)}#000000"
     assert labels([first, second]) == {"cat/1": 0, "dog/2 3": 1}
     assert len(first.etag) == 32 and shard_info(second.url) == storage.SourceInfo(16, second.etag)
-    # Another image of the same size is another version, as the store's ETag tells; until then it is a mistake to read it.
+    # Another image of the same size is another version, as the store's ETag tells.
     storage.publish_bytes(b"AN IMAGE", storage.join(url, "cat/1.jpg"), exclusive=False)
     changed, same = find_image_shards(url, option="input.shards", folder=place)
     assert changed.etag != first.etag and same == second
