@@ -12,7 +12,7 @@ from tatok_pipe import storage
 from tatok_pipe.class_names import parse_names
 from tatok_pipe.errors import UserError
 from tatok_pipe.images import parquet
-from tatok_pipe.images.folder import IMAGES_PER_PART, has_images, plan_folder
+from tatok_pipe.images.folder import IMAGES_PER_PART, is_image, plan_folder
 from tatok_pipe.images.folder_list import read_classes
 from tatok_pipe.images.kinds import tell_kinds
 from tatok_pipe.images.limits import ShardLimits
@@ -58,7 +58,7 @@ def find_image_shards(spec: str, *, option: str, folder: FolderPlace | None = No
             ) from error
         told = ""
         if isinstance(error, storage.NoShards):
-            if folder is not None and error.folder and has_images(error.files):
+            if folder is not None and error.folder and any(is_image(file.url) for file in error.files):
                 return _plan_folder(error, folder, option)
             told = tell_kinds(sorted(storage.redact(file.url) for file in error.files))
         raise UserError(f"{option}: {error}" + (f": {told}" if told else "")) from error
@@ -70,8 +70,9 @@ def find_image_shards(spec: str, *, option: str, folder: FolderPlace | None = No
 def _plan_folder(found: storage.NoShards, place: FolderPlace, option: str) -> list[ShardFile]:
     if place.refusal:
         raise UserError(place.refusal)
-    if broken := [error for error in found.broken if has_images([ShardFile(str(error).split(" is ")[0], 0)])]:
-        raise UserError(f"{option}: {broken[0]}")
+    for name, error in found.broken.items():
+        if is_image(name):
+            raise UserError(f"{option}: {error}")
     try:
         plan = plan_folder(
             found.folder, found.files, list_url=place.list_url, images_per_part=place.images_per_part

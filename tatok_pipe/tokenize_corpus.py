@@ -235,27 +235,27 @@ def _class_names(
     config: InputConfig, shards: Sequence[ShardFile], before: TokenSpec | None
 ) -> tuple[str, ...]:
     """What the classes are called, given what an earlier run began with. Raises UserError where a folder has classes
-    that the given names lack."""
-    of_folder = is_folder(shards)
+    that cannot be told by their names."""
+    found = class_names_of(shards[0], config.limits) if shards else ()
+    classes = found if is_folder(shards) and config.limits.wants("label") else ()
     if config.class_names is None:
-        if before is None:
-            return class_names_of(shards[0], config.limits) if shards else ()
-        if of_folder and before.class_names:  # new classes get the next numbers
-            new = [
-                name for name in class_names_of(shards[0], config.limits) if name not in before.class_names
-            ]
-            return (*before.class_names, *new)
-        return before.class_names
-    if config.class_names == NO_NAMES:
-        return ()
-    names = read_class_names(config.class_names, option="input.class_names")
-    missing = (
-        [name for name in class_names_of(shards[0], config.limits) if name not in names] if of_folder else []
-    )
+        names = found if before is None else before.class_names
+        new = [name for name in classes if name not in names]
+        if new and names:  # they get the next numbers
+            names = (*names, *new)
+    else:
+        given = config.class_names
+        names = () if given == NO_NAMES else read_class_names(given, option="input.class_names")
+    missing = [name for name in classes if name not in names]
     if missing:
+        told = f"has {len(names)} names" if names else "classes have no names there"
+        where = (
+            f"input.class_names={storage.redact(config.class_names)}" if config.class_names else "output.url"
+        )
+        more = f" nor {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(
-            f"input.class_names={storage.redact(config.class_names)}: has {len(names)} names, and not that of the "
-            f"folder {missing[0]!r}" + (f" nor {len(missing) - 1} more" if len(missing) > 1 else "")
+            f"{where}: {told}, and the classes of a folder are told by theirs: not {missing[0]!r}{more}; give names that "
+            "have them all, or input.limits.ignore=[label] for rows without labels"
         )
     return names
 

@@ -19,6 +19,7 @@ from tatok_pipe import inspect_tokens, tokenize_corpus
 from tatok_pipe.config import load_config
 from tatok_pipe.errors import UserError
 from tatok_pipe.image_input import FolderPlace, find_image_shards
+from tatok_pipe.images.limits import ShardLimits
 from tatok_pipe.images.source import open_samples, shard_info
 from tatok_pipe.records import ImageSample, TokenRecord
 from tatok_pipe.shard_tokenizer import ShardTokenizer
@@ -174,9 +175,37 @@ def test_names_of_classes_can_be_given(checkpoint: str, tmp_path: Path) -> None:
     with open_samples(shard.url, info=shard_info(shard.url), class_names=names) as samples:
         assert {sample.label for sample in samples if isinstance(sample, ImageSample)} == {2}
     (tmp_path / "names.txt").write_text("zebra\n")
-    told = "input.class_names=.*names.txt: has 1 names, and not that of the folder 'tabby'"
+    told = "input.class_names=.*names.txt: has 1 names, and the classes of a folder are told by theirs: not 'tabby'; give"
     with pytest.raises(UserError, match=told):
         tokenize_corpus.make_spec(config, load_tokenizer(checkpoint), [shard])
+
+
+def test_classes_without_names_are_never_numbered_anew(checkpoint: str, tmp_path: Path) -> None:
+    """Numbers that are nowhere written down would be others when a class comes."""
+    photos = write_folder(tmp_path / "photos", images(6))
+    place = FolderPlace(f"{tmp_path}/_input.parquet")
+    (shard,) = find_image_shards(str(photos), option="input.shards", folder=place)
+    tokenizer = load_tokenizer(checkpoint)
+
+    def names(*argv: str) -> tuple[str, ...]:
+        arguments = [f"output.url={tmp_path}/out", "encode.precision=fp32", "encode.batch_size=4", *argv]
+        config = load_config(TokenizeCorpusConfig, arguments, prog="", description="")
+        return tokenize_corpus.make_spec(config, tokenizer, [shard]).class_names
+
+    assert names() == CLASSES
+    with pytest.raises(
+        UserError, match="input.class_names=none: classes have no names there, and .* 'beagle' nor 2 more"
+    ):
+        names("input.class_names=none")
+    assert names("input.class_names=none", "input.limits.ignore=[label]") == ()
+    make_job(checkpoint, tmp_path / "out")  # begun from what tells no names
+    with pytest.raises(
+        UserError, match="output.url: classes have no names there, and the classes of a folder are told"
+    ):
+        names()
+    assert names("input.limits.ignore=[label]") == ()
+    with open_samples(shard.url, info=shard_info(shard.url), limits=ShardLimits(ignore=["label"])) as samples:
+        assert {sample.label for sample in samples if isinstance(sample, ImageSample)} == {None}
 
 
 def test_a_dry_run_on_a_folder_writes_nothing(

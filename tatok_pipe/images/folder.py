@@ -16,6 +16,7 @@ from itertools import groupby
 from typing import Any
 
 from tatok_pipe import storage
+from tatok_pipe.class_names import MAX_NAMES, are_names
 from tatok_pipe.errors import UserError
 from tatok_pipe.images.fields import shorten_key
 from tatok_pipe.images.folder_list import (
@@ -63,9 +64,9 @@ class FolderPlan:
         ]
 
 
-def has_images(files: Sequence[ShardFile]) -> bool:
-    """Whether there are images among files, by their names."""
-    return any(_extension(file.url) in _OF_IMAGES for file in files)
+def is_image(name: str) -> bool:
+    """Whether a file is an image, also one that is not read, by its name or URL."""
+    return _extension(name) in _OF_IMAGES
 
 
 def plan_folder(
@@ -96,7 +97,7 @@ def plan_folder(
     del known  # a million paths
     fresh: list[str] = []
     for stem in samples:
-        parts[part_of[stem]].append(stem) if stem in part_of else fresh.append(stem)
+        (parts[part_of[stem]] if stem in part_of else fresh).append(stem)
     del part_of
     parts += [fresh[at : at + images_per_part] for at in range(0, len(fresh), images_per_part)]
     now_ns = time.time_ns()
@@ -145,6 +146,11 @@ def _find_classes(folder: str, samples: dict[str, list[ShardFile]]) -> tuple[tup
         )
     if tops and any("/" not in stem for stem in samples):
         return (), _NO_CLASSES
+    if tops and not are_names(tops):
+        return (
+            (),
+            f"{len(tops)} folders, which are no classes: more than {MAX_NAMES}, or a name is not one line of text",
+        )
     return tuple(tops), ""
 
 
@@ -192,10 +198,11 @@ def read_folder_samples(
     """The samples of a part in order, some files of it fetched ahead; as `read_samples` has those of a tar.
 
     The label is the place of the image's folder among `class_names`, or among the classes of the folder; where it has
-    none, what the files of the sample say. Raises LastingShardError for a class that `class_names` lack, OSError where
+    none, what the files of the sample say; none where `limits` ignores labels. Raises LastingShardError for a class that `class_names` lack, OSError where
     a file is not as it was listed.
     """
     files, classes = read_part(part)
+    classes = classes if limits.wants("label") else ()
     names = {name: label for label, name in enumerate(class_names or classes)} if classes else {}
     if classes:
         limits = replace(limits, ignore=sorted({*limits.ignore, "label"}))

@@ -59,10 +59,10 @@ class ShardFile:
 
 
 class NoShards(UserError):
-    """There are files, and by their names none is an image shard: `files`, in no order, and `broken`, links that lead
-    nowhere. `folder` is the URL of the directory that was given; empty where it was a pattern."""
+    """There are files, and by their names none is an image shard: `files`, in no order, and in `broken`, by name, links
+    that lead nowhere. `folder` is the URL of the directory that was given; empty where it was a pattern."""
 
-    def __init__(self, message: str, files: list[ShardFile], broken: list[OSError], folder: str) -> None:
+    def __init__(self, message: str, files: list[ShardFile], broken: dict[str, OSError], folder: str) -> None:
         super().__init__(message)
         self.files, self.broken, self.folder = files, broken, folder
 
@@ -289,12 +289,12 @@ def _take(
 
 
 def _no_shards(filesystem: Any, url: str, path: str, found: dict[str, dict[str, Any]]) -> NoShards:
-    broken = [name for name, entry in found.items() if entry["type"] == local.BROKEN_LINK]
-    errors = [local.broken_link_error(found.pop(name)) for name in broken]
+    names = [name for name, entry in found.items() if entry["type"] == local.BROKEN_LINK]
+    broken = {name: local.broken_link_error(found.pop(name)) for name in names}
     return NoShards(
         f"{redact(url)}: no .tar, .zip or .parquet file there; correct the pattern or the directory",
         _take(filesystem, url, path, found, list(found)),
-        errors,
+        broken,
         "" if _is_pattern(url) else openable_url(url),
     )
 

@@ -98,6 +98,14 @@ def test_a_class_folder_is_the_label_whatever_files_say(tmp_path: Path) -> None:
         read(shards[0], class_names=("dog",))
 
 
+def test_folders_whose_names_are_none_have_no_classes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shards = plan(write(tmp_path / "photos", "two\nlines/1.jpg", "b/2.jpg"), tmp_path)
+    assert set(labels(shards).values()) == {None} and class_names_of(shards[0], DEFAULT_LIMITS) == ()
+    assert "2 folders, which are no classes" in caplog.text
+
+
 def test_images_beside_folders_have_no_classes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     shards = plan(write(tmp_path / "photos", "cat/1.jpg", "2.jpg"), tmp_path)
     assert labels(shards) == {"2": None, "cat/1": None}
