@@ -254,8 +254,8 @@ def _class_names(
         )
         more = f" nor {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(
-            f"{where}: {told}, and the classes of a folder are told by theirs: not {missing[0]!r}{more}; give names that "
-            "have them all, or input.limits.ignore=[label] for rows without labels"
+            f"{where}: {told}, and the classes of a folder are told by theirs: not {missing[0]!r}{more}; give names "
+            "that have them all, or input.limits.ignore=[label] for rows without labels"
         )
     return names
 

@@ -175,7 +175,7 @@ def test_names_of_classes_can_be_given(checkpoint: str, tmp_path: Path) -> None:
     with open_samples(shard.url, info=shard_info(shard.url), class_names=names) as samples:
         assert {sample.label for sample in samples if isinstance(sample, ImageSample)} == {2}
     (tmp_path / "names.txt").write_text("zebra\n")
-    told = "input.class_names=.*names.txt: has 1 names, and the classes of a folder are told by theirs: not 'tabby'; give"
+    told = "input.class_names=.*names.txt: has 1 names, and the classes of a folder are told by theirs: not 'tabby'"
     with pytest.raises(UserError, match=told):
         tokenize_corpus.make_spec(config, load_tokenizer(checkpoint), [shard])
 
@@ -194,7 +194,7 @@ def test_classes_without_names_are_never_numbered_anew(checkpoint: str, tmp_path
 
     assert names() == CLASSES
     with pytest.raises(
-        UserError, match="input.class_names=none: classes have no names there, and .* 'beagle' nor 2 more"
+        UserError, match="input.class_names=none: classes have no names there, .* 'beagle' nor 2 more"
     ):
         names("input.class_names=none")
     assert names("input.class_names=none", "input.limits.ignore=[label]") == ()

@@ -149,7 +149,7 @@ def _find_classes(folder: str, samples: dict[str, list[ShardFile]]) -> tuple[tup
     if tops and not are_names(tops):
         return (
             (),
-            f"{len(tops)} folders, which are no classes: more than {MAX_NAMES}, or a name is not one line of text",
+            f"{len(tops)} folders, which are no classes: more than {MAX_NAMES}, or a name of several lines",
         )
     return tuple(tops), ""
 
@@ -198,8 +198,8 @@ def read_folder_samples(
     """The samples of a part in order, some files of it fetched ahead; as `read_samples` has those of a tar.
 
     The label is the place of the image's folder among `class_names`, or among the classes of the folder; where it has
-    none, what the files of the sample say; none where `limits` ignores labels. Raises LastingShardError for a class that `class_names` lack, OSError where
-    a file is not as it was listed.
+    none, what the files of the sample say; none where `limits` ignores labels. Raises LastingShardError for a class
+    that `class_names` lack, OSError where a file is not as it was listed.
     """
     files, classes = read_part(part)
     classes = classes if limits.wants("label") else ()
