@@ -140,9 +140,7 @@ def test_a_folder_that_grows_and_changes(checkpoint: str, tmp_path: Path) -> Non
     # A part that is damaged is found and made again; one whose image changed is told, and made again when asked for.
     whole = digests(tmp_path / "out")
     damaged = sorted(tmp_path.glob("out/data/*"))[2]
-    data = bytearray(damaged.read_bytes())
-    data[len(data) // 3] ^= 1
-    damaged.write_bytes(data)
+    damaged.write_bytes(damaged.read_bytes()[:-9])
     assert inspect_tokens.main([f"input.url={tmp_path}/out", "--verify"]) == 1
     assert inspect_tokens.main([f"input.url={tmp_path}/out", "--repair"]) == 0
     old.write_bytes(next(iter(photos.glob("tabby/*"))).read_bytes())
