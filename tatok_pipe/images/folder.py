@@ -38,6 +38,7 @@ from tatok_pipe.storage import FolderPart, ShardFile, SourceInfo
 IMAGES_PER_PART = 500
 _OF_IMAGES = frozenset((*IMAGE_EXTENSIONS, *UNREAD_EXTENSIONS))
 _OF_SAMPLES = _OF_IMAGES.union(METADATA_EXTENSIONS)
+_OF_SYSTEMS = frozenset(("__MACOSX", "@eaDir"))  # folders of thumbnails and the like beside the images
 _SPLITS = frozenset(("train", "training", "val", "valid", "validation", "dev", "test", "testing"))
 _NO_CLASSES = (
     "some images are in folders and some beside these, so that the names of the folders are no classes; move them into "
@@ -137,7 +138,7 @@ def _group(files: Sequence[ShardFile], *, start: int) -> dict[str, list[ShardFil
 
 def _find_classes(folder: str, samples: dict[str, list[ShardFile]]) -> tuple[tuple[str, ...], str]:
     """Names of the classes, and what a user ought to know of them."""
-    tops = sorted({stem.partition("/")[0] for stem in samples if "/" in stem})
+    tops = sorted({_show(stem.partition("/")[0]) for stem in samples if "/" in stem})
     splits = [top for top in tops if top.lower() in _SPLITS]
     if splits and all(top in splits for top in tops):
         raise UserError(
@@ -155,7 +156,12 @@ def _find_classes(folder: str, samples: dict[str, list[ShardFile]]) -> tuple[tup
 
 
 def _is_hidden(path: str) -> bool:
-    return any(name.startswith(".") or name == "__MACOSX" for name in path.split("/"))
+    return any(name.startswith(".") or name in _OF_SYSTEMS for name in path.split("/"))
+
+
+def _show(path: str) -> str:
+    """A path as text: what is not UTF-8 as \\xNN, as in tars."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _extension(path: str) -> str:
@@ -223,7 +229,7 @@ def read_folder_samples(
                         _hash_file(storage.join(part.folder, file.path), hasher)
                     else:
                         hasher.update(data)
-                key = _stem(file.path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+                key = _show(_stem(file.path))
                 short = shorten_key(key)
                 member = Member(file.path, file.size_bytes, True, data)
                 yield Named(short, _extension(file.path), member, short != key)

@@ -79,7 +79,16 @@ def test_what_is_in_a_sample(tmp_path: Path) -> None:
         write(folder, name, data=data)
     stem = members[0][0].rpartition(".")[0]
     write(folder, f"{stem}.txt", data=b"a caption")
-    write(folder, "readme.txt", "Thumbs.db", ".hidden.jpg", "__MACOSX/x.jpg", ".git/y.png", "metadata.csv")
+    write(
+        folder,
+        "readme.txt",
+        "Thumbs.db",
+        ".hidden.jpg",
+        "__MACOSX/x.jpg",
+        "@eaDir/1.jpg",
+        ".git/y.png",
+        "metadata.csv",
+    )
     first, second = read(plan(folder, tmp_path)[0])
     assert isinstance(first, ImageSample) and isinstance(second, ImageSample)
     assert (first.key, first.image, first.caption) == (stem, members[0][1], "a caption")
@@ -142,6 +151,10 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     (shard,) = plan(photos, tmp_path)
     assert keys([shard]) == [["a b#1 %20?", "\\xff"]]
     assert shard_info(shard.url).size_bytes == 16
+    os.makedirs(os.fsencode(tmp_path) + b"/classes/\xff")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/classes/\xff/1.jpg")).write_bytes(b"an image")
+    (shard,) = plan(tmp_path / "classes", tmp_path / "out")
+    assert labels([shard]) == {"\\xff/1": 0} and class_names_of(shard, DEFAULT_LIMITS) == ("\\xff",)
 
 
 def test_a_grown_folder_keeps_its_parts(tmp_path: Path) -> None:
