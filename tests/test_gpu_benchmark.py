@@ -147,7 +147,7 @@ def test_full_sizes_are_those_of_the_configs() -> None:
 
     shards = ("input.shards=a.tar", "validation.shards=b.tar")
     assert read(TrainTokenizerConfig, "tokenizer/base.yaml", *shards).model == FULL.tokenizer
-    assert read(TrainArConfig, "ar/l.yaml").model == FULL.generator
+    assert read(TrainArConfig, "ar/l.yaml", "model.num_classes=1000").model == FULL.generator
 
 
 def test_a_budget_is_shared_out_over_the_parts_to_come() -> None:
