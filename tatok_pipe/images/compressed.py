@@ -32,7 +32,7 @@ _SUFFIXES = tuple(suffix for suffixes in READERS for suffix in suffixes)
 _ERRORS = (EOFError, OSError, zlib.error, lzma.LZMAError, pa.ArrowException)
 
 
-class _Counted(io.RawIOBase):
+class _Watched(io.RawIOBase):
     """A stream that remembers its own error, so that it is not taken for one of the compression."""
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -60,7 +60,7 @@ class Decompressed(io.RawIOBase):
     def __init__(self, stream: BinaryIO, url: str) -> None:
         super().__init__()
         name = storage.file_name(url)
-        self._source = _Counted(stream)
+        self._source = _Watched(stream)
         self._buffered = io.BufferedReader(self._source, 1 << 20)
         open_reader = next(READERS[ends] for ends in READERS if name.endswith(ends))
         self._reader = open_reader(self._buffered)

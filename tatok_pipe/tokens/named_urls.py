@@ -14,7 +14,13 @@ _MIN_DIGITS = 6  # of the number of a part of a folder
 def open_named(url: str, dataset_url: str, *, other_stores: bool) -> str:
     """A URL that the dataset at `dataset_url` names, as it is opened: a part of a folder with its list, which the
     dataset keeps. Raises UserError where it is on no disk of this machine, in another store (protocol, and host or
-    bucket) than the dataset, and `other_stores` does not say that it may be."""
+    bucket) than the dataset, and `other_stores` does not say that it may be; or where it names a list of its own, which
+    no dataset of ours does, and which could be anywhere."""
+    if storage.parse_part(url) is not None:
+        raise UserError(
+            f"{storage.redact(url)}: names the list of a folder, which no footer does, so it is not opened; find out "
+            "who wrote the dataset"
+        )
     if not other_stores and _store_of(url) not in (_LOCAL, _store_of(dataset_url)):
         raise UserError(
             f"{storage.redact(url)}: in another store than the dataset that names it, so it is not opened; "

@@ -53,6 +53,16 @@ def test_which_urls_are_opened(
             open_named(url, dataset, other_stores=False)
 
 
+@pytest.mark.parametrize("other_stores", [False, True])
+def test_a_list_that_a_dataset_brings_along_is_not_opened(other_stores: bool) -> None:
+    with WebServer({}) as server:
+        url = f"/photos#000001#{server.url}/_input.parquet"
+        for named in (url, "s3://mine" + url):
+            with pytest.raises(UserError, match="#000001: names the list of a folder, which no footer does"):
+                open_named(named, "s3://mine/tokens", other_stores=other_stores)
+        assert server.requests == []
+
+
 def write_dataset(url: str, server: str) -> None:
     """A token shard of an image shard and a tokenizer at `server`, and another one, damaged."""
     create_or_check(url, TINY, {"tokenizer": {"checkpoint": f"{server}/tokenizer"}})
