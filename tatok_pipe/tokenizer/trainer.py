@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tatok_pipe.finite import check_step
 from tatok_pipe.seeds import hash_seed
 from tatok_pipe.tokenizer.discriminator import Discriminator, adversarial_factor, discriminator_loss
-from tatok_pipe.tokenizer.mix import draw_mix
+from tatok_pipe.tokenizer.mix import MixConfig, draw_mix
 from tatok_pipe.tokenizer.model import TaTok
 from tatok_pipe.tokenizer.perceptual import build_perceptual
 from tatok_pipe.tokenizer.training_config import TrainingConfig
@@ -163,7 +163,7 @@ class TokenizerTrainer:
             if self.judge is not None and stage != "prior"
             else 0.0
         )
-        chance = self._draw(stage, len(images), random)
+        chance = self._draw(config.mix_at(stage, done=done, length=length), len(images), random)
         size = self.config.microbatch_size or len(images)
         sums: dict[str, Tensor] = {}
         for first in range(0, len(images), size):
@@ -209,20 +209,17 @@ class TokenizerTrainer:
                 self.average.adopt()
         return losses | {"learning_rate": max(rates.values())}
 
-    def _draw(self, stage: str, num_images: int, random: torch.Generator) -> Chance:
+    def _draw(self, mix: MixConfig | None, num_images: int, random: torch.Generator) -> Chance:
         """For this process's batch, whatever its micro-batches: every kind of mask has its share of that."""
-        config = self.config
-        hides_globals = torch.rand(num_images, generator=random) < config.hide_globals
-        mix = None
-        if stage != "prior":
-            mix = draw_mix(
-                config.mix if stage == "joint" else config.decoder_mix,
-                num_images=num_images,
-                num_patches=self.model.config.num_patches,
-                random=random,
-                device=self.device,
-            )
-        return Chance(hides_globals.to(self.device), mix)
+        hides_globals = torch.rand(num_images, generator=random) < self.config.hide_globals
+        drawn = mix and draw_mix(
+            mix,
+            num_images=num_images,
+            num_patches=self.model.config.num_patches,
+            random=random,
+            device=self.device,
+        )
+        return Chance(hides_globals.to(self.device), drawn)
 
     def _backward(
         self, images: Tensor, stage: str, chance: Chance, *, heard: float, share: float
@@ -283,11 +280,14 @@ class TokenizerTrainer:
             return rates | prior | {"codes": rate(config.codes_peak)}
         if stage == "prior":
             return still | prior
-        # The head is read by nothing that is trained, so it may learn as fast as it does in the joint stage.
-        return still | {
-            "decoder": rate(config.decoder_learning_rate),
-            "drop_cost": rate(config.learning_rate),
-        }
+        rates = still | {"decoder": rate(config.decoder_learning_rate)}
+        first = config.first_synthesis_step(length)
+        if done >= first:
+            # The head is read by nothing that is trained, so it may learn as fast as it does in the joint stage.
+            schedule = config.schedule(config.learning_rate)
+            head = learning_rate(schedule, step=done - first, num_steps=length - first)
+            rates["drop_cost"] = self.rate_factor * head
+        return rates
 
     def slow_down(self) -> None:
         """Half of every learning rate from here on, but for the entropy model's."""

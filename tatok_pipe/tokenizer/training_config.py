@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -14,6 +15,9 @@ from tatok_pipe.training.schedule import ScheduleConfig
 STAGES = ("joint", "decoder", "prior")  # `TrainingConfig.stages` has them in their order
 STARTS = ("closed_form", "random")
 _CAREFUL_RATE = 1e-5  # of codewords that are good already; their entries are about 0.1
+_SYNTHESIS_FROM = (
+    0.75  # of the decoder's stage: what a patch is worth to a decoder that will change is soon forgotten
+)
 _FLOOR_SHARE = 0.02  # of the peak learning rate, at the end of every stage
 
 
@@ -23,7 +27,8 @@ class DecoderMixConfig(MixConfig):
 
     synthesis: float = option(
         0.06,
-        help="kept by analysis by synthesis, keep rate uniform over 0 to 1; the drop-cost head learns from it",
+        help="kept by analysis by synthesis, keep rate uniform over 0 to 1, in the last quarter of the stage (before "
+        "it by what their codewords gain); the drop-cost head learns from it, and it makes a step half as long again",
         unit="share of batch",
     )
 
@@ -156,6 +161,22 @@ class TrainingConfig:
     @property
     def num_steps(self) -> int:
         return self.joint_steps + self.prior_steps + self.decoder_steps
+
+    def mix_at(self, stage: str, *, done: int, length: int) -> MixConfig | None:
+        """The mix of the step after `done` of the `length` steps of a stage; None where no decoder is trained."""
+        if stage == "prior":
+            return None
+        if stage == "joint":
+            return self.mix
+        mix = self.decoder_mix
+        if done < self.first_synthesis_step(length):
+            return replace(mix, gain=mix.gain + mix.synthesis, synthesis=0.0)
+        return mix
+
+    def first_synthesis_step(self, length: int) -> int:
+        """Of the `length` steps of the decoder's stage, the first one in which patches are kept by synthesis, if the
+        mix has such. The drop-cost head is trained from there on."""
+        return math.floor(_SYNTHESIS_FROM * length) if self.decoder_mix.synthesis else 0
 
     @property
     def is_prior_in_joint(self) -> bool:

@@ -149,16 +149,20 @@ def test_every_kind_of_mask_has_its_share_whatever_the_micro_batches(pictures: T
         start="random",
         joint_steps=0,
         prior_steps=0,
-        decoder_steps=2,
+        decoder_steps=4,
         batch_size=20,
         warmup_steps=1,
         loss=LossConfig(perceptual=0),
     )
     whole = TokenizerTrainer(build(), config, seed=0)
     parts = TokenizerTrainer(build(), replace(config, microbatch_size=1), seed=0)
-    for expected, got in zip(run(whole, pictures, 2), run(parts, pictures, 2), strict=True):
-        assert got.pop("drop_cost") > 0 and expected.pop("drop_cost") > 0  # a mean over rows, per pass
+    synthesis = []
+    for expected, got in zip(run(whole, pictures, 4), run(parts, pictures, 4), strict=True):
+        costs = expected.pop("drop_cost", 0), got.pop("drop_cost", 0)  # means over rows, per pass
+        synthesis.append(min(costs) > 0)
+        assert min(costs) > 0 or costs == (0, 0)
         assert got == pytest.approx(expected, rel=1e-4)
+    assert synthesis == [False, False, False, True]  # it is dear, and comes in the last quarter
 
 
 def test_a_loss_that_is_not_finite_ends_the_training_in_one_line(pictures: Tensor) -> None:
