@@ -10,7 +10,7 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from tatok_pipe.stop_signal import leave_on_signals
+from tatok_pipe.runs.stop_signal import leave_on_signals
 
 if TYPE_CHECKING:
     from tatok_pipe.api import DrawConfig as DrawConfig

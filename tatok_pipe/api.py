@@ -24,19 +24,18 @@ import torch
 from torch import Tensor, nn
 
 from tatok_pipe.ar import checkpoint as generator_checkpoint
-from tatok_pipe.ar.draws import DrawConfig
+from tatok_pipe.ar.generation.conditions import asked_patches, check_classes, check_trained, chosen_classes
+from tatok_pipe.ar.generation.job import keep_part
+from tatok_pipe.ar.options import DrawConfig, SamplingConfig
+from tatok_pipe.ar.ragged_tokens import EncodedImage, RaggedTokens
 from tatok_pipe.ar.requests import ImageRequest, ImageTokens
-from tatok_pipe.ar.sampler import DEFAULT_SLOTS, Sampler, SamplingConfig
+from tatok_pipe.ar.sampler import DEFAULT_SLOTS, Sampler
+from tatok_pipe.config.number_lists import format_numbers
 from tatok_pipe.errors import RefusedError, UserError
-from tatok_pipe.generation.conditions import check_classes, check_trained, chosen_classes
-from tatok_pipe.generation.job import keep_part
-from tatok_pipe.generation.plan import asked_patches
-from tatok_pipe.number_lists import format_numbers
-from tatok_pipe.pictures import Picture, list_pictures, to_pixels
-from tatok_pipe.ragged_tokens import EncodedImage, RaggedTokens
+from tatok_pipe.images.pictures import Picture, list_pictures, to_pixels
 from tatok_pipe.seeds import hash_seed
 from tatok_pipe.tokenizer import checkpoint as tokenizer_checkpoint
-from tatok_pipe.tokenizer.dtf import DTFConfig
+from tatok_pipe.tokenizer.options import DTFConfig
 from tatok_pipe.tokens.dataset import records_to_tensors
 
 _BATCH_IMAGES = 16

@@ -7,40 +7,10 @@ folder there: results.json, CSV files, plots and report.html. The same command a
 what is missing.
 """
 
-from __future__ import annotations
+from tatok_pipe.commands.evaluate.options import EvaluateConfig
+from tatok_pipe.runs.entry import Entry
 
-from importlib.util import find_spec
-
-from tatok_pipe import storage
-from tatok_pipe.config import load_config
-from tatok_pipe.errors import UserError
-from tatok_pipe.evaluate_config import EvaluateConfig
-from tatok_pipe.job import JobSummary, job_summary, run_entry
-
-# What `pip install "tatok_pipe[evaluation]"` brings, and no other job needs.
-_NEEDED = ("efficientnet_lite_pytorch", "matplotlib", "scipy", "torchmetrics")
-
-
-def main(argv: list[str]) -> int:
-    with job_summary("evaluate") as summary:
-        summary.exit_code = _run(argv, summary)
-    return summary.exit_code
-
-
-def _run(argv: list[str], summary: JobSummary) -> int:
-    config = load_config(
-        EvaluateConfig, argv, prog="tatok_pipe.evaluate", description=(__doc__ or "").split("\n\n")[0]
-    )
-    storage.configure(config.storage)
-    if missing := [name for name in _NEEDED if find_spec(name) is None]:
-        raise UserError(f'{", ".join(missing)}: not installed; pip install "tatok_pipe[evaluation]"')
-    from tatok_pipe import evaluation_run  # which imports them
-
-    return evaluation_run.run(config, argv=argv, summary=summary)
-
+main = Entry("evaluate", EvaluateConfig, description=__doc__)
 
 if __name__ == "__main__":
-    # By its importable name, so that what Ray's actors get is imported there and not pickled by value.
-    from tatok_pipe import evaluate
-
-    run_entry(evaluate.main)
+    main.leave_with()

@@ -18,3 +18,6 @@ def hash_words(*parts: int | str) -> tuple[int, int, int, int]:
     """Four random numbers of 64 bits from numbers and texts, by SHA-256: the same on every machine, in every version
     of everything."""
     return struct.unpack("<4Q", hashlib.sha256(json.dumps(parts).encode()).digest())
+
+
+MAX_SEED = (1 << 32) - 1

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tatok_pipe import demo_server
+from tatok_pipe.commands.demo import server as demo_server
 from tatok_pipe.records import TokenRecord
 from tatok_pipe.tokens.spec import TokenSpec
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tatok_pipe import shard_tokenizer
-from tatok_pipe.shard_tokenizer import ShardTokenizer
+from tatok_pipe.encoding import shard_tokenizer
+from tatok_pipe.encoding.shard_tokenizer import ShardTokenizer
 
 from .pictures import crop_members, write_shard
 from .test_shard_tokenizer import make_job

@@ -16,8 +16,8 @@ from PIL import Image
 from tatok_pipe.images.demo import held_out_crops
 from tatok_pipe.tokenizer.calibration import calibrate_ladders
 from tatok_pipe.tokenizer.checkpoint import save_tokenizer
-from tatok_pipe.tokenizer.model import GridStackConfig, StackConfig, TaTok, TaTokConfig
-from tatok_pipe.tokenizer.quantizer import GlobalQuantizerConfig
+from tatok_pipe.tokenizer.model import TaTok
+from tatok_pipe.tokenizer.options import GlobalQuantizerConfig, GridStackConfig, StackConfig, TaTokConfig
 
 Member = tuple[str, bytes]
 

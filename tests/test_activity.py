@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from tatok_pipe.activity import Activity, StatusBoard, WorkerStatus
+from tatok_pipe.runs.activity import Activity, StatusBoard, WorkerStatus
 
 
 def test_a_shard_counts_from_its_turn_and_afresh_in_each_attempt() -> None:

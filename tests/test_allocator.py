@@ -11,7 +11,7 @@ import pytest
 PROGRAM = """
 import resource, sys, threading
 import torch
-from tatok_pipe.allocator import keep_freed_memory
+from tatok_pipe.encoding.allocator import keep_freed_memory
 
 torch.set_num_threads(1)
 if sys.argv[1] == "kept":

@@ -19,11 +19,10 @@ import tatok_pipe
 from tatok_pipe.api import ImageGenerator, ImageTokenizer
 from tatok_pipe.ar.batch import Vocabulary
 from tatok_pipe.ar.checkpoint import save_generator
-from tatok_pipe.ar.draws import DrawConfig
-from tatok_pipe.ar.model import Generator, GeneratorConfig
-from tatok_pipe.ar.sampler import SamplingConfig
+from tatok_pipe.ar.model import Generator
+from tatok_pipe.ar.options import DrawConfig, GeneratorConfig, SamplingConfig
 from tatok_pipe.errors import RefusedError, UserError
-from tatok_pipe.tokenizer.dtf import DTFConfig
+from tatok_pipe.tokenizer.options import DTFConfig
 from tatok_pipe.tokens.spec import TokenSpec
 from tests.generation.models import Models, save_models
 from tests.token_datasets import make_rows, write_token_dataset

@@ -12,19 +12,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tatok_pipe import storage, tokenize_corpus
+from tatok_pipe import storage
 from tatok_pipe.api import load_generator
-from tatok_pipe.ar.model import GeneratorConfig
+from tatok_pipe.ar.generation.conditions import parse_classes
+from tatok_pipe.ar.options import GeneratorConfig
 from tatok_pipe.class_names import difference_of_names, find_class, names_of_metadata, parse_names
-from tatok_pipe.config import load_config
+from tatok_pipe.commands.tokenize_corpus import run as tokenize_run
+from tatok_pipe.commands.tokenize_corpus.options import TokenizeCorpusConfig
+from tatok_pipe.config.load import load_config
+from tatok_pipe.encoding.image_input import class_names_of, read_class_names
 from tatok_pipe.errors import UserError
-from tatok_pipe.generation.conditions import parse_classes
-from tatok_pipe.image_input import class_names_of, read_class_names
 from tatok_pipe.images.limits import ShardLimits
 from tatok_pipe.images.shards import UnusableShard
 from tatok_pipe.images.source import open_samples
 from tatok_pipe.storage import ShardFile
-from tatok_pipe.tokenize_config import TokenizeCorpusConfig
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer
 from tatok_pipe.tokens.dataset import TokenDataset, create_or_check
 from tatok_pipe.tokens.spec import TokenSpec
@@ -119,7 +120,7 @@ def test_a_dataset_keeps_its_names(tmp_path: Path) -> None:
         config = load_config(
             TokenizeCorpusConfig, [f"output.url={tmp_path}/out", *argv], prog="x", description=""
         )
-        return tokenize_corpus.make_spec(config, tokenizer, [shard])
+        return tokenize_run.make_spec(config, tokenizer, [shard])
 
     began = spec()
     assert began.class_names == ("tench", "tabby")

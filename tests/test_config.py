@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tatok_pipe.config import from_dict, load_config, to_dict, to_yaml
-from tatok_pipe.config_help import format_help
-from tatok_pipe.config_schema import describe
+from tatok_pipe.config.help import format_help
+from tatok_pipe.config.load import from_dict, load_config, to_dict, to_yaml
+from tatok_pipe.config.options import check_choices, option, section
+from tatok_pipe.config.schema import describe
 from tatok_pipe.errors import UserError
-from tatok_pipe.options import check_choices, option, section
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,9 @@ class FlagConfig:
 
 
 def load(*argv: str, config_class: Any = JobConfig, **kwargs: Any) -> Any:
-    return load_config(config_class, list(argv), prog="tatok_pipe.job", description="Does a job.", **kwargs)
+    return load_config(
+        config_class, list(argv), prog="tatok_pipe.runs.job", description="Does a job.", **kwargs
+    )
 
 
 def refuse(*argv: str, config_class: Any = JobConfig, **kwargs: Any) -> str:
@@ -283,7 +285,9 @@ def test_help_lists_flags(capsys):
     with pytest.raises(SystemExit):
         load("--help", config_class=FlagConfig)
     text = capsys.readouterr().out
-    assert text.startswith("usage: python -m tatok_pipe.job [CONFIG.yaml] [key=value ...] [--flag ...]\n")
+    assert text.startswith(
+        "usage: python -m tatok_pipe.runs.job [CONFIG.yaml] [key=value ...] [--flag ...]\n"
+    )
     assert "\n  --help, -h      print this and stop\n" in text
     assert "\n  --dry-run       same as dry_run=true, below\n" in text
     assert "\n  --keep          same as keep=true, below\n" in text
@@ -459,10 +463,12 @@ def test_help_lists_every_key_with_its_type_default_unit_and_help(capsys):
         load("ouput.url=x", "-h", default_file="configs/job.yaml")
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    assert text.startswith("usage: python -m tatok_pipe.job [CONFIG.yaml] [key=value ...]\n\nDoes a job.\n")
+    assert text.startswith(
+        "usage: python -m tatok_pipe.runs.job [CONFIG.yaml] [key=value ...]\n\nDoes a job.\n"
+    )
     assert max(map(len, text.splitlines())) <= 100
     assert "Without CONFIG.yaml, configs/job.yaml is read." in " ".join(text.split())
-    assert "python -m tatok_pipe.job my.yaml dtf.min_patches=1\n" in text
+    assert "python -m tatok_pipe.runs.job my.yaml dtf.min_patches=1\n" in text
     options = describe(JobConfig).all_options()
     assert set(options) >= {"name", "output.url", "dtf.ladder.budgets"}
     lines = text.splitlines()

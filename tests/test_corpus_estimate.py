@@ -5,8 +5,9 @@ from dataclasses import replace
 import pyarrow as pa
 import pytest
 
-from tatok_pipe.corpus_estimate import Estimate, Sample, estimate, format_plan
-from tatok_pipe.corpus_plan import CorpusPlan, OnSourceChange, SourceChange
+from tatok_pipe.commands.tokenize_corpus.estimate import Estimate, Sample, estimate, format_plan
+from tatok_pipe.commands.tokenize_corpus.options import OnSourceChange
+from tatok_pipe.commands.tokenize_corpus.plan import CorpusPlan, SourceChange
 from tatok_pipe.storage import ShardFile
 from tatok_pipe.tokens.format import ShardSource, empty_statistics
 from tatok_pipe.tokens.index import INDEX_SCHEMA, Index

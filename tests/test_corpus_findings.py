@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tatok_pipe.corpus_findings import Findings
+from tatok_pipe.commands.corpus_findings import Findings
 from tatok_pipe.images.notices import Notice
 from tatok_pipe.images.shards import UnusableShard
-from tatok_pipe.shard_work import ShardResult
+from tatok_pipe.runs.shard_work import ShardResult
 
 
 def no_image(shard: str, key: str) -> str:

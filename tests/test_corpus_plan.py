@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tatok_pipe import corpus_plan, storage
-from tatok_pipe.corpus_plan import CorpusPlan, OnMoved, OnSourceChange, discard_committed, make_plan
+from tatok_pipe import storage
+from tatok_pipe.commands.tokenize_corpus import plan as corpus_plan
+from tatok_pipe.commands.tokenize_corpus.options import OnMoved, OnSourceChange
+from tatok_pipe.commands.tokenize_corpus.plan import CorpusPlan, discard_committed, make_plan
 from tatok_pipe.errors import UserError
-from tatok_pipe.images.folder import IMAGES_PER_PART
+from tatok_pipe.images.options import IMAGES_PER_PART
 from tatok_pipe.records import Quarantined, TokenRecord
 from tatok_pipe.storage import ShardFile
 from tatok_pipe.tokens.dataset import TokenDataset, commit_shard, create_or_check

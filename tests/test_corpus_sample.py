@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tatok_pipe import corpus_sample
-from tatok_pipe.corpus_sample import look_at_shards
-from tatok_pipe.shard_tokenizer import ShardTokenizer
+from tatok_pipe.commands.tokenize_corpus import sample as corpus_sample
+from tatok_pipe.commands.tokenize_corpus.sample import look_at_shards
+from tatok_pipe.encoding.shard_tokenizer import ShardTokenizer
 from tatok_pipe.storage import ShardFile
 
 from .pictures import crop_members, hostile_members, small_tokenizer, write_shard

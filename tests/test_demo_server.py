@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tatok_pipe import demo_server, storage
+from tatok_pipe import storage
+from tatok_pipe.commands.demo import server as demo_server
 from tatok_pipe.errors import UserError
 
 pytestmark = pytest.mark.s3
@@ -52,7 +53,7 @@ def test_a_killed_owner_leaves_no_server(tmp_path: Path) -> None:
     script = textwrap.dedent(
         """
         import sys, time
-        from tatok_pipe.demo_server import s3_server
+        from tatok_pipe.commands.demo.server import s3_server
         with s3_server(sys.argv[1], bucket="other") as server:
             print(server.endpoint_url, flush=True)
             time.sleep(60)

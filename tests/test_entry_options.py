@@ -7,22 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from tatok_pipe.config import load_config
-from tatok_pipe.config_schema import Option, describe
+from tatok_pipe.__main__ import COMMANDS
+from tatok_pipe.commands.tokenize_corpus.options import DEMO_FOLDER
+from tatok_pipe.config.load import load_config
+from tatok_pipe.config.schema import Option, describe
 from tatok_pipe.errors import UserError
-from tatok_pipe.tokenize_config import DEMO_FOLDER
+from tools.simulation.options import SimulateCorpusConfig
 
-CONFIGS = {
-    "demo": "demo.DemoConfig",
-    "evaluate": "evaluate_config.EvaluateConfig",
-    "generate": "generate_config.GenerateConfig",
-    "inspect_tokens": "inspect_tokens.InspectTokensConfig",
-    "pack_images": "pack_images.PackImagesConfig",
-    "simulate_corpus": "simulate_config.SimulateCorpusConfig",
-    "tokenize_corpus": "tokenize_config.TokenizeCorpusConfig",
-    "train_ar": "train_ar_config.TrainArConfig",
-    "train_tokenizer": "train_tokenizer_config.TrainTokenizerConfig",
-}
+CONFIGS: dict[str, type] = {name: import_module(f"tatok_pipe.{name}").main.config_class for name in COMMANDS}
+CONFIGS["simulation"] = SimulateCorpusConfig
 # Text that is neither a URL nor one of a few words.
 TEXTS = {
     "evaluate": {"compare", "suite"},
@@ -30,18 +23,13 @@ TEXTS = {
 }
 
 
-def config_class(entry: str) -> type:
-    module, _, name = CONFIGS[entry].partition(".")
-    return getattr(import_module(f"tatok_pipe.{module}"), name)
-
-
 def urls(entry: str) -> list[Option]:
-    return [option for option in describe(config_class(entry)).all_options().values() if option.is_url]
+    return [option for option in describe(CONFIGS[entry]).all_options().values() if option.is_url]
 
 
 @pytest.mark.parametrize("entry", CONFIGS)
 def test_every_text_is_a_url_a_choice_or_known_here(entry: str) -> None:
-    options = describe(config_class(entry)).all_options().values()
+    options = describe(CONFIGS[entry]).all_options().values()
     # Those of stores are lists of URLs, which their config checks itself.
     texts = {
         each.path
@@ -56,7 +44,7 @@ def test_every_text_is_a_url_a_choice_or_known_here(entry: str) -> None:
 )
 def test_no_url_of_an_entry_is_of_blanks(entry: str, key: str) -> None:
     with pytest.raises(UserError, match=rf"^{key}= : empty; expected a URL or path"):
-        load_config(config_class(entry), [f"{key}= "], prog=entry, description="")
+        load_config(CONFIGS[entry], [f"{key}= "], prog=entry, description="")
 
 
 def test_what_jobs_leave_by_default_is_no_part_of_a_commit() -> None:

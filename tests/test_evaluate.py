@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from tatok_pipe.config import load_config
+from tatok_pipe.commands.evaluate.options import EvaluateConfig
+from tatok_pipe.commands.evaluate.run import make_plan
+from tatok_pipe.config.load import load_config
 from tatok_pipe.evaluate import main
-from tatok_pipe.evaluate_config import EvaluateConfig
 from tatok_pipe.evaluation.suites import SUITES
 from tatok_pipe.evaluation.work import write_part
-from tatok_pipe.evaluation_run import make_plan
 from tests.entries import assert_told
 from tests.jobs import running, wait_for
 from tests.pictures import crop_members, small_tokenizer, write_shard

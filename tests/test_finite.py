@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from tatok_pipe.errors import UserError
-from tatok_pipe.finite import check_step, to_json_types
-from tatok_pipe.job import job_summary
-from tatok_pipe.weights_folder import WeightsFolder
+from tatok_pipe.nn.weights_folder import WeightsFolder
+from tatok_pipe.runs.job import job_summary
+from tatok_pipe.storage.json_types import to_json_types
+from tatok_pipe.training.finite import check_step
 
 
 def refuse(text: str) -> None:

@@ -17,9 +17,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from tatok_pipe.ar.batch import to_tensors
 from tatok_pipe.ar.model import Generator
-from tatok_pipe.config import load_config
-from tatok_pipe.train_ar_config import TrainArConfig
-from tatok_pipe.train_tokenizer_config import TrainTokenizerConfig
+from tatok_pipe.commands.train_ar.options import TrainArConfig
+from tatok_pipe.commands.train_tokenizer.options import TrainTokenizerConfig
+from tatok_pipe.config.load import load_config
 from tests.benchmarks.gpu import __main__ as entry
 from tests.benchmarks.gpu.bench import Budget
 from tests.benchmarks.gpu.device import Device, covered

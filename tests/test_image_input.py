@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tatok_pipe import storage
+from tatok_pipe.encoding.image_input import find_image_shards, tell_output_inside
 from tatok_pipe.errors import UserError
-from tatok_pipe.image_input import find_image_shards, tell_output_inside
 from tests.pictures import crop_members, write_shard
 from tests.token_datasets import make_rows, write_token_dataset
 

@@ -17,17 +17,23 @@ import pytest
 import torch
 
 from tatok_pipe import storage
+from tatok_pipe.encoding.shard_tokenizer import ShardTokenizer, TokenizeJob, token_spec
 from tatok_pipe.errors import EXIT_DONE, EXIT_REFUSED, EXIT_USAGE, RefusedError, UserError
-from tatok_pipe.images.decode import PreprocessConfig, decode_image
+from tatok_pipe.images.decode import decode_image
 from tatok_pipe.images.demo import held_out_crops, write_demo_corpus
+from tatok_pipe.images.options import PreprocessConfig
 from tatok_pipe.images.shards import ShardLimits
 from tatok_pipe.inspect_tokens import main
-from tatok_pipe.shard_tokenizer import ShardTokenizer, TokenizeJob, token_spec
 from tatok_pipe.tokenizer.calibration import calibrate_ladders
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer, save_tokenizer
-from tatok_pipe.tokenizer.dtf import DTFConfig
-from tatok_pipe.tokenizer.model import GridStackConfig, StackConfig, TaTok, TaTokConfig
-from tatok_pipe.tokenizer.quantizer import GlobalQuantizerConfig
+from tatok_pipe.tokenizer.model import TaTok
+from tatok_pipe.tokenizer.options import (
+    DTFConfig,
+    GlobalQuantizerConfig,
+    GridStackConfig,
+    StackConfig,
+    TaTokConfig,
+)
 from tatok_pipe.tokenizer.trainer import to_model_input
 from tatok_pipe.tokens import dataset
 from tatok_pipe.tokens.format import token_shard_name

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from tatok_pipe.config import load_config
+from tatok_pipe.config.load import load_config
+from tatok_pipe.config.options import option
 from tatok_pipe.errors import EXIT_INTERNAL, EXIT_INTERRUPTED
-from tatok_pipe.job import SUMMARY, job_summary, run_entry
-from tatok_pipe.options import option
+from tatok_pipe.runs.job import SUMMARY, job_summary, run_entry
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ import threading
 import time
 from dataclasses import dataclass
 
-from tatok_pipe.config import load_config
+from tatok_pipe.config.load import load_config
 from tatok_pipe.errors import RefusedError, mark_outside_cause
-from tatok_pipe.job import job_summary, run_entry
-from tatok_pipe.options import option
+from tatok_pipe.runs.job import job_summary, run_entry
+from tatok_pipe.config.options import option
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Config:
 
 def main(argv):
     config = load_config(Config, argv, prog="entry", description="An entry.")
-    logging.getLogger(__name__).info("doing %s", config.do)
+    logging.getLogger("tatok_pipe.entry").info("doing %s", config.do)
     logging.getLogger("somebody.else").info("chatter")
     if config.do == "refuse":
         raise RefusedError("first\\nsecond")
@@ -140,7 +140,7 @@ def test_exit_codes_of_an_entry(do: str, code: int, last_line: str, start):
     _, errors = entry.communicate(timeout=60)
     assert entry.returncode == code
     lines = errors.splitlines()
-    assert f"INFO __main__: doing {do}" in lines[0]
+    assert f"INFO tatok_pipe.entry: doing {do}" in lines[0]
     assert not last_line or lines[-1].endswith(last_line)
     assert ("Traceback" in errors) == (code == EXIT_INTERNAL)
     assert "chatter" not in errors
@@ -152,7 +152,7 @@ def test_a_reader_that_goes_away_ends_an_entry_quietly(start):
         entry.stdout.close()
         errors = entry.stderr.read().splitlines()
     assert entry.returncode == 141
-    assert [line.partition("INFO ")[2] for line in errors] == ["__main__: doing write"]
+    assert [line.partition("INFO ")[2] for line in errors] == ["tatok_pipe.entry: doing write"]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tatok_pipe.number_lists import format_numbers
+from tatok_pipe.config.number_lists import format_numbers
 
 
 @pytest.mark.parametrize(

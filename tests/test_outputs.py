@@ -9,9 +9,9 @@ import pytest
 from tatok_pipe import storage
 from tatok_pipe.ar import checkpoint as generators
 from tatok_pipe.ar.checkpoint import load_generator
+from tatok_pipe.ar.generation.layout import PLAN_FILE
 from tatok_pipe.errors import UserError
-from tatok_pipe.generation.layout import PLAN_FILE
-from tatok_pipe.outputs import OUTPUTS, recognise
+from tatok_pipe.storage.outputs import OUTPUTS, recognise
 from tatok_pipe.tokenizer import checkpoint as tokenizers
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer, packaged_folder
 from tatok_pipe.tokens.dataset import DATASET_FILE, TokenDataset

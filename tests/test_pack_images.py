@@ -16,12 +16,12 @@ from PIL import Image
 from webdataset.compat import WebDataset
 
 from tatok_pipe import pack_images
+from tatok_pipe.commands.pack_images.shard_packer import PackJob, ShardPacker
+from tatok_pipe.encoding.image_input import FolderPlace, class_names_of, find_image_shards
 from tatok_pipe.errors import RefusedError
-from tatok_pipe.image_input import FolderPlace, class_names_of, find_image_shards
 from tatok_pipe.images.limits import DEFAULT_LIMITS
 from tatok_pipe.images.source import open_samples, shard_info
 from tatok_pipe.records import ImageSample, Quarantined
-from tatok_pipe.shard_packer import PackJob, ShardPacker
 from tatok_pipe.storage import ShardFile
 from tatok_pipe.tokens.format import read_quarantine
 from tests.entries import assert_told

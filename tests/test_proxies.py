@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tatok_pipe import demo_server, storage
-from tatok_pipe.proxies import proxy_of, spare_loopback
+from tatok_pipe import storage
+from tatok_pipe.commands.demo import server as demo_server
+from tatok_pipe.storage.proxies import proxy_of, spare_loopback
 
 NAMES = [f"{kind}_proxy" for kind in ("http", "https", "all", "no")]
 

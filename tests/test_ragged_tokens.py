@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tatok_pipe.ar.ragged_tokens import RaggedTokens
 from tatok_pipe.ar.requests import ImageTokens
 from tatok_pipe.errors import UserError
-from tatok_pipe.ragged_tokens import RaggedTokens
 
 
 def make_tokens(seed: int = 0) -> RaggedTokens:

@@ -8,28 +8,21 @@ from typing import Any
 
 import pytest
 
+from tatok_pipe.commands.tokenize_corpus.options import OutputConfig, TokenizeCorpusConfig
+from tatok_pipe.commands.tokenize_corpus.run import make_spec
+from tatok_pipe.encoding.shard_tokenizer import TokenizeJob
 from tatok_pipe.errors import UserError
-from tatok_pipe.images.decode import PreprocessConfig
+from tatok_pipe.images.options import PreprocessConfig
 from tatok_pipe.images.shards import ShardLimits
-from tatok_pipe.progress import format_duration, progress_line
-from tatok_pipe.ray_runtime import (
-    ActorPlan,
-    ActorsConfig,
-    ElasticWorkersConfig,
-    RunState,
-    WorkersConfig,
-    actor_plan,
-    plan_actors,
-    prefer_many,
-)
+from tatok_pipe.ray_runtime import actor_plan
+from tatok_pipe.ray_runtime.actor_plan import ActorPlan, plan_actors, prefer_many
+from tatok_pipe.ray_runtime.options import ActorsConfig, ElasticWorkersConfig, WorkersConfig
 from tatok_pipe.ray_runtime.shard_actor import ShardActor
-from tatok_pipe.ray_runtime.training import STORAGE_MARKER, _check_writable
-from tatok_pipe.shard_tokenizer import TokenizeJob
-from tatok_pipe.tokenize_config import OutputConfig, TokenizeCorpusConfig
-from tatok_pipe.tokenize_corpus import make_spec
+from tatok_pipe.ray_runtime.training import STORAGE_MARKER, _check_writable, plan_workers
+from tatok_pipe.runs.progress import RunState, format_duration, progress_line
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer, save_tokenizer
-from tatok_pipe.tokenizer.dtf import DTFConfig
 from tatok_pipe.tokenizer.model import TaTok
+from tatok_pipe.tokenizer.options import DTFConfig
 from tests.tokenizer.conftest import small_config
 
 from .pictures import small_tokenizer
@@ -136,7 +129,7 @@ def test_a_group_has_a_worker_for_each_gpu(
     options: dict[str, Any], gpus: float, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0} | ({"GPU": gpus} if gpus else {}))
-    assert ElasticWorkersConfig(**options).resolve() == expected
+    assert plan_workers(ElasticWorkersConfig(**options)) == expected
 
 
 def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:

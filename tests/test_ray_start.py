@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from ray._private.ray_logging import global_worker_stdstream_dispatcher
 
-from tatok_pipe.ray_runtime import check_ray_can_start
-from tatok_pipe.ray_runtime.cluster import _quieten
+from tatok_pipe.ray_runtime.cluster import _quieten, check_ray_can_start
 from tests.entries import assert_told
 from tests.infra.ray_head import ray_head
 

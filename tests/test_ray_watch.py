@@ -14,7 +14,7 @@ import pytest
 # The job asks by itself ("ask"), waits as `ray.get` does ("wait"), or where no handler of Python can run ("stuck").
 DRIVER = """
 import ctypes, subprocess, sys, time, types
-from tatok_pipe.job import job_summary, run_entry
+from tatok_pipe.runs.job import job_summary, run_entry
 from tatok_pipe.ray_runtime.watch import RayWatch
 
 def main(argv):

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tatok_pipe.config import load_config
-from tatok_pipe.train_tokenizer_config import TrainTokenizerConfig
+from tatok_pipe.commands.train_tokenizer.options import TrainTokenizerConfig
+from tatok_pipe.config.load import load_config
 from tests.benchmarks import recipes
 
 QUICK = Path(__file__).parents[1] / "configs" / "tokenizer" / "quick.yaml"

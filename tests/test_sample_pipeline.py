@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from tatok_pipe import sample_pipeline
-from tatok_pipe.activity import Depths
+from tatok_pipe.encoding import sample_pipeline
+from tatok_pipe.encoding.sample_pipeline import Group, Sample, SamplePipeline, chunks, fill_batches, gather
 from tatok_pipe.records import DecodedImage, ImageSample, Quarantined, TokenRecord
-from tatok_pipe.sample_pipeline import Group, Sample, SamplePipeline, chunks, fill_batches, gather
+from tatok_pipe.runs.activity import Depths
 
 SHAPES = [pytest.param(0, id="joined"), pytest.param(3, id="split")]
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from tatok_pipe.shard_queue import SHARDS_PER_WORKER, FailuresConfig, ShardQueue
+from tatok_pipe.runs.shard_queue import SHARDS_PER_WORKER, FailuresConfig, ShardQueue
 
 
 def test_shards_go_out_in_order_and_one_ahead() -> None:

@@ -17,22 +17,22 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 
-from tatok_pipe import shard_tokenizer
-from tatok_pipe.config import from_dict
+from tatok_pipe.config.load import from_dict
+from tatok_pipe.encoding import shard_tokenizer
 from tatok_pipe.errors import UserError
-from tatok_pipe.ray_runtime import ActorsConfig
+from tatok_pipe.ray_runtime.options import ActorsConfig
 from tatok_pipe.ray_runtime.shard_run import _Run
-from tatok_pipe.shard_queue import SHARDS_PER_WORKER, FailuresConfig, ShardQueue
-from tatok_pipe.simulate_config import SimulateCorpusConfig
-from tatok_pipe.simulate_corpus import main
-from tatok_pipe.simulation import chances, driver, make_bill, simulate
-from tatok_pipe.simulation.chances import Attempt, Chances, End, draw_retries
-from tatok_pipe.simulation.clock import Clock
-from tatok_pipe.simulation.cluster import Cluster, Worker
-from tatok_pipe.simulation.driver import Driver, hand_out
-from tatok_pipe.simulation.ledger import Part
-from tatok_pipe.simulation.run import Outcome
+from tatok_pipe.runs.shard_queue import SHARDS_PER_WORKER, FailuresConfig, ShardQueue
 from tests.entries import assert_told
+from tools.simulation import chances, driver, make_bill, simulate
+from tools.simulation.__main__ import main
+from tools.simulation.chances import Attempt, Chances, End, draw_retries
+from tools.simulation.clock import Clock
+from tools.simulation.cluster import Cluster, Worker
+from tools.simulation.driver import Driver, hand_out
+from tools.simulation.ledger import Part
+from tools.simulation.options import SimulateCorpusConfig
+from tools.simulation.run import Outcome
 
 # Nothing takes time but the images, at one a second, and nothing goes wrong.
 PLAIN: dict[str, Any] = {
@@ -578,7 +578,7 @@ def test_every_option_has_help_and_every_quantity_a_unit() -> None:
 
 def test_planning_needs_neither_ray_nor_torch() -> None:
     code = (
-        "import sys; from tatok_pipe.simulate_corpus import main; main(['num_workers=[1]', 'num_seeds=1', "
+        "import sys; from tools.simulation.__main__ import main; main(['num_workers=[1]', 'num_seeds=1', "
         "'corpus.num_shards=2']); print(sorted({'ray', 'torch', 'matplotlib'} & sys.modules.keys()))"
     )
     done = subprocess.run(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tatok_pipe.stop_signal import StopSignal, signals_held
+from tatok_pipe.runs.stop_signal import StopSignal, signals_held
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 ROOT = Path(__file__).resolve().parents[1]

@@ -17,9 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tatok_pipe import demo_server, storage, tokenize_corpus
-from tatok_pipe.config import load_config
-from tatok_pipe.tokenize_config import TokenizeCorpusConfig
+from tatok_pipe import storage, tokenize_corpus
+from tatok_pipe.commands.demo import server as demo_server
+from tatok_pipe.commands.tokenize_corpus import run as tokenize_run
+from tatok_pipe.commands.tokenize_corpus.options import TokenizeCorpusConfig
+from tatok_pipe.config.load import load_config
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer
 from tatok_pipe.tokens import dataset
 from tatok_pipe.tokens.dataset import TokenDataset
@@ -320,11 +322,11 @@ def test_other_crops_are_refused(checkpoint: str, shards: list[str], tmp_path: P
     for name, crops in made.items():
         given_here = [*given, f"output.url={tmp_path}/{name}", *crops]
         config = load_config(TokenizeCorpusConfig, given_here, prog="", description="")
-        spec = tokenize_corpus.make_spec(config, tokenizer)
+        spec = tokenize_run.make_spec(config, tokenizer)
         assert spec.crops_per_image == {"center": 1, "ten": 10, "random": 3}[name]
         assert ("crops" in spec.encoding) == (name != "center")
         dataset.create_or_check(f"{tmp_path}/{name}", spec, {})
-        assert tokenize_corpus.make_job(config, spec, tokenizer).crops == config.input.crops
+        assert tokenize_run.make_job(config, spec, tokenizer).crops == config.input.crops
     for name, crops, message in (
         ("center", made["ten"], r"encoding.crops.kind: unset, not \"ten_crop\""),
         ("ten", made["center"], r"encoding.crops.kind: \"ten_crop\", not unset"),

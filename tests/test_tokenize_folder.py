@@ -16,14 +16,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from tatok_pipe import inspect_tokens, tokenize_corpus
-from tatok_pipe.config import load_config
+from tatok_pipe.commands.tokenize_corpus import run as tokenize_run
+from tatok_pipe.commands.tokenize_corpus.options import TokenizeCorpusConfig
+from tatok_pipe.config.load import load_config
+from tatok_pipe.encoding.image_input import FolderPlace, find_image_shards
+from tatok_pipe.encoding.shard_tokenizer import ShardTokenizer
 from tatok_pipe.errors import UserError
-from tatok_pipe.image_input import FolderPlace, find_image_shards
 from tatok_pipe.images.limits import ShardLimits
 from tatok_pipe.images.source import open_samples, shard_info
 from tatok_pipe.records import ImageSample, TokenRecord
-from tatok_pipe.shard_tokenizer import ShardTokenizer
-from tatok_pipe.tokenize_config import TokenizeCorpusConfig
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer
 from tatok_pipe.tokens.dataset import TokenDataset
 from tests.entries import assert_told
@@ -168,14 +169,14 @@ def test_names_of_classes_can_be_given(checkpoint: str, tmp_path: Path) -> None:
     )
     place = FolderPlace(f"{tmp_path}/_input.parquet")
     (shard,) = find_image_shards(str(photos), option="input.shards", folder=place)
-    names = tokenize_corpus.make_spec(config, load_tokenizer(checkpoint), [shard]).class_names
+    names = tokenize_run.make_spec(config, load_tokenizer(checkpoint), [shard]).class_names
     assert names == ("zebra", "beagle", "tabby")
     with open_samples(shard.url, info=shard_info(shard.url), class_names=names) as samples:
         assert {sample.label for sample in samples if isinstance(sample, ImageSample)} == {2}
     (tmp_path / "names.txt").write_text("zebra\n")
     told = "input.class_names=.*names.txt: has 1 names, and the classes of a folder are told by theirs: not 'tabby'"
     with pytest.raises(UserError, match=told):
-        tokenize_corpus.make_spec(config, load_tokenizer(checkpoint), [shard])
+        tokenize_run.make_spec(config, load_tokenizer(checkpoint), [shard])
 
 
 def test_classes_without_names_are_never_numbered_anew(checkpoint: str, tmp_path: Path) -> None:
@@ -188,7 +189,7 @@ def test_classes_without_names_are_never_numbered_anew(checkpoint: str, tmp_path
     def names(*argv: str) -> tuple[str, ...]:
         arguments = [f"output.url={tmp_path}/out", "encode.precision=fp32", "encode.batch_size=4", *argv]
         config = load_config(TokenizeCorpusConfig, arguments, prog="", description="")
-        return tokenize_corpus.make_spec(config, tokenizer, [shard]).class_names
+        return tokenize_run.make_spec(config, tokenizer, [shard]).class_names
 
     assert names() == CLASSES
     with pytest.raises(

@@ -19,10 +19,11 @@ import torch
 
 from tatok_pipe import train_ar
 from tatok_pipe.ar.checkpoint import load_generator
-from tatok_pipe.config import load_config
-from tatok_pipe.stop_signal import StopSignal
-from tatok_pipe.train_ar_config import TrainArConfig
-from tatok_pipe.training.lease import LEASE, hold_output
+from tatok_pipe.commands.train_ar import run as train_ar_run
+from tatok_pipe.commands.train_ar.options import TrainArConfig
+from tatok_pipe.config.load import load_config
+from tatok_pipe.runs.lease import LEASE, hold_output
+from tatok_pipe.runs.stop_signal import StopSignal
 from tests.entries import assert_told
 from tests.jobs import IN_A_HURRY, running, wait_for
 from tests.token_datasets import TINY, make_rows, write_token_dataset
@@ -189,7 +190,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**_: object) -> None:
         pytest.fail("Ray was started")
 
-    monkeypatch.setattr(train_ar, "start_ray", refuse)
+    monkeypatch.setattr(train_ar_run, "start_ray", refuse)
 
 
 @pytest.mark.usefixtures("no_ray")
@@ -358,6 +359,6 @@ def test_the_dataset_says_how_many_classes_there_are(
 ) -> None:
     config = load_config(TrainArConfig, [given] if given else [], prog="train_ar", description="")
     spec = replace(TINY, class_names=names)
-    assert train_ar._settle_classes(config, spec).model.num_classes == expected
+    assert train_ar_run._settle_classes(config, spec).model.num_classes == expected
     config = load_config(TrainArConfig, ["model.condition=none"], prog="train_ar", description="")
-    assert train_ar._settle_classes(config, spec).model.num_classes == 0
+    assert train_ar_run._settle_classes(config, spec).model.num_classes == 0

@@ -18,13 +18,14 @@ import torch
 from PIL import Image
 
 from tatok_pipe import train_tokenizer
-from tatok_pipe.config import load_config
-from tatok_pipe.ray_runtime.tokenizer_training import load_images
-from tatok_pipe.stop_signal import StopSignal
+from tatok_pipe.commands.train_tokenizer import run as train_tokenizer_run
+from tatok_pipe.commands.train_tokenizer.options import TrainTokenizerConfig
+from tatok_pipe.commands.train_tokenizer.worker import load_images
+from tatok_pipe.config.load import load_config
+from tatok_pipe.runs.lease import LEASE, hold_output
+from tatok_pipe.runs.stop_signal import StopSignal
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer
 from tatok_pipe.tokenizer.model import TaTok
-from tatok_pipe.train_tokenizer_config import TrainTokenizerConfig
-from tatok_pipe.training.lease import LEASE, hold_output
 from tests.ar.test_training_log import read_events
 from tests.entries import assert_told
 from tests.jobs import IN_A_HURRY, running, wait_for
@@ -321,7 +322,7 @@ def test_a_mistake_is_told(arguments: list[str], changes: list[str], message: st
 def test_nothing_is_begun_where_another_training_lives_or_nothing_can_be_written(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train_tokenizer, "start_ray", lambda **_: pytest.fail("Ray was started"))
+    monkeypatch.setattr(train_tokenizer_run, "start_ray", lambda **_: pytest.fail("Ray was started"))
     given = arguments
     with hold_output(f"{tmp_path}/out", StopSignal()):
         told = rf"output.url={tmp_path}/out: a training that lives writes there, process {os.getpid()} on "

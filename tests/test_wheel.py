@@ -11,13 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tatok_pipe.__main__ import COMMANDS
+
 pytest.importorskip("setuptools", minversion="77")  # what pyproject.toml asks for to build it
 ROOT = Path(__file__).parents[1]
-ENTRIES = sorted(
-    path.stem
-    for path in (ROOT / "tatok_pipe").glob("*.py")
-    if 'if __name__ == "__main__"' in path.read_text()
-)
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +63,9 @@ print(tatok_pipe.__file__, len(tokens), tokenizer.decode(tokens).shape)
 
 
 def test_every_command_tells_its_options(installed: Path, tmp_path: Path) -> None:
-    code = """
-import sys
-from importlib import import_module
-for entry in sys.argv[1:]:
-    try:
-        import_module(f"tatok_pipe.{entry}").main(["--help"])
-    except SystemExit as end:
-        assert not end.code, end
-"""
-    told = run(installed, tmp_path, "-O", "-c", code, *ENTRIES)
-    assert re.findall(r"^usage: python -m tatok_pipe\.(\w+)", told, re.MULTILINE) == ENTRIES
+    listed = run(installed, tmp_path, "-O", "-m", "tatok_pipe")
+    assert re.findall(r"^  (\w+) +\w", listed, re.MULTILINE) == list(COMMANDS)
+    for command in COMMANDS:
+        for arguments in (["-m", f"tatok_pipe.{command}"], ["-m", "tatok_pipe", command]):
+            told = run(installed, tmp_path, "-O", *arguments, "--help")
+            assert told.startswith(f"usage: python -m tatok_pipe.{command} ")

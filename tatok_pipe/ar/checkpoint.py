@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from tatok_pipe.ar.batch import Vocabulary
-from tatok_pipe.ar.model import Generator, GeneratorConfig
-from tatok_pipe.config import from_dict, to_dict
+from tatok_pipe.ar.model import Generator
+from tatok_pipe.ar.options import GeneratorConfig
+from tatok_pipe.config.load import from_dict, to_dict
 from tatok_pipe.errors import UserError
+from tatok_pipe.nn.weights_folder import WeightsFolder, check_size, fingerprint
 from tatok_pipe.tokens.spec import TokenSpec
-from tatok_pipe.weights_folder import WeightsFolder, check_size, fingerprint
 
 FOLDER = WeightsFolder(
     weights="generator.safetensors",

@@ -8,43 +8,15 @@ Letters: B images, V outcomes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from tatok_pipe.options import option
+from tatok_pipe.ar.options import DrawConfig
 
 # The likeliest outcome weighs so much; what is less than a 2^30th as likely is never drawn.
 _UNIT = float(1 << 30)
 # Below it quotients may overflow float32, and no two logits that differ are near enough to both be drawn.
 _SMALLEST_TEMPERATURE = 1e-30
-
-
-@dataclass(frozen=True)
-class DrawConfig:
-    """How one part of an image is drawn. First guidance, then temperature, then top-k, then top-p."""
-
-    temperature: float = option(1.0, help="logits are divided by it; 0: the likeliest outcome, always")
-    top_k: int = option(0, help="only from so many of the likeliest outcomes; 0: all", unit="outcomes")
-    top_p: float = option(
-        1.0, help="only from the likeliest outcomes that together have this probability", unit="probability"
-    )
-    guidance: float = option(
-        1.0,
-        help="classifier-free guidance: logits without condition + guidance × their difference to those with it; "
-        "1: none, and half the work",
-    )
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature={self.temperature}: expected 0 or more")
-        if self.top_k < 0:
-            raise ValueError(f"top_k={self.top_k}: expected 0 or more")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p}: expected more than 0, and at most 1")
-        if not 0 <= self.guidance < float("inf"):
-            raise ValueError(f"guidance={self.guidance}: expected 0 or more")
 
 
 def draw(logits: Tensor, uniforms: Tensor, config: DrawConfig) -> Tensor:

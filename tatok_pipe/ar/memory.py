@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from tatok_pipe.ar.model import Generator
-from tatok_pipe.ar.trainer import TrainingConfig
+from tatok_pipe.ar.options import TrainingConfig
 
 # Bytes that a block keeps of each element for its backward pass, per channel of its width, in 16 bits without the
 # attention matrix: 34 for a GELU block (arXiv 2205.05198, equation 1); SwiGLU keeps three vectors of 8/3 of the width

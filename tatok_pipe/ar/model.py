@@ -21,62 +21,14 @@ from torch import Tensor, nn
 
 from tatok_pipe.ar.batch import BatchTensors, Vocabulary
 from tatok_pipe.ar.heads import CodeHead, PositionHead, nats_and_log_partition
+from tatok_pipe.ar.options import GeneratorConfig
 from tatok_pipe.nn.blocks import SwiGLU
 from tatok_pipe.nn.norm import RMSNorm
 from tatok_pipe.nn.packed import attend_packed
 from tatok_pipe.nn.rotary import rotary_table, rotate
-from tatok_pipe.options import check_choices, option
 
 # Queries, keys and values of elements, (T, H, D) each, to what they attend to, (T, H, D).
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class GeneratorConfig:
-    """Sizes as LlamaGen's (arXiv 2406.06525); the default is its B."""
-
-    width: int = option(768, help="width of the residual stream", unit="channels")
-    depth: int = option(12, help="number of blocks", unit="blocks")
-    heads: int = option(12, help="attention heads; width / heads: a multiple of 8, at most 256", unit="heads")
-    condition: str = option(
-        "class", choices=("none", "class", "embedding"), help="what images are generated from"
-    )
-    num_classes: int = option(
-        0,
-        help="where the condition is a class; 0: as many as the dataset has names of, 1000 where it has none",
-        unit="classes",
-    )
-    embedding_dim: int = option(
-        0, help="size of the precomputed vectors, of about unit length, where the condition is one", unit="channels"
-    )  # fmt: skip
-    num_budgets: int = option(
-        0,
-        help="buckets of the number of patch tokens, of equal width: images are told theirs in training, so that cheap "
-        "or rich ones can be asked for; 0: they are not",
-        unit="buckets",
-    )
-    dropout: float = option(
-        0.0, help="of embeddings and residual branches; 0.1 in LlamaGen", unit="share of channels"
-    )
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        head_dim = self.width / self.heads if self.heads > 0 else 0
-        if min(self.width, self.depth) < 1 or head_dim % 8 or not 8 <= head_dim <= 256:
-            raise ValueError(
-                f"width={self.width}, depth={self.depth}, heads={self.heads}: expected width / heads to be a multiple "
-                "of 8 and at most 256, and all three at least 1"
-            )
-        if self.num_classes < 0:
-            raise ValueError(f"num_classes={self.num_classes}: expected 0 or more")
-        if self.condition == "embedding" and self.embedding_dim < 1:
-            raise ValueError(
-                f"embedding_dim={self.embedding_dim}: expected the size of the vectors with condition=embedding"
-            )
-        if self.num_budgets < 0:
-            raise ValueError(f"num_budgets={self.num_budgets}: expected 0 or more")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout}: expected 0 or more, and below 1")
 
 
 @dataclass(frozen=True)

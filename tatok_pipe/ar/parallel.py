@@ -13,7 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from tatok_pipe.ar.model import Generator
-from tatok_pipe.ar.trainer import LossGraph, TrainingConfig
+from tatok_pipe.ar.options import TrainingConfig
+from tatok_pipe.ar.trainer import LossGraph
 
 _SHARD_FROM_WEIGHTS = 500_000_000  # fp32 weights, gradients, two moments: 8 GB of every GPU from here on
 

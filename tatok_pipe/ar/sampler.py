@@ -22,13 +22,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tatok_pipe.ar.draws import DrawConfig, draw, uniforms
+from tatok_pipe.ar.draws import draw, uniforms
 from tatok_pipe.ar.kv_cache import KeyValueCache
 from tatok_pipe.ar.model import Generator
+from tatok_pipe.ar.options import DrawConfig, SamplingConfig
 from tatok_pipe.ar.request_table import RequestTable
 from tatok_pipe.ar.requests import ImageRequest, ImageTokens
 from tatok_pipe.nn.prepacked import prepack
-from tatok_pipe.options import check_choices, option, section
 
 # Requests that wait on the device for each slot: a long image in one of them must not hold up the others.
 _REQUESTS_PER_SLOT = 4
@@ -38,30 +38,6 @@ _STEPS_PER_LOOK = {"cpu": 1, "cuda": 16}
 DEFAULT_SLOTS = {"cpu": 32, "cuda": 256}
 
 Slots = Tensor | slice  # some of the slots, by index, or all
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    codes: DrawConfig = section(DrawConfig, help="how codes are drawn, of globals and of patches")
-    positions: DrawConfig = section(DrawConfig, help="how the place of the next patch is drawn, or the end")
-    guidance_schedule: str = option(
-        "constant",
-        choices=("constant", "cosine"),
-        help="guidance is the same for the whole image, or rises along half a cosine from none at its first token to "
-        "all of it at its last place",
-    )
-    max_patches: int | None = option(
-        None, help="an image ends at so many patch tokens; null: no limit", unit="patches per image"
-    )
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        if self.max_patches is not None and self.max_patches < 0:
-            raise ValueError(f"max_patches={self.max_patches}: expected 0 or more, or null")
-
-    @property
-    def is_guided(self) -> bool:
-        return self.codes.guidance != 1 or self.positions.guidance != 1
 
 
 @dataclass

@@ -19,95 +19,17 @@ from torch import Tensor, nn
 from tatok_pipe.ar.batch import BatchTensors
 from tatok_pipe.ar.loss_parts import LossParts
 from tatok_pipe.ar.model import Generator, Nats
-from tatok_pipe.finite import check_step
-from tatok_pipe.options import check_choices, option, section
+from tatok_pipe.ar.options import TrainingConfig
 from tatok_pipe.seeds import hash_seed
 from tatok_pipe.training.ema import WeightAverage, local_part
-from tatok_pipe.training.schedule import ScheduleConfig, learning_rate
+from tatok_pipe.training.finite import check_step
+from tatok_pipe.training.schedule import learning_rate
 
 # Where a step is not finite.
 _ADVICE = (
     "give a smaller training.schedule.peak, or training.precision=fp32 (where the weights had gone astray before, "
     "remove the newest of the checkpoints too)"
 )
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    beta1: float = option(0.9, help="AdamW, decay of the mean gradient", unit="per step")
-    beta2: float = option(0.95, help="AdamW, decay of the mean squared gradient", unit="per step")
-    weight_decay: float = option(0.05, help="AdamW, matrices only", unit="per step and learning rate")
-    clip_norm: float = option(1.0, help="gradients are scaled down to this", unit="L2 norm of all weights")
-    z_loss: float = option(
-        0.0,
-        help="weight of the squared log-partition sums (PaLM: 1e-4), which keeps logits small",
-        unit="per code",
-    )
-    ema_decay: float = option(
-        0.0, help="average of weights over steps, which is what is validated and exported; 0: none (LlamaGen: 0.9999)",
-        unit="per step",
-    )  # fmt: skip
-
-    def __post_init__(self) -> None:
-        for name in ("beta1", "beta2", "ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more, and below 1")
-        if self.clip_norm <= 0 or self.weight_decay < 0 or self.z_loss < 0:
-            raise ValueError(
-                f"clip_norm={self.clip_norm}, weight_decay={self.weight_decay}, z_loss={self.z_loss}: expected a norm "
-                "above 0, and weights of 0 or more"
-            )
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    steps: int | None = option(None, help="length of the training; null: by `epochs`", unit="steps")
-    epochs: float = option(
-        50.0, help="length of the training where `steps` is null", unit="passes over the dataset"
-    )
-    batch_tokens: int = option(
-        262_144,
-        help="a step, rounded to whole rows; the same on any number of workers, which share its rows",
-        unit="elements of packed rows, over all workers",
-    )
-    microbatch_rows: int = option(
-        8, help="rows of a forward and backward pass; what memory allows", unit="rows per worker"
-    )
-    precision: str = option(
-        "auto",
-        choices=("auto", "fp32", "bf16"),
-        help="arithmetic of the model, weights stay fp32; auto: bf16 on GPUs, fp32 on CPUs",
-    )
-    shard: str = option(
-        "auto",
-        choices=("auto", "yes", "no"),
-        help="FSDP2: weights, gradients and optimizer are split over the workers; auto: on several GPUs where a model "
-        "has over 500 M weights; no: each worker has all of them",
-    )
-    compile: str = option(
-        "auto", choices=("auto", "yes", "no"), help="torch.compile of the blocks; auto: on GPUs"
-    )
-    checkpoint_activations: bool = option(
-        False, help="compute blocks a second time in the backward pass: less memory, a third more time"
-    )
-    schedule: ScheduleConfig = section(ScheduleConfig, help="learning rate")
-    optimizer: OptimizerConfig = section(OptimizerConfig, help="AdamW and what goes with it")
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"steps={self.steps}: expected at least 1, or null")
-        if self.epochs <= 0:
-            raise ValueError(f"epochs={self.epochs}: expected more than 0")
-        for name in ("batch_tokens", "microbatch_rows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
-
-    def precision_on(self, device: torch.device) -> str:
-        """ "fp32" or "bf16"."""
-        if self.precision != "auto":
-            return self.precision
-        return "bf16" if device.type == "cuda" else "fp32"
 
 
 @dataclass(frozen=True)

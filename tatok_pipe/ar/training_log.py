@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tatok_pipe.finite import to_json_types
+from tatok_pipe.storage.json_types import to_json_types
 from tatok_pipe.training.tensorboard import TensorBoard
 
 _PARTS = ("global", "position", "patch")

@@ -12,11 +12,11 @@ from functools import cached_property
 from torch import Tensor
 
 from tatok_pipe.ar.checkpoint import LoadedGenerator
-from tatok_pipe.ar.draws import DrawConfig
+from tatok_pipe.ar.generation.conditions import trained_classes
+from tatok_pipe.ar.generation.job import GenerationPlan, Requests
+from tatok_pipe.ar.options import DrawConfig, SamplingConfig
 from tatok_pipe.ar.requests import ImageTokens
-from tatok_pipe.ar.sampler import Sampler, SamplingConfig
-from tatok_pipe.generation.conditions import trained_classes
-from tatok_pipe.generation.job import GenerationPlan, Requests
+from tatok_pipe.ar.sampler import Sampler
 from tatok_pipe.tokenizer.checkpoint import Tokenizer
 from tatok_pipe.tokenizer.dtf import Filter
 from tatok_pipe.tokens.dataset import records_to_tensors

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tatok_pipe import storage
-from tatok_pipe.evaluation.features import FeaturesConfig
+from tatok_pipe.evaluation.options import FeaturesConfig
 from tatok_pipe.evaluation.pictures import PictureSource
 from tatok_pipe.tokenizer.dtf import Filter
 

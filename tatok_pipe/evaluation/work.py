@@ -19,13 +19,13 @@ import pyarrow.parquet as pq
 import torch
 
 from tatok_pipe import storage
-from tatok_pipe.activity import Activity, Track
 from tatok_pipe.errors import UserError
 from tatok_pipe.evaluation.bench import Bench
 from tatok_pipe.evaluation.plan import EvaluationPlan
 from tatok_pipe.evaluation.suites import SUITES, Row
 from tatok_pipe.images.shards import ShardError
-from tatok_pipe.shard_work import ShardResult, describe_error
+from tatok_pipe.runs.activity import Activity, Track
+from tatok_pipe.runs.shard_work import ShardResult, describe_error
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tatok_pipe.options import option
+from tatok_pipe.config.options import option
 from tatok_pipe.seeds import hash_words
 
 # What each kind can be told, with its defaults, and how it may flip. 1.1 is LlamaGen's range for ten-crop, 1 to 1.25

@@ -25,14 +25,12 @@ from tatok_pipe.images.formats.jpeg import Jpeg, decoder_name, load_jpeg, read_j
 from tatok_pipe.images.formats.readers import READERS
 from tatok_pipe.images.formats.reading import Reading
 from tatok_pipe.images.formats.signatures import find_format
+from tatok_pipe.images.options import PreprocessConfig
 from tatok_pipe.images.resize import resize_rgb
 from tatok_pipe.images.srgb import interpolable, to_srgb
-from tatok_pipe.options import option
 
 _ENDS_EARLY = {"AVIF": avif.ends_early, "WEBP": webp.ends_early}
 
-# Twice Pillow's MAX_IMAGE_PIXELS, from where Image.open refuses by itself.
-PILLOW_PIXEL_LIMIT = 178_956_970
 
 # A pixel takes up to 16 bytes on its way (loaded, cropped, flattened, converted), so about 2 GB in a process.
 _BUDGET = PixelBudget(128_000_000)
@@ -56,26 +54,6 @@ Picture = np.ndarray | Image.Image
 _CENTER = CropConfig()
 # A centre square is scaled once for all its crops, unless that is so much larger than they are.
 _MAX_SCALED = 2
-
-
-@dataclass(frozen=True)
-class PreprocessConfig:
-    """How image bytes become the tokenizer's input: every field changes pixels, or what is refused."""
-
-    image_size: int = option(256, help="side of the square crop given to the tokenizer", unit="pixels")
-    max_pixels: int = option(
-        64_000_000,
-        help="largest declared width x height; larger images are quarantined before any pixel is decoded",
-        unit="pixels, per image",
-    )
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.image_size <= 8192:
-            raise ValueError(f"image_size={self.image_size}: expected 1 to 8192 pixels")
-        if not 1 <= self.max_pixels <= PILLOW_PIXEL_LIMIT:
-            raise ValueError(
-                f"max_pixels={self.max_pixels}: expected 1 to {PILLOW_PIXEL_LIMIT} (Pillow refuses more)"
-            )
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from tatok_pipe.images.folder_list import (
 )
 from tatok_pipe.images.limits import IMAGE_EXTENSIONS, METADATA_EXTENSIONS, UNREAD_EXTENSIONS, ShardLimits
 from tatok_pipe.images.notices import Notices
+from tatok_pipe.images.options import IMAGES_PER_PART
 from tatok_pipe.images.sample_files import Named, group_samples
 from tatok_pipe.images.shards import LastingShardError
 from tatok_pipe.images.tar import Member
@@ -35,7 +36,6 @@ from tatok_pipe.parallel import map_ahead
 from tatok_pipe.records import ImageSample, Quarantined
 from tatok_pipe.storage import FolderPart, ShardFile, SourceInfo
 
-IMAGES_PER_PART = 500
 _OF_IMAGES = frozenset((*IMAGE_EXTENSIONS, *UNREAD_EXTENSIONS))
 _OF_SAMPLES = _OF_IMAGES.union(METADATA_EXTENSIONS)
 _OF_SYSTEMS = frozenset(("__MACOSX", "@eaDir"))  # folders of thumbnails and the like beside the images

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from tatok_pipe.config.options import option
 from tatok_pipe.images.fields import CAPTION_NAMES, IGNORABLE, LABEL_NAMES, MAX_METADATA_BYTES
-from tatok_pipe.options import option
 
 IMAGE_EXTENSIONS = (
     "jpg", "jpeg", "jpe", "jfif", "png", "webp", "avif", "gif", "bmp", "dib", "tif", "tiff", "ppm", "pgm", "pbm", "pnm",

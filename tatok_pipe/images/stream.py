@@ -15,8 +15,9 @@ import numpy as np
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
-from tatok_pipe.images.decode import DecodeError, PreprocessConfig, decode_image
+from tatok_pipe.images.decode import DecodeError, decode_image
 from tatok_pipe.images.limits import IMAGES_ONLY
+from tatok_pipe.images.options import PreprocessConfig
 from tatok_pipe.images.shards import InterleavedShard, ShardError
 from tatok_pipe.images.source import open_samples, shard_info
 from tatok_pipe.parallel import map_ahead

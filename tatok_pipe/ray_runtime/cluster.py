@@ -22,7 +22,7 @@ from tatok_pipe.errors import EXIT_FAILED_SHARDS, UserError
 from tatok_pipe.ray_runtime.address import check_answers
 from tatok_pipe.ray_runtime.cpus import usable_cpus
 from tatok_pipe.ray_runtime.watch import RayWatch
-from tatok_pipe.stop_signal import signals_held
+from tatok_pipe.runs.stop_signal import signals_held
 from tatok_pipe.storage.settings import ENVIRONMENT as STORAGE_SETTINGS
 
 # What workers on a cluster that somebody else started need to know of the command's environment: where the object

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from ray.util.metrics import Counter, Gauge
 
-from tatok_pipe.activity import WorkerStatus
+from tatok_pipe.runs.activity import WorkerStatus
 
 _COUNTERS = {
     "num_done": ("tatok_shards", "Shards that are through, failed ones included"),

@@ -12,8 +12,8 @@ import ray
 
 from tatok_pipe.ray_runtime.actor_plan import ActorPlan
 from tatok_pipe.ray_runtime.metrics import WorkerMetrics
-from tatok_pipe.shard_queue import SHARDS_PER_WORKER
-from tatok_pipe.shard_work import ShardJob, ShardResult
+from tatok_pipe.runs.shard_queue import SHARDS_PER_WORKER
+from tatok_pipe.runs.shard_work import ShardJob, ShardResult
 
 REPORT_EVERY_S = 1.0
 # Shards have threads of their own, so that a question of the driver is answered while they run.

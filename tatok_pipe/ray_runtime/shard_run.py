@@ -11,49 +11,26 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import ray
 import ray.exceptions
 
 from tatok_pipe import storage
-from tatok_pipe.ray_runtime.actor_plan import ActorsConfig
 from tatok_pipe.ray_runtime.cluster import check_ray, has_ray_died, leaving_nodes
 from tatok_pipe.ray_runtime.metrics import RunMetrics
+from tatok_pipe.ray_runtime.options import ActorsConfig
 from tatok_pipe.ray_runtime.worker_pool import Worker, WorkerPool
-from tatok_pipe.shard_queue import FailuresConfig, ShardQueue
-from tatok_pipe.shard_work import ShardJob, ShardResult
-from tatok_pipe.stop_signal import StopSignal
+from tatok_pipe.runs.progress import RunState
+from tatok_pipe.runs.shard_queue import FailuresConfig, ShardQueue
+from tatok_pipe.runs.shard_work import ShardJob, ShardResult
+from tatok_pipe.runs.stop_signal import StopSignal
 
 logger = logging.getLogger(__name__)
 
 _TICK_S = 0.5
 _LOOK_EVERY_S = 1.0  # at the board, for hung shards and leaving nodes
-
-
-@dataclass(frozen=True)
-class RunState:
-    """How far a run is. Counts are those of finished shards and, so far, of shards in work."""
-
-    num_shards: int
-    num_done: int
-    num_failed: int
-    num_images: int
-    num_tokens: int
-    num_quarantined: int
-    bytes_in: int  # of finished shards
-    bytes_out: int
-    num_actors: int  # ready
-    num_actors_wanted: int
-    share: float  # in shards: the sum over those in work
-    seconds: float = field(compare=False)  # since the first shard was handed out; 0 before
-
-    @property
-    def left_s(self) -> float:
-        """Seconds that the rest will take at the pace so far; infinite where nothing says so yet."""
-        behind = self.num_done + self.share
-        return max(0.0, self.seconds * (self.num_shards - behind) / behind) if behind else float("inf")
 
 
 def run_shards(

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow.fs
@@ -22,10 +21,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tatok_pipe import storage
 from tatok_pipe.errors import EXIT_FAILED_SHARDS, UserError
-from tatok_pipe.log_format import configure_logging
-from tatok_pipe.options import option
 from tatok_pipe.ray_runtime.cluster import check_ray, has_gpu
-from tatok_pipe.stop_signal import StopSignal
+from tatok_pipe.ray_runtime.options import ElasticWorkersConfig
+from tatok_pipe.runs.log_format import configure_logging
+from tatok_pipe.runs.stop_signal import StopSignal
 
 logger = logging.getLogger(__name__)
 
@@ -53,51 +52,10 @@ class TrainingLostError(UserError):
     exit_code = EXIT_FAILED_SHARDS
 
 
-@dataclass(frozen=True)
-class WorkersConfig:
-    count: int = option(1, help="training workers", unit="processes")
-    cpus: float | None = option(
-        None, help="CPUs of each worker; null: an equal share of all", unit="CPUs per worker"
-    )
-
-    def __post_init__(self) -> None:
-        if self.count < 1 or (self.cpus is not None and self.cpus <= 0):
-            raise ValueError(
-                f"count={self.count}, cpus={self.cpus}: expected at least 1 worker, and more than 0 CPUs"
-            )
-
-
-@dataclass(frozen=True)
-class ElasticWorkersConfig:
-    min: int = option(
-        1, help="fewest workers that the training goes on with where others are lost", unit="processes"
-    )
-    max: int | None = option(
-        None, help="workers that are asked for; null: one for each GPU, at least `min`", unit="processes"
-    )
-    cpus: float | None = option(
-        None, help="CPUs of each worker; null: an equal share of all", unit="CPUs per worker"
-    )
-    max_failures: int = option(
-        20,
-        help="times that a failed worker is forgiven and the training goes on from its last checkpoint; preempted "
-        "nodes do not count",
-        unit="failures",
-    )
-
-    def __post_init__(self) -> None:
-        if self.min < 1 or (self.cpus is not None and self.cpus <= 0) or self.max_failures < 0:
-            raise ValueError(
-                f"min={self.min}, cpus={self.cpus}, max_failures={self.max_failures}: expected at least 1 worker, "
-                "more than 0 CPUs, and 0 failures or more"
-            )
-        if self.max is not None and self.max < self.min:
-            raise ValueError(f"max={self.max}: expected at least min={self.min}")
-
-    def resolve(self) -> tuple[int, int]:
-        """(fewest, most) workers on the cluster that was joined."""
-        most = self.max or max(self.min, int(ray.cluster_resources().get("GPU", 0)))
-        return self.min, most
+def plan_workers(config: ElasticWorkersConfig) -> tuple[int, int]:
+    """(fewest, most) workers on the cluster that was joined."""
+    most = config.max or max(config.min, int(ray.cluster_resources().get("GPU", 0)))
+    return config.min, most
 
 
 def run_training(

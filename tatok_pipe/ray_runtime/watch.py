@@ -9,8 +9,8 @@ import time
 from types import FrameType
 from typing import Any
 
-from tatok_pipe import job
 from tatok_pipe.errors import EXIT_FAILED_SHARDS, UserError
+from tatok_pipe.runs import job
 
 _LOOK_EVERY_S = 0.5
 _SIGNAL_FIRST_S = 2.0  # a SIGTERM to every process of the job may reach this one after the others

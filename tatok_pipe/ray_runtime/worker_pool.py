@@ -12,13 +12,14 @@ import ray
 import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from tatok_pipe.activity import ShardStatus, StatusBoard, WorkerStatus
 from tatok_pipe.errors import UserError
-from tatok_pipe.ray_runtime.actor_plan import ActorPlan, ActorsConfig, plan_actors
+from tatok_pipe.ray_runtime.actor_plan import ActorPlan, plan_actors
 from tatok_pipe.ray_runtime.cluster import leaving_nodes
+from tatok_pipe.ray_runtime.options import ActorsConfig
 from tatok_pipe.ray_runtime.shard_actor import CONCURRENCY_GROUPS, ActorStart, ShardActor
-from tatok_pipe.shard_queue import FailuresConfig
-from tatok_pipe.shard_work import ShardJob
+from tatok_pipe.runs.activity import ShardStatus, StatusBoard, WorkerStatus
+from tatok_pipe.runs.shard_queue import FailuresConfig
+from tatok_pipe.runs.shard_work import ShardJob
 
 logger = logging.getLogger(__name__)
 

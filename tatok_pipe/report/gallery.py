@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from tatok_pipe.images.crops import CropConfig
-from tatok_pipe.images.decode import DecodeError, PreprocessConfig, decode_crops
+from tatok_pipe.images.decode import DecodeError, decode_crops
+from tatok_pipe.images.options import PreprocessConfig
 from tatok_pipe.records import TokenRecord
 from tatok_pipe.report.sources import Shown
 from tatok_pipe.tokenizer.analysis import psnr

@@ -11,8 +11,8 @@ from html import escape
 
 import numpy as np
 
-from tatok_pipe.generation.exports import decode
-from tatok_pipe.generation.layout import GeneratedImage
+from tatok_pipe.ar.generation.exports import decode
+from tatok_pipe.ar.generation.layout import GeneratedImage
 from tatok_pipe.report.document import draw_grid, render_document, render_facts, render_pane, render_tiles
 from tatok_pipe.report.figures import count
 from tatok_pipe.report.gallery import dim_dropped, to_data_uri

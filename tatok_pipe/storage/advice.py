@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 
-from tatok_pipe.proxies import proxy_of
 from tatok_pipe.storage.faults import Fault, client_response, lacks_credentials
+from tatok_pipe.storage.proxies import proxy_of
 from tatok_pipe.storage.settings import endpoint_of, place_of, protocol_of, settings_of
 
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}

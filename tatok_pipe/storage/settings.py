@@ -15,7 +15,7 @@ from typing import Any
 
 from fsspec.config import conf
 
-from tatok_pipe.options import option
+from tatok_pipe.config.options import option
 
 ENVIRONMENT = "TATOK_STORAGE"
 # Spellings of one store, by the one that settings are compared in.

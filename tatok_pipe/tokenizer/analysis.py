@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tatok_pipe.tokenizer.dtf import SCORES
 from tatok_pipe.tokenizer.model import TaTok
+from tatok_pipe.tokenizer.options import SCORES
 from tatok_pipe.tokenizer.prior import entropy_nats, surprisal_nats
 
 # What a score has to beat: chance, two measures of the pixels alone, the loss measured once and not in rounds, and a

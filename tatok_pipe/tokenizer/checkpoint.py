@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from tatok_pipe.config import from_dict, to_dict
+from tatok_pipe.config.load import from_dict, to_dict
 from tatok_pipe.errors import UserError
+from tatok_pipe.nn.weights_folder import WeightsFolder, check_size, fingerprint
 from tatok_pipe.tokenizer.calibration import Ladders
-from tatok_pipe.tokenizer.dtf import DTFConfig, Filter, resolve
-from tatok_pipe.tokenizer.model import TaTok, TaTokConfig
-from tatok_pipe.weights_folder import WeightsFolder, check_size, fingerprint
+from tatok_pipe.tokenizer.dtf import Filter, resolve
+from tatok_pipe.tokenizer.model import TaTok
+from tatok_pipe.tokenizer.options import PACKAGED, DTFConfig, TaTokConfig
 
-PACKAGED = "packaged"  # the checkpoint name of the tokenizer that comes with the package
 FOLDER = WeightsFolder(
     weights="model.safetensors",
     description="tokenizer.json",

@@ -24,11 +24,11 @@ from torch import Tensor
 from tatok_pipe.tokenizer.model import TaTok
 from tatok_pipe.tokenizer.quantizer import VQ, nearest
 from tatok_pipe.tokenizer.search import Neighbourhood, pad_errors, search_codes, windows
+from tatok_pipe.tokenizer.training_options import PATCHED_SHARE
 
 NUM_ROUNDS = 4  # of search, codewords and regression
 _KMEANS_ROUNDS = 12
 _KMEANS_PER_CODE = 30  # vectors a codeword and round, over all processes
-PATCHED_SHARE = 4  # one crop in so many is looked at by its patches, all of them by their thumbnails
 _FULL_SHARE = 0.4  # of the images of the regression: those that keep all patches
 _LOWEST_KEEP_RATE = 0.05
 _RIDGE = 1e-5  # of the mean diagonal

@@ -6,7 +6,6 @@ Letters: B images, H×W pixels, h×w logits of an image.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -14,46 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from tatok_pipe.options import check_choices, option
+from tatok_pipe.tokenizer.training_options import DiscriminatorConfig
 
-NORMS = ("group", "spectral", "none")
 _GROUP_CHANNELS = 16
 _MOST_WIDENING = 8  # the widest layer, in widths of the first
 _SMALLEST_NORM = 1e-6  # delta of VQGAN's eq. 7
 _HIGHEST_WEIGHT = 1e4
-
-
-@dataclass(frozen=True)
-class DiscriminatorConfig:
-    """Defaults for images of 256 pixels; a depth of 2 suits 64 to 128."""
-
-    width: int = option(64, help="channels of the first layer, a multiple of 8", unit="channels")
-    depth: int = option(
-        3, help="layers of stride 2; a logit sees 34, 70 or 142 pixels at depth 2, 3 or 4", unit="layers"
-    )
-    norm: str = option(
-        "group",
-        choices=NORMS,
-        help="group: group norm after every layer but the first and the last; spectral: of all weights; none",
-    )
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        if self.width < 8 or self.width % 8 or self.depth < 1:
-            raise ValueError(
-                f"width={self.width}, depth={self.depth}: expected a width that is a multiple of 8, and a depth of 1 "
-                "or more"
-            )
-
-    @property
-    def receptive_field(self) -> int:
-        """Side in pixels of what one logit sees: 7 for the two last layers, and twice that and 2 for each before."""
-        return 9 * 2**self.depth - 2
-
-    @property
-    def smallest_image(self) -> int:
-        """Side in pixels that still gives a logit."""
-        return 3 * 2**self.depth
 
 
 class Discriminator(nn.Module):

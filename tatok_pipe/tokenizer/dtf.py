@@ -18,68 +18,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tatok_pipe.options import check_choices, option
+from tatok_pipe.tokenizer.options import CALIBRATED_RULES, SCORES, DTFConfig, check_value
 
-RULES = ("threshold", "budget", "coverage", "top_k", "none")
-SCORES = ("gain", "drop_cost", "entropy", "synthesis")
-CALIBRATED_RULES = ("threshold", "budget", "coverage")
 PERCENTILES = (
     "percentiles"  # beside the rules in a checkpoint's ladders: rungs [percent of patches, their cost]
 )
 DEFAULT_KEEP_SHARE = 0.5  # of the patches, on average, where neither a value nor a target is given
-
-
-@dataclass(frozen=True)
-class DTFConfig:
-    """What a user asks for. `resolve` turns it into a `Filter` with the help of a checkpoint's ladder."""
-
-    rule: str = option(
-        "threshold",
-        choices=RULES,
-        help="threshold: cost > value, one value for the corpus; budget: drop at most that cost an image; coverage: "
-        "keep that share of the total cost; top_k: a fixed count; none: keep all",
-    )
-    score: str = option(
-        "gain",
-        choices=SCORES,
-        help="what losing a patch costs: what its codeword alone takes off its error; that of the decoded picture as a "
-        "head predicts it; its conditional entropy, as in the paper; or measured, by decoding in rounds, at the price "
-        "of five decoder passes",
-    )
-    target_tokens: float | None = option(
-        None,
-        help="mean tokens an image (globals included) to aim at; null with no value: half of the patches",
-        unit="tokens, mean over the calibration images",
-    )
-    percentile: float | None = option(
-        None,
-        help="with threshold: tau lies above the cost of this share of the patches of the calibration images",
-        unit="percent",
-    )
-    value: float | None = option(
-        None,
-        help="threshold tau, budget epsilon (both nats with entropy, else mean squared error of a patch, pixels in "
-        "[0, 1]), coverage share (0 to 1) or k (patches); null: taken from the checkpoint's calibration",
-        unit="by rule and score",
-    )
-    min_patches: int = option(1, help="patches that an image keeps whatever the rule says", unit="patches")
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        if self.min_patches < 0:
-            raise ValueError(f"min_patches={self.min_patches}: expected 0 or more")
-        aims = {name: getattr(self, name) for name in ("value", "target_tokens", "percentile")}
-        given = [f"{name}={aim}" for name, aim in aims.items() if aim is not None]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)}: give one of them")
-        if given and self.rule == "none":
-            raise ValueError(f"{given[0]}, rule=none: keeps all patches; give another rule, or leave it out")
-        if self.percentile is not None and self.rule != "threshold":
-            raise ValueError(
-                f"percentile={self.percentile}, rule={self.rule}: expected rule=threshold; give target_tokens or value"
-            )
-        if self.value is not None:
-            check_value(self.rule, self.value)
 
 
 @dataclass(frozen=True)
@@ -95,18 +39,6 @@ class Filter:
         if self.score not in SCORES:
             raise ValueError(f"score={self.score!r}: expected one of {', '.join(SCORES)}")
         check_value(self.rule, self.value)
-
-
-def check_value(rule: str, value: float) -> None:
-    """Raise ValueError where `value` cannot belong to `rule`."""
-    if value != value:
-        raise ValueError(f"value={value}: expected a number")
-    if rule == "coverage" and not 0 <= value <= 1:
-        raise ValueError(f"value={value}: coverage expects a share between 0 and 1")
-    if rule == "top_k" and (value < 0 or value != int(value)):
-        raise ValueError(f"value={value}: top_k expects a whole number of patches")
-    if rule == "budget" and value < 0:
-        raise ValueError(f"value={value}: budget expects 0 or more")
 
 
 def keep_mask(cost: Tensor, filter: Filter) -> Tensor:

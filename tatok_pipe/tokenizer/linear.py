@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MAX_THUMBNAIL_SIDE = 16
+from tatok_pipe.tokenizer.options import MAX_THUMBNAIL_SIDE
+
 _PICTURE_DIM = 24  # directions of a patch of R that its neighbours' weights see
 _VECTOR_GAIN = (
     4.0  # brings code vectors to about the size of the keep flags beside them, for the ridge's sake

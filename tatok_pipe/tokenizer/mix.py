@@ -11,41 +11,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from tatok_pipe.options import option
-
-
-@dataclass(frozen=True)
-class MixConfig:
-    """Shares of a batch by how its patches are filtered; what is left of 1 stays unfiltered."""
-
-    gain: float = option(
-        0.55,
-        help="kept by what their codewords gain, with noise, keep rate uniform over 0 to 1",
-        unit="share of batch",
-    )
-    entropy: float = option(
-        0.0, help="kept by conditional entropy, keep rate uniform over 0 to 1", unit="share of batch"
-    )
-    drop_cost: float = option(
-        0.0, help="kept by the drop-cost head, keep rate uniform over 0 to 1", unit="share of batch"
-    )
-    synthesis: float = option(
-        0.0, help="kept by analysis by synthesis, keep rate uniform over 0 to 1", unit="share of batch"
-    )
-    random: float = option(
-        0.06, help="kept by chance, keep rate uniform over 0 to 1; what the drop-cost head learns from",
-        unit="share of batch",
-    )  # fmt: skip
-    globals_only: float = option(
-        0.06, help="without patches, so that globals carry what patches share", unit="share of batch"
-    )
-
-    def __post_init__(self) -> None:
-        shares = {field.name: getattr(self, field.name) for field in fields(self)}
-        if min(shares.values()) < 0 or sum(shares.values()) > 1 + 1e-9:
-            shown = ", ".join(f"{name}={share}" for name, share in shares.items())
-            raise ValueError(f"{shown}: expected shares of 0 or more, together at most 1")
-
+from tatok_pipe.tokenizer.training_options import MixConfig
 
 KINDS = tuple(field.name for field in fields(MixConfig))
 

@@ -16,124 +16,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tatok_pipe.options import option, section
 from tatok_pipe.tokenizer.dtf import Filter, keep_mask
-from tatok_pipe.tokenizer.linear import MAX_THUMBNAIL_SIDE, LinearCodec
+from tatok_pipe.tokenizer.linear import LinearCodec
 from tatok_pipe.tokenizer.networks import DecoderNetwork, DropCostHead, EncoderNetwork
-from tatok_pipe.tokenizer.prior import Prior, PriorOutput
-from tatok_pipe.tokenizer.quantizer import (
-    VQ,
-    GlobalQuantizerConfig,
-    Quantized,
-    QuantizerConfig,
-    build_quantizer,
+from tatok_pipe.tokenizer.options import (
+    TaTokConfig,
 )
+from tatok_pipe.tokenizer.prior import Prior, PriorOutput
+from tatok_pipe.tokenizer.quantizer import VQ, Quantized, build_quantizer
 from tatok_pipe.tokenizer.search import Neighbourhood, search_codes
 
 # Shares of the patches that are kept after each round of synthesis but the last, which takes the rest.
 SYNTHESIS_SHARES = (0.1, 0.25, 0.5)
 _SMALLEST_GAIN = 1e-6  # mean squared error, pixels in [0, 1]: 60 dB
-
-
-@dataclass(frozen=True)
-class StackConfig:
-    """One transformer."""
-
-    width: int = option(768, help="width of the residual stream", unit="channels")
-    depth: int = option(12, help="number of blocks", unit="blocks")
-    heads: int = option(12, help="attention heads; width / heads must be a multiple of 4", unit="heads")
-
-    def __post_init__(self) -> None:
-        if (
-            min(self.width, self.depth, self.heads) < 1
-            or self.width % self.heads
-            or self.width // self.heads % 4
-        ):
-            raise ValueError(
-                f"width={self.width}, depth={self.depth}, heads={self.heads}: expected width / heads to be a "
-                "multiple of 4, and all three at least 1"
-            )
-
-
-@dataclass(frozen=True)
-class GridStackConfig:
-    """One stack of convolutions, MLPs and attention over globals and the grid of patches."""
-
-    width: int = option(768, help="width of the residual stream", unit="channels")
-    depth: int = option(12, help="number of blocks", unit="blocks")
-    heads: int = option(12, help="attention heads, which divide the width", unit="heads")
-    attend_every: int = option(
-        2, help="of so many blocks in a row, the middle one has attention", unit="blocks"
-    )
-
-    def __post_init__(self) -> None:
-        if min(self.width, self.heads, self.attend_every) < 1 or self.depth < 0 or self.width % self.heads:
-            raise ValueError(
-                f"width={self.width}, depth={self.depth}, heads={self.heads}, attend_every={self.attend_every}: "
-                "expected heads that divide the width, a depth of at least 0, and the others of at least 1"
-            )
-
-
-@dataclass(frozen=True)
-class TaTokConfig:
-    image_size: int = option(256, help="side of the square images", unit="pixels")
-    patch_size: int = option(16, help="side of a patch", unit="pixels")
-    num_globals: int = option(32, help="global tokens an image, K", unit="tokens")
-    search_passes: int = option(
-        1,
-        help="passes of analysis by synthesis over the codes of the patches of an image; 0: the nearest codewords",
-        unit="passes",
-    )
-    encoder: GridStackConfig = section(
-        GridStackConfig,
-        help="network in which patches and globals read each other before they become codes; depth 0: linear alone",
-    )
-    decoder: GridStackConfig = section(GridStackConfig, help="network from tokens to pixels")
-    prior: StackConfig = section(StackConfig, help="entropy model: causal transformer over the codes")
-    global_codebook: GlobalQuantizerConfig = section(
-        GlobalQuantizerConfig, help="quantizer of the global tokens"
-    )
-    patch_codebook: QuantizerConfig = section(QuantizerConfig, help="quantizer of the patch tokens")
-
-    def __post_init__(self) -> None:
-        if self.patch_size < 1 or self.image_size < 1 or self.image_size % self.patch_size:
-            raise ValueError(
-                f"image_size={self.image_size}, patch_size={self.patch_size}: expected a multiple of the patch size"
-            )
-        if self.num_globals < 0:
-            raise ValueError(f"num_globals={self.num_globals}: expected 0 or more")
-        if self.decoder.depth < 1:
-            raise ValueError(f"decoder.depth={self.decoder.depth}: expected at least 1")
-        if self.num_patches > 65_536:
-            raise ValueError(
-                f"{self.num_patches} patches: positions are stored in 16 bits, so at most 65,536"
-            )
-
-        if self.search_passes < 0 or (self.search_passes and self.patch_codebook.kind != "vq"):
-            raise ValueError(
-                f"search_passes={self.search_passes}: expected 0 or more, and 0 with a patch codebook of kind "
-                f"{self.patch_codebook.kind} (vq can be searched)"
-            )
-        values = 3 * self.patch_size**2
-        if self.patch_codebook.dim > values:
-            raise ValueError(
-                f"patch_codebook.code_dim={self.patch_codebook.dim}: expected at most the {values} values of a patch "
-                f"of {self.patch_size} pixels"
-            )
-        side = min(self.grid_side, MAX_THUMBNAIL_SIDE)
-        if self.num_globals * self.global_codebook.dim > 3 * side**2:
-            raise ValueError(
-                f"num_globals={self.num_globals}, global_codebook.code_dim={self.global_codebook.dim}: expected at "
-                f"most {3 * side**2} dimensions in all, the values of a thumbnail of {side} pixels"
-            )
-
-    @property
-    def grid_side(self) -> int:
-        return self.image_size // self.patch_size
-
-    @property
-    def num_patches(self) -> int:
-        return self.grid_side**2
 
 
 @dataclass(frozen=True)

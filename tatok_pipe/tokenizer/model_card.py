@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tatok_pipe.tokenizer.analysis import CONTROLS
-from tatok_pipe.tokenizer.dtf import SCORES
-from tatok_pipe.tokenizer.model import TaTokConfig
+from tatok_pipe.tokenizer.options import SCORES, TaTokConfig
 from tatok_pipe.training.settings import show_changes
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tatok_pipe.nn.grid import GridStack
 
 if TYPE_CHECKING:
-    from tatok_pipe.tokenizer.model import TaTokConfig
+    from tatok_pipe.tokenizer.options import TaTokConfig
 
 _HEAD_WIDTH = 256
 _NUM_RATE_WAVES = 8  # cosines of the keep rate that the decoder reads

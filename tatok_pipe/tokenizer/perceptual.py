@@ -29,8 +29,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from tatok_pipe.errors import UserError
-
-FEATURES = ("efficientnet_lite0", "lpips", "none")
+from tatok_pipe.tokenizer.training_options import FEATURES
 
 
 def build_perceptual(

@@ -6,72 +6,17 @@ Letters: V codebook size, C code dimension, K places. Both classes share one int
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tatok_pipe.options import check_choices, option
+from tatok_pipe.tokenizer.options import QuantizerConfig
 
 _CHUNK_ROWS = 2048  # of distances at once; on a CPU they stay in its cache
 _CODEWORD_SHARE = 4.0  # codewords move as much faster than latents (arXiv 1711.00937: β = 0.25)
 _SMALLEST_SQUARE = 1e-12
-
-
-@dataclass(frozen=True)
-class QuantizerConfig:
-    kind: str = option(
-        "vq",
-        choices=("vq", "fsq"),
-        help="vq: learned codewords, which have a closed-form start; fsq: fixed grid, cannot collapse",
-    )
-    levels: list[int] = option(
-        [8, 8, 8, 8, 4],
-        help="levels of each FSQ dimension; their product is the codebook size",
-        unit="levels",
-    )
-    codebook_size: int = option(16384, help="codebook size of vq", unit="codes")
-    code_dim: int = option(64, help="dimension of a vq code vector", unit="channels")
-    ema_decay: float = option(
-        0.99, help="decay of the moving average of how often a vq code is used", unit="per forward pass"
-    )
-    revive_below: float = option(
-        0.0,
-        help="a vq code used less than this often per forward pass is moved onto a recent latent; 0.02 where training "
-        "starts at random, 0 after a closed form, which leaves no code without use",
-        unit="uses",
-    )
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        if not self.levels or min(self.levels) < 2:
-            raise ValueError(
-                f"levels={list(self.levels)}: expected at least one dimension of 2 or more levels"
-            )
-        if self.codebook_size < 2 or self.code_dim < 1:
-            raise ValueError(
-                f"codebook_size={self.codebook_size}, code_dim={self.code_dim}: expected at least 2 and 1"
-            )
-        if not 0 < self.ema_decay < 1:
-            raise ValueError(f"ema_decay={self.ema_decay}: expected a number between 0 and 1")
-
-    @property
-    def vocab_size(self) -> int:
-        return math.prod(self.levels) if self.kind == "fsq" else self.codebook_size
-
-    @property
-    def dim(self) -> int:
-        return len(self.levels) if self.kind == "fsq" else self.code_dim
-
-
-@dataclass(frozen=True)
-class GlobalQuantizerConfig(QuantizerConfig):
-    """The same of the globals, each of which has a codebook of its own and few dimensions."""
-
-    codebook_size: int = option(1024, help="codebook size of vq, of each global", unit="codes")
-    code_dim: int = option(4, help="dimension of a vq code vector", unit="channels")
 
 
 @dataclass(frozen=True)

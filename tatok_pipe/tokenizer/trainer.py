@@ -22,15 +22,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tatok_pipe.finite import check_step
 from tatok_pipe.seeds import hash_seed
 from tatok_pipe.tokenizer.discriminator import Discriminator, adversarial_factor, discriminator_loss
-from tatok_pipe.tokenizer.mix import MixConfig, draw_mix
+from tatok_pipe.tokenizer.mix import draw_mix
 from tatok_pipe.tokenizer.model import TaTok
 from tatok_pipe.tokenizer.perceptual import build_perceptual
-from tatok_pipe.tokenizer.training_config import TrainingConfig
 from tatok_pipe.tokenizer.training_graph import Chance, TrainingGraph
+from tatok_pipe.tokenizer.training_options import MixConfig, TrainingConfig
 from tatok_pipe.training.ema import WeightAverage
+from tatok_pipe.training.finite import check_step
 from tatok_pipe.training.muon import Muon
 from tatok_pipe.training.schedule import learning_rate
 

@@ -8,8 +8,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode  # torch.device("meta") knows no autocast
 from torch.utils.flop_counter import FlopCounterMode
 
-from tatok_pipe.tokenizer.model import GridStackConfig, StackConfig, TaTok, TaTokConfig
-from tatok_pipe.tokenizer.training_config import TrainingConfig
+from tatok_pipe.tokenizer.model import TaTok
+from tatok_pipe.tokenizer.options import GridStackConfig, StackConfig, TaTokConfig
+from tatok_pipe.tokenizer.training_options import TrainingConfig
 
 # Bytes that a block keeps of each element for its backward pass, per channel of its width, in 16 bits (arXiv
 # 2205.05198, equation 1), and of each entry of its attention matrices, which are written out on CPUs alone.

@@ -18,7 +18,7 @@ from tatok_pipe.tokenizer.model import Encoded, TaTok
 from tatok_pipe.tokenizer.prior import PriorOutput, entropy_nats
 from tatok_pipe.tokenizer.quantizer import FSQ
 from tatok_pipe.tokenizer.rate import RateHead, scale_gradient
-from tatok_pipe.tokenizer.training_config import TrainingConfig
+from tatok_pipe.tokenizer.training_options import TrainingConfig
 
 _GAIN_NOISE = 0.5  # gains are multiplied by a number from here to 1 more
 

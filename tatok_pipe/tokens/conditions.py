@@ -11,8 +11,8 @@ import pyarrow as pa
 from pyarrow import compute
 
 from tatok_pipe import storage
+from tatok_pipe.config.options import check_choices, option
 from tatok_pipe.errors import UserError
-from tatok_pipe.options import check_choices, option
 from tatok_pipe.tokens.columns import to_numpy
 from tatok_pipe.tokens.embeddings import COLUMN, to_lists, to_vectors
 from tatok_pipe.tokens.layout import SUFFIX

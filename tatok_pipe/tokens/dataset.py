@@ -14,9 +14,9 @@ import numpy as np
 
 from tatok_pipe import storage
 from tatok_pipe.errors import RefusedError, UserError
-from tatok_pipe.outputs import recognise
 from tatok_pipe.parallel import map_ahead
 from tatok_pipe.records import Quarantined, TokenRecord
+from tatok_pipe.storage.outputs import recognise
 from tatok_pipe.tokens.format import (
     ShardMetadata,
     ShardSource,

@@ -19,13 +19,14 @@ import numpy as np
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
 from tatok_pipe.records import PackedBatch
+from tatok_pipe.seeds import MAX_SEED
 from tatok_pipe.tokens.batches import empty_rows, join
 from tatok_pipe.tokens.conditions import ConditionConfig
 from tatok_pipe.tokens.packing import rows_per_rank
 from tatok_pipe.tokens.sequences import SequenceReader
 from tatok_pipe.tokens.spec import TokenSpec
 from tatok_pipe.tokens.window_stream import LoaderConfig, Position, Window, WindowStream
-from tatok_pipe.tokens.windows import MAX_SEED, EpochPlanner, ShardRows, stream_digest
+from tatok_pipe.tokens.windows import EpochPlanner, ShardRows, stream_digest
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tatok_pipe.config.options import check_choices, option
 from tatok_pipe.errors import UserError
-from tatok_pipe.options import check_choices, option
 from tatok_pipe.parallel import map_ahead
 from tatok_pipe.tokens.batches import PackedRows, Sequences, lay_out
 from tatok_pipe.tokens.packing import pack, rank_rows

@@ -19,8 +19,6 @@ import numpy as np
 from tatok_pipe.tokens.format import ROW_GROUP_ROWS
 from tatok_pipe.tokens.packing import permutation
 
-MAX_SEED = (1 << 32) - 1
-
 
 @dataclass(frozen=True, slots=True)
 class ShardRows:

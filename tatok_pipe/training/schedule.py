@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tatok_pipe.options import check_choices, option
+from tatok_pipe.config.options import check_choices, option
 
 
 @dataclass(frozen=True)

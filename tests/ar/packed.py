@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from tatok_pipe.ar.batch import BatchTensors, Vocabulary, to_tensors
-from tatok_pipe.ar.model import Generator, GeneratorConfig
+from tatok_pipe.ar.model import Generator
+from tatok_pipe.ar.options import GeneratorConfig
 from tatok_pipe.records import Kind, PackedBatch
 
 VOCABULARY = Vocabulary(num_globals=2, num_patches=9, global_vocab=5, patch_vocab=7)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from tatok_pipe.ar.batch import to_tensors
-from tatok_pipe.ar.draws import DrawConfig, truncate, uniforms
+from tatok_pipe.ar.draws import truncate, uniforms
 from tatok_pipe.ar.model import Generator
+from tatok_pipe.ar.options import DrawConfig, SamplingConfig
 from tatok_pipe.ar.requests import ImageRequest, ImageTokens, Place
-from tatok_pipe.ar.sampler import SamplingConfig
 from tests.ar.packed import Tokens, pack
 
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from tatok_pipe.ar.checkpoint import load_generator, save_generator
-from tatok_pipe.ar.model import Generator, GeneratorConfig
+from tatok_pipe.ar.model import Generator
+from tatok_pipe.ar.options import GeneratorConfig
 from tatok_pipe.errors import UserError
 from tests.ar.packed import SMALL, draw, tensors
 from tests.token_datasets import TINY

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from tatok_pipe.ar.draws import DrawConfig, draw, truncate, uniforms
+from tatok_pipe.ar.draws import draw, truncate, uniforms
+from tatok_pipe.ar.options import DrawConfig
 
 
 def test_uniform_numbers_are_those_of_splitmix64() -> None:

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from tatok_pipe.ar.batch import Vocabulary, to_tensors
-from tatok_pipe.ar.model import Generator, GeneratorConfig
+from tatok_pipe.ar.model import Generator
+from tatok_pipe.ar.options import GeneratorConfig, TrainingConfig
 from tatok_pipe.ar.parallel import parallelize
-from tatok_pipe.ar.trainer import GeneratorTrainer, TrainingConfig
-from tatok_pipe.shard_tokenizer import ShardTokenizer
-from tatok_pipe.tokenizer.checkpoint import PACKAGED
-from tatok_pipe.tokenizer.dtf import DTFConfig
+from tatok_pipe.ar.trainer import GeneratorTrainer
+from tatok_pipe.encoding.shard_tokenizer import ShardTokenizer
+from tatok_pipe.tokenizer.options import PACKAGED, DTFConfig
 from tatok_pipe.tokens.conditions import ConditionConfig
 from tatok_pipe.tokens.dataset import TokenDataset
 from tatok_pipe.tokens.loader import LoaderConfig, TokenLoader

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from tatok_pipe.ar.batch import Vocabulary
 from tatok_pipe.ar.memory import MemoryEstimate, estimate_memory
-from tatok_pipe.ar.model import Generator, GeneratorConfig
-from tatok_pipe.ar.trainer import TrainingConfig
+from tatok_pipe.ar.model import Generator
+from tatok_pipe.ar.options import GeneratorConfig, TrainingConfig
 from tests.ar.trainings import MODEL, TRAINING, VOCABULARY, make_loader, make_trainer, tensors
 from tests.token_datasets import make_rows, write_token_dataset
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from tatok_pipe.ar.batch import BatchTensors, Vocabulary, to_tensors
-from tatok_pipe.ar.model import Generator, GeneratorConfig, Nats
+from tatok_pipe.ar.model import Generator, Nats
+from tatok_pipe.ar.options import GeneratorConfig
 from tatok_pipe.nn import packed
 from tatok_pipe.nn.blocks import attend
 from tests.ar.packed import SMALL, VOCABULARY, Tokens, draw, every_sequence, pack, tensors, widen

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from tatok_pipe.ar.batch import Vocabulary, to_tensors
-from tatok_pipe.ar.draws import DrawConfig
-from tatok_pipe.ar.model import Generator, GeneratorConfig
+from tatok_pipe.ar.model import Generator
+from tatok_pipe.ar.options import DrawConfig, GeneratorConfig, SamplingConfig
 from tatok_pipe.ar.requests import ImageRequest, ImageTokens, Place
-from tatok_pipe.ar.sampler import Sampler, SamplingConfig, Slots
+from tatok_pipe.ar.sampler import Sampler, Slots
 from tests.ar.packed import SMALL, VOCABULARY, Tokens, every_sequence, pack, widen
 from tests.ar.reference_sampler import Reference
 

@@ -12,7 +12,7 @@ import torch
 from tatok_pipe.ar import training_state
 from tatok_pipe.ar.batch import to_tensors
 from tatok_pipe.ar.loss_parts import NUM_BUCKETS, LossParts
-from tatok_pipe.ar.trainer import OptimizerConfig
+from tatok_pipe.ar.options import OptimizerConfig
 from tatok_pipe.errors import UserError
 from tatok_pipe.tokens.dataset import TokenDataset
 from tatok_pipe.training.schedule import ScheduleConfig

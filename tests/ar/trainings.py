@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 
 from tatok_pipe.ar.batch import BatchTensors, Vocabulary, to_tensors
-from tatok_pipe.ar.model import Generator, GeneratorConfig
+from tatok_pipe.ar.model import Generator
+from tatok_pipe.ar.options import GeneratorConfig, OptimizerConfig, TrainingConfig
 from tatok_pipe.ar.parallel import parallelize
-from tatok_pipe.ar.trainer import GeneratorTrainer, OptimizerConfig, TrainingConfig
+from tatok_pipe.ar.trainer import GeneratorTrainer
 from tatok_pipe.tokens.conditions import ConditionConfig
 from tatok_pipe.tokens.loader import LoaderConfig, StepBatch, TokenLoader
 from tatok_pipe.tokens.training_set import read_training_set

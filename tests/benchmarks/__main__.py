@@ -14,7 +14,7 @@ import os
 import time
 from pathlib import Path
 
-from tatok_pipe.progress import format_duration
+from tatok_pipe.runs.progress import format_duration
 from tests.benchmarks import generation, loader, packing, peers_bench, stages, streaming, training, whole_job
 from tests.benchmarks.measure import MAX_FALL, Results, find_falls
 

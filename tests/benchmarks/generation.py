@@ -28,10 +28,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tatok_pipe.ar.batch import Vocabulary
-from tatok_pipe.ar.draws import DrawConfig, draw, uniforms
-from tatok_pipe.ar.model import Generator, GeneratorConfig
+from tatok_pipe.ar.draws import draw, uniforms
+from tatok_pipe.ar.model import Generator
+from tatok_pipe.ar.options import DrawConfig, GeneratorConfig, SamplingConfig
 from tatok_pipe.ar.requests import ImageRequest, Place
-from tatok_pipe.ar.sampler import Sampler, SamplingConfig
+from tatok_pipe.ar.sampler import Sampler
 from tatok_pipe.nn.prepacked import prepack
 from tatok_pipe.tokens.dataset import TokenDataset
 from tests.benchmarks.measure import Results, from_pairs

@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 
 from tatok_pipe import storage
-from tatok_pipe.demo_server import s3_server
+from tatok_pipe.commands.demo.server import s3_server
 from tatok_pipe.records import TokenRecord
 from tatok_pipe.tokens.batches import Sequences
 from tatok_pipe.tokens.conditions import ConditionConfig

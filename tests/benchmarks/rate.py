@@ -18,19 +18,17 @@ import numpy as np
 import torch
 
 from tatok_pipe import storage
-from tatok_pipe.image_input import find_image_shards
+from tatok_pipe.commands.train_tokenizer.worker import load_images
+from tatok_pipe.encoding.image_input import find_image_shards
 from tatok_pipe.images.stream import TrainingImages
-from tatok_pipe.job import run_entry
-from tatok_pipe.ray_runtime.tokenizer_training import load_images
+from tatok_pipe.runs.job import run_entry
 from tatok_pipe.tokenizer.analysis import Analysis, analyse, decode, psnr
 from tatok_pipe.tokenizer.dtf import Filter, keep_mask
-from tatok_pipe.tokenizer.losses import LossConfig
-from tatok_pipe.tokenizer.mix import MixConfig
-from tatok_pipe.tokenizer.model import GridStackConfig, StackConfig, TaTok, TaTokConfig
+from tatok_pipe.tokenizer.model import TaTok
+from tatok_pipe.tokenizer.options import GlobalQuantizerConfig, GridStackConfig, StackConfig, TaTokConfig
 from tatok_pipe.tokenizer.prior import surprisal_nats
-from tatok_pipe.tokenizer.quantizer import GlobalQuantizerConfig
 from tatok_pipe.tokenizer.trainer import TokenizerTrainer, to_model_input
-from tatok_pipe.tokenizer.training_config import TrainingConfig
+from tatok_pipe.tokenizer.training_options import LossConfig, MixConfig, TrainingConfig
 from tests.benchmarks.tokenizer import log_choices, table
 
 WEIGHTS = (0.0, 0.0005, 0.002, 0.008)

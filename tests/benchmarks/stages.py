@@ -10,11 +10,13 @@ import pyarrow.parquet as pq
 import torch
 
 from tatok_pipe.ar.throughput import Ceiling
-from tatok_pipe.images.decode import PreprocessConfig, decode_image
+from tatok_pipe.encoding.shard_tokenizer import token_spec
+from tatok_pipe.images.decode import decode_image
 from tatok_pipe.images.demo import write_demo_corpus
-from tatok_pipe.shard_tokenizer import token_spec
+from tatok_pipe.images.options import PreprocessConfig
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer
-from tatok_pipe.tokenizer.dtf import DTFConfig, keep_mask
+from tatok_pipe.tokenizer.dtf import keep_mask
+from tatok_pipe.tokenizer.options import DTFConfig
 from tatok_pipe.tokenizer.trainer import to_model_input
 from tatok_pipe.tokens.dataset import TokenDataset
 from tatok_pipe.tokens.format import ShardSource, ShardWriter

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tatok_pipe import storage
-from tatok_pipe.demo_server import s3_server
+from tatok_pipe.commands.demo.server import s3_server
 from tatok_pipe.images.shards import read_samples
 from tatok_pipe.images.source import open_samples
 from tatok_pipe.records import ImageSample

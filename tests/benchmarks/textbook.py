@@ -18,7 +18,8 @@ from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
 from tatok_pipe.evaluation.textbook import Textbook, enlarge, mean_colours, nearest, patchify
-from tatok_pipe.images.decode import PreprocessConfig, decode_image
+from tatok_pipe.images.decode import decode_image
+from tatok_pipe.images.options import PreprocessConfig
 from tests.benchmarks.tokenizer import read_samples, to_images
 
 NUM_COLOURS, NUM_RESIDUALS = 512, 2048

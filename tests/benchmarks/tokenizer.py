@@ -25,21 +25,23 @@ from scipy import stats
 from torch import Tensor
 
 from tatok_pipe import storage
+from tatok_pipe.encoding.image_input import find_image_shards
 from tatok_pipe.evaluation.pictures import to_pixels
 from tatok_pipe.evaluation.suites.reconstruction import CODECS, codec_at
 from tatok_pipe.evaluation.textbook import PACKAGED as TEXTBOOK
 from tatok_pipe.evaluation.textbook import load_textbook, position_bits
-from tatok_pipe.image_input import find_image_shards
 from tatok_pipe.images.crops import CropConfig
-from tatok_pipe.images.decode import PreprocessConfig, decode_crops, decode_image
+from tatok_pipe.images.decode import decode_crops, decode_image
 from tatok_pipe.images.demo import held_out_crops
+from tatok_pipe.images.options import PreprocessConfig
 from tatok_pipe.images.source import open_samples
-from tatok_pipe.job import run_entry
 from tatok_pipe.records import ImageSample
+from tatok_pipe.runs.job import run_entry
 from tatok_pipe.tokenizer.analysis import CONTROLS, Analysis, analyse, decode, psnr
-from tatok_pipe.tokenizer.checkpoint import PACKAGED, Tokenizer, load_tokenizer
-from tatok_pipe.tokenizer.dtf import SCORES, DTFConfig, Filter, calibrate, keep_mask
+from tatok_pipe.tokenizer.checkpoint import Tokenizer, load_tokenizer
+from tatok_pipe.tokenizer.dtf import Filter, calibrate, keep_mask
 from tatok_pipe.tokenizer.heldout import KEEP_RATES
+from tatok_pipe.tokenizer.options import PACKAGED, SCORES, DTFConfig
 from tatok_pipe.tokenizer.perceptual import build_perceptual
 from tatok_pipe.tokenizer.prior import entropy_nats, surprisal_nats
 

@@ -19,17 +19,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tatok_pipe.ar.batch import Vocabulary, to_tensors
-from tatok_pipe.ar.model import Generator, GeneratorConfig
+from tatok_pipe.ar.model import Generator
+from tatok_pipe.ar.options import GeneratorConfig, TrainingConfig
 from tatok_pipe.ar.parallel import parallelize
 from tatok_pipe.ar.throughput import Ceiling
-from tatok_pipe.ar.trainer import GeneratorTrainer, TrainingConfig
-from tatok_pipe.images.decode import PreprocessConfig
+from tatok_pipe.ar.trainer import GeneratorTrainer
+from tatok_pipe.encoding.shard_tokenizer import ShardTokenizer, TokenizeJob, token_spec
 from tatok_pipe.images.demo import write_demo_corpus
+from tatok_pipe.images.options import PreprocessConfig
 from tatok_pipe.images.shards import ShardLimits
 from tatok_pipe.nn.blocks import attend
-from tatok_pipe.shard_tokenizer import ShardTokenizer, TokenizeJob, token_spec
-from tatok_pipe.tokenizer.checkpoint import PACKAGED, load_tokenizer
-from tatok_pipe.tokenizer.dtf import DTFConfig
+from tatok_pipe.tokenizer.checkpoint import load_tokenizer
+from tatok_pipe.tokenizer.options import PACKAGED, DTFConfig
 from tatok_pipe.tokens.conditions import ConditionConfig
 from tatok_pipe.tokens.dataset import TokenDataset, create_or_check
 from tatok_pipe.tokens.loader import LoaderConfig, TokenLoader

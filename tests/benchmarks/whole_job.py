@@ -31,10 +31,11 @@ import numpy as np
 import psutil
 import torch
 
-from tatok_pipe.images.decode import PreprocessConfig, decode_image
+from tatok_pipe.images.decode import decode_image
 from tatok_pipe.images.demo import write_demo_corpus
+from tatok_pipe.images.options import PreprocessConfig
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer
-from tatok_pipe.tokenizer.dtf import DTFConfig
+from tatok_pipe.tokenizer.options import DTFConfig
 from tatok_pipe.tokenizer.trainer import to_model_input
 from tests.benchmarks.measure import Results, from_pairs
 from tests.benchmarks.peers.common import decode_as_ours, decode_scaled

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tatok_pipe.evaluation.features import FeaturesConfig
+from tatok_pipe.evaluation.options import FeaturesConfig
 from tatok_pipe.evaluation.plan import EvaluationPlan
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer
 from tatok_pipe.tokenizer.dtf import Filter

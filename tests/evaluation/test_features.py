@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from tatok_pipe.errors import UserError
-from tatok_pipe.evaluation.features import FeatureNetwork, FeaturesConfig
-from tatok_pipe.images.decode import PreprocessConfig, decode_image
+from tatok_pipe.evaluation.features import FeatureNetwork
+from tatok_pipe.evaluation.options import FeaturesConfig
+from tatok_pipe.images.decode import decode_image
 from tatok_pipe.images.demo import held_out_crops
+from tatok_pipe.images.options import PreprocessConfig
 
 
 @pytest.fixture(scope="module")

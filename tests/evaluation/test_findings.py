@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from tatok_pipe.errors import UserError
-from tatok_pipe.evaluation.features import FeaturesConfig
 from tatok_pipe.evaluation.findings import (
     Exhibit,
     Figure,
@@ -23,6 +22,7 @@ from tatok_pipe.evaluation.findings import (
     to_csv,
     to_json,
 )
+from tatok_pipe.evaluation.options import FeaturesConfig
 from tatok_pipe.evaluation.output import Earlier, overlay, read_earlier, write_suite
 from tatok_pipe.evaluation.plan import EvaluationPlan
 from tatok_pipe.evaluation.plots import render

@@ -18,8 +18,9 @@ from tatok_pipe.evaluation.metrics import (
     psnr,
     ssim,
 )
-from tatok_pipe.images.decode import PreprocessConfig, decode_image
+from tatok_pipe.images.decode import decode_image
 from tatok_pipe.images.demo import held_out_crops
+from tatok_pipe.images.options import PreprocessConfig
 
 
 @pytest.fixture(scope="module")

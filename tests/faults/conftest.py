@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tatok_pipe import demo_server
+from tatok_pipe.commands.demo import server as demo_server
 from tests.faults.world import World, make_world
 
 

@@ -13,7 +13,8 @@ from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionClosedError, HTTPClientError, ResponseStreamingError
 from botocore.session import get_session
 
-from tatok_pipe import demo_server, storage
+from tatok_pipe import storage
+from tatok_pipe.commands.demo import server as demo_server
 from tests.faults import job
 from tests.faults.proxy import KINDS, FaultProxy, Faults, measure_latency_s
 

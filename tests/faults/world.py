@@ -6,7 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from tatok_pipe import demo_server, storage
+from tatok_pipe import storage
+from tatok_pipe.commands.demo import server as demo_server
 from tatok_pipe.tokens.dataset import TokenDataset
 from tatok_pipe.tokens.format import token_shard_name
 from tests.faults import job

@@ -10,10 +10,11 @@ import torch
 
 from tatok_pipe.ar.batch import Vocabulary
 from tatok_pipe.ar.checkpoint import save_generator
-from tatok_pipe.ar.model import Generator, GeneratorConfig
+from tatok_pipe.ar.model import Generator
+from tatok_pipe.ar.options import GeneratorConfig
 from tatok_pipe.tokenizer.checkpoint import save_tokenizer
-from tatok_pipe.tokenizer.model import GridStackConfig, StackConfig, TaTok, TaTokConfig
-from tatok_pipe.tokenizer.quantizer import GlobalQuantizerConfig
+from tatok_pipe.tokenizer.model import TaTok
+from tatok_pipe.tokenizer.options import GlobalQuantizerConfig, GridStackConfig, StackConfig, TaTokConfig
 from tatok_pipe.tokens.spec import TokenSpec
 from tests.ar.packed import widen
 

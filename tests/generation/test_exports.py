@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tatok_pipe.generation.exports import contact_sheet, decode, write_npz
-from tatok_pipe.generation.layout import IMAGE_FORMATS
-from tatok_pipe.generation.worker import encode_image
+from tatok_pipe.ar.generation.exports import contact_sheet, decode, write_npz
+from tatok_pipe.ar.generation.layout import IMAGE_FORMATS
+from tatok_pipe.ar.generation.worker import encode_image
 
 SIZE, GAP = 16, 4
 BACKGROUND = (24, 24, 24)

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tatok_pipe.ar.generation.job import GenerationPlan, Requests, StartPlan
+from tatok_pipe.ar.options import SamplingConfig
 from tatok_pipe.ar.requests import ImageRequest, Place
-from tatok_pipe.ar.sampler import SamplingConfig
-from tatok_pipe.generation.job import GenerationPlan, Requests, StartPlan
 from tatok_pipe.records import TokenRecord
 from tatok_pipe.tokens.dataset import TokenDataset
 from tests.token_datasets import TINY, make_rows, write_token_dataset

@@ -17,9 +17,15 @@ from PIL import Image
 from webdataset import compat
 
 from tatok_pipe import storage
-from tatok_pipe.generation import layout
-from tatok_pipe.generation.layout import GeneratedImage, commit_shard, committed_shards, read_rows, read_shard
-from tatok_pipe.generation.worker import encode_image
+from tatok_pipe.ar.generation import layout
+from tatok_pipe.ar.generation.layout import (
+    GeneratedImage,
+    commit_shard,
+    committed_shards,
+    read_rows,
+    read_shard,
+)
+from tatok_pipe.ar.generation.worker import encode_image
 
 KINDS = [(kind, image_format) for kind in layout.LAYOUTS for image_format in layout.IMAGE_FORMATS]
 

@@ -17,24 +17,15 @@ import torch
 from tatok_pipe import storage
 from tatok_pipe.ar.batch import Vocabulary
 from tatok_pipe.ar.checkpoint import LoadedGenerator
-from tatok_pipe.ar.draws import DrawConfig
-from tatok_pipe.ar.model import Generator, GeneratorConfig
-from tatok_pipe.ar.sampler import SamplingConfig
-from tatok_pipe.config import from_dict, load_config
+from tatok_pipe.ar.generation.conditions import asked_patches, check_pair, parse_classes
+from tatok_pipe.ar.generation.job import GenerationPlan, StartPlan
+from tatok_pipe.ar.generation.layout import PLAN_FILE
+from tatok_pipe.ar.model import Generator
+from tatok_pipe.ar.options import DrawConfig, GeneratorConfig, SamplingConfig
+from tatok_pipe.commands.generate.options import GenerateConfig
+from tatok_pipe.commands.generate.plan import create_or_check, describe_sources, make_plan, read_plan, to_json
+from tatok_pipe.config.load import from_dict, load_config
 from tatok_pipe.errors import RefusedError, UserError
-from tatok_pipe.generate_config import GenerateConfig
-from tatok_pipe.generation.conditions import parse_classes
-from tatok_pipe.generation.job import GenerationPlan, StartPlan
-from tatok_pipe.generation.layout import PLAN_FILE
-from tatok_pipe.generation.plan import (
-    asked_patches,
-    check_pair,
-    create_or_check,
-    describe_sources,
-    make_plan,
-    read_plan,
-    to_json,
-)
 from tatok_pipe.tokenizer.checkpoint import Tokenizer
 from tatok_pipe.tokenizer.model import TaTok
 from tatok_pipe.tokens.dataset import TokenDataset

@@ -21,13 +21,19 @@ from PIL import Image
 from torch import Tensor
 
 from tatok_pipe.ar.checkpoint import load_generator
-from tatok_pipe.ar.draws import DrawConfig
-from tatok_pipe.ar.sampler import Sampler, SamplingConfig
-from tatok_pipe.generation.exports import decode
-from tatok_pipe.generation.job import GenerationPlan, Requests, StartPlan
-from tatok_pipe.generation.layout import GeneratedImage, committed_shards, read_rows, read_shard, shard_name
-from tatok_pipe.generation.worker import GenerateJob, ImageWorker
-from tatok_pipe.shard_work import ShardResult
+from tatok_pipe.ar.generation.exports import decode
+from tatok_pipe.ar.generation.job import GenerationPlan, Requests, StartPlan
+from tatok_pipe.ar.generation.layout import (
+    GeneratedImage,
+    committed_shards,
+    read_rows,
+    read_shard,
+    shard_name,
+)
+from tatok_pipe.ar.generation.worker import GenerateJob, ImageWorker
+from tatok_pipe.ar.options import DrawConfig, SamplingConfig
+from tatok_pipe.ar.sampler import Sampler
+from tatok_pipe.runs.shard_work import ShardResult
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer
 from tatok_pipe.tokens.dataset import TokenDataset
 from tests.generation.models import CLASSES, TOKENIZER, Models, save_models

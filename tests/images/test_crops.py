@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from tatok_pipe.config import load_config
+from tatok_pipe.config.load import load_config
 from tatok_pipe.images.crops import CropConfig, CropPlan, Square
-from tatok_pipe.images.decode import DecodedCrops, PreprocessConfig, decode_crops, decode_image
+from tatok_pipe.images.decode import DecodedCrops, decode_crops, decode_image
 from tatok_pipe.images.demo import held_out_crops
+from tatok_pipe.images.options import PreprocessConfig
 
 TEN = CropConfig("ten_crop")
 RANDOM = CropConfig("random", count=6)

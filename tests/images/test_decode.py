@@ -16,8 +16,9 @@ import simplejpeg
 import torch
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin, features
 
-from tatok_pipe.images.decode import PreprocessConfig, decode_image, decoder_version
+from tatok_pipe.images.decode import decode_image, decoder_version
 from tatok_pipe.images.demo import held_out_crops
+from tatok_pipe.images.options import PreprocessConfig
 from tatok_pipe.images.shards import read_samples
 from tatok_pipe.records import ImageSample
 

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from tatok_pipe.images import decode
-from tatok_pipe.images.decode import PreprocessConfig, decode_image
+from tatok_pipe.images.decode import decode_image
 from tatok_pipe.images.decode_budget import PixelBudget
+from tatok_pipe.images.options import PreprocessConfig
 
 from ..pictures import encode
 

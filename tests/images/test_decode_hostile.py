@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, PngImagePlugin
 
-from tatok_pipe.images.decode import DecodeError, PreprocessConfig, decode_image
+from tatok_pipe.images.decode import DecodeError, decode_image
 from tatok_pipe.images.formats import png
 from tatok_pipe.images.formats.signatures import FORMATS
+from tatok_pipe.images.options import PreprocessConfig
 
 CONFIG = PreprocessConfig(image_size=16)
 ERRORS = {

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tatok_pipe import storage
+from tatok_pipe.encoding.image_input import FolderPlace, class_names_of, find_image_shards, is_folder
 from tatok_pipe.errors import UserError
-from tatok_pipe.image_input import FolderPlace, class_names_of, find_image_shards, is_folder
 from tatok_pipe.images.folder_list import load_list
 from tatok_pipe.images.limits import DEFAULT_LIMITS
 from tatok_pipe.images.notices import Notices

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tatok_pipe.images.decode import DecodeError, PreprocessConfig, decode_image
+from tatok_pipe.images.decode import DecodeError, decode_image
+from tatok_pipe.images.options import PreprocessConfig
 
 from ..image_files.all import all_cases
 from ..image_files.case import SIDE, Case

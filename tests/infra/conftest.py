@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tatok_pipe.demo_server import S3Server
+from tatok_pipe.commands.demo.server import S3Server
 from tests.infra.ray_head import RayHead, ray_head
 
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from tatok_pipe import __version__
-from tatok_pipe.config import load_config
+from tatok_pipe.config.load import load_config
 from tests.infra.manifests import REPOSITORY, kubectl, problems, render
 
 JOBS = ("evaluate", "generate_50k", "tokenize_imagenet", "train_ar", "train_tokenizer")
@@ -24,11 +24,11 @@ RENDERED = (
 )
 SITE = {"TATOK_BUCKET": "s3://bucket/tatok", "TATOK_IMAGES": "s3://bucket/images"}
 CONFIGS = {
-    "evaluate": "tatok_pipe.evaluate_config.EvaluateConfig",
-    "generate": "tatok_pipe.generate_config.GenerateConfig",
-    "tokenize_corpus": "tatok_pipe.tokenize_config.TokenizeCorpusConfig",
-    "train_ar": "tatok_pipe.train_ar_config.TrainArConfig",
-    "train_tokenizer": "tatok_pipe.train_tokenizer_config.TrainTokenizerConfig",
+    "evaluate": "tatok_pipe.commands.evaluate.options.EvaluateConfig",
+    "generate": "tatok_pipe.commands.generate.options.GenerateConfig",
+    "tokenize_corpus": "tatok_pipe.commands.tokenize_corpus.options.TokenizeCorpusConfig",
+    "train_ar": "tatok_pipe.commands.train_ar.options.TrainArConfig",
+    "train_tokenizer": "tatok_pipe.commands.train_tokenizer.options.TrainTokenizerConfig",
 }
 
 needs_kubectl = pytest.mark.skipif(

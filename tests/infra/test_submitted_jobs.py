@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from tatok_pipe import storage
-from tatok_pipe.demo_server import S3Server
-from tatok_pipe.job import SUMMARY
+from tatok_pipe.commands.demo.server import S3Server
+from tatok_pipe.runs.job import SUMMARY
 from tatok_pipe.tokens.dataset import TokenDataset
 from tatok_pipe.tokens.verify import verify_dataset
 from tests.infra.ray_head import BIN, RayHead

@@ -8,7 +8,8 @@ from itertools import product
 import numpy as np
 import simplejpeg
 
-from tatok_pipe.images.decode import DecodeError, PreprocessConfig, decode_image
+from tatok_pipe.images.decode import DecodeError, decode_image
+from tatok_pipe.images.options import PreprocessConfig
 from tests.image_files.jpegs import (
     DAMAGES,
     ENCODINGS,

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from tatok_pipe.images.crops import CropConfig
-from tatok_pipe.images.decode import PreprocessConfig, decode_crops
+from tatok_pipe.images.decode import decode_crops
+from tatok_pipe.images.options import PreprocessConfig
 from tatok_pipe.records import TokenRecord
 from tatok_pipe.report.gallery import (
     Exhibit,
@@ -24,8 +25,8 @@ from tatok_pipe.report.gallery import (
     to_data_uri,
 )
 from tatok_pipe.report.sources import Shown
-from tatok_pipe.tokenizer.model import GridStackConfig, StackConfig, TaTok, TaTokConfig
-from tatok_pipe.tokenizer.quantizer import GlobalQuantizerConfig
+from tatok_pipe.tokenizer.model import TaTok
+from tatok_pipe.tokenizer.options import GlobalQuantizerConfig, GridStackConfig, StackConfig, TaTokConfig
 from tatok_pipe.tokens.dataset import TokenDataset, create_or_check
 from tatok_pipe.tokens.spec import TokenSpec
 

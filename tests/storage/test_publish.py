@@ -23,7 +23,7 @@ from botocore.exceptions import ClientError
 from fsspec.implementations.memory import MemoryFileSystem
 
 from tatok_pipe import storage
-from tatok_pipe.demo_server import S3Server
+from tatok_pipe.commands.demo.server import S3Server
 from tatok_pipe.storage import object_store, publish, retry
 
 from .race_checks import race

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from tatok_pipe import storage
-from tatok_pipe.config import load_config
+from tatok_pipe.commands.tokenize_corpus.options import TokenizeCorpusConfig
+from tatok_pipe.config.load import load_config
 from tatok_pipe.errors import UserError
 from tatok_pipe.storage import StorageConfig, settings
-from tatok_pipe.tokenize_config import TokenizeCorpusConfig
 
 from .answers import AnsweringServer, Request
 

@@ -3,8 +3,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tatok_pipe.tokenizer.model import GridStackConfig, StackConfig, TaTok, TaTokConfig
-from tatok_pipe.tokenizer.quantizer import GlobalQuantizerConfig, QuantizerConfig
+from tatok_pipe.tokenizer.model import TaTok
+from tatok_pipe.tokenizer.options import (
+    GlobalQuantizerConfig,
+    GridStackConfig,
+    QuantizerConfig,
+    StackConfig,
+    TaTokConfig,
+)
 
 
 def small_config(kind: str = "fsq", num_globals: int = 3) -> TaTokConfig:

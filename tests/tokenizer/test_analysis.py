@@ -8,8 +8,9 @@ from torch import Tensor
 
 from tatok_pipe.tokenizer.analysis import CONTROLS, analyse, decode, neighbour_error, psnr
 from tatok_pipe.tokenizer.calibration import PERCENTS, calibrate_ladders, ladders_of
-from tatok_pipe.tokenizer.dtf import PERCENTILES, SCORES, Filter, keep_mask
+from tatok_pipe.tokenizer.dtf import PERCENTILES, Filter, keep_mask
 from tatok_pipe.tokenizer.model import SYNTHESIS_SHARES, TaTok
+from tatok_pipe.tokenizer.options import SCORES
 
 
 def errors(model: TaTok, images: Tensor, keep: Tensor) -> Tensor:

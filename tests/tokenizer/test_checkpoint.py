@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tatok_pipe.config import to_dict
+from tatok_pipe.config.load import to_dict
 from tatok_pipe.errors import UserError
+from tatok_pipe.nn.weights_folder import fingerprint
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer, save_tokenizer
-from tatok_pipe.tokenizer.dtf import DTFConfig, Filter
+from tatok_pipe.tokenizer.dtf import Filter
 from tatok_pipe.tokenizer.model import TaTok
-from tatok_pipe.weights_folder import fingerprint
+from tatok_pipe.tokenizer.options import DTFConfig
 
 LADDERS = {"gain": {"threshold": [[2.0, 3.0], [8.0, 1.0]]}}
 

@@ -12,12 +12,19 @@ import torch.multiprocessing as mp
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from tatok_pipe.images.decode import PreprocessConfig, decode_image
+from tatok_pipe.images.decode import decode_image
 from tatok_pipe.images.demo import held_out_crops
+from tatok_pipe.images.options import PreprocessConfig
 from tatok_pipe.tokenizer.analysis import psnr
 from tatok_pipe.tokenizer.closed_form import deal_components, fit_closed_form, principal_components
-from tatok_pipe.tokenizer.model import GridStackConfig, StackConfig, TaTok, TaTokConfig
-from tatok_pipe.tokenizer.quantizer import GlobalQuantizerConfig, QuantizerConfig
+from tatok_pipe.tokenizer.model import TaTok
+from tatok_pipe.tokenizer.options import (
+    GlobalQuantizerConfig,
+    GridStackConfig,
+    QuantizerConfig,
+    StackConfig,
+    TaTokConfig,
+)
 from tatok_pipe.tokenizer.trainer import to_model_input
 
 NUM_CROPS = 96

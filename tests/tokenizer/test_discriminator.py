@@ -5,17 +5,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tatok_pipe.images.decode import PreprocessConfig, decode_image
+from tatok_pipe.images.decode import decode_image
 from tatok_pipe.images.demo import held_out_crops
+from tatok_pipe.images.options import PreprocessConfig
 from tatok_pipe.tokenizer.discriminator import (
-    NORMS,
     Discriminator,
-    DiscriminatorConfig,
     adaptive_weight,
     adversarial_factor,
     discriminator_loss,
     generator_loss,
 )
+from tatok_pipe.tokenizer.training_options import NORMS, DiscriminatorConfig
 
 
 def small(norm: str = "group", depth: int = 2) -> Discriminator:

@@ -9,17 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tatok_pipe.tokenizer.dtf import (
-    CALIBRATED_RULES,
-    PERCENTILES,
-    RULES,
-    DTFConfig,
-    Filter,
-    calibrate,
-    interpolate,
-    keep_mask,
-    resolve,
-)
+from tatok_pipe.tokenizer.dtf import PERCENTILES, Filter, calibrate, interpolate, keep_mask, resolve
+from tatok_pipe.tokenizer.options import CALIBRATED_RULES, RULES, DTFConfig
 
 # Few distinct values, so that ties are common.
 TIED = st.sampled_from([0.0, 0.25, 0.5, 1.0, 1.5, 3.0])

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tatok_pipe.tokenizer.mix import KINDS, Mix, MixConfig, draw_mix, keep_masks
+from tatok_pipe.tokenizer.mix import KINDS, Mix, draw_mix, keep_masks
+from tatok_pipe.tokenizer.training_options import MixConfig
 
 MIX = MixConfig(gain=0.0, entropy=0.1, drop_cost=0.25, synthesis=0.15, random=0.2, globals_only=0.1)
 CPU = torch.device("cpu")

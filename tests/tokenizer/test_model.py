@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from tatok_pipe.tokenizer.dtf import Filter
-from tatok_pipe.tokenizer.model import GridStackConfig, StackConfig, TaTok, TaTokConfig
+from tatok_pipe.tokenizer.model import TaTok
+from tatok_pipe.tokenizer.options import GlobalQuantizerConfig, GridStackConfig, StackConfig, TaTokConfig
 from tatok_pipe.tokenizer.prior import entropy_nats, surprisal_nats
-from tatok_pipe.tokenizer.quantizer import GlobalQuantizerConfig
 from tests.tokenizer.conftest import small_config
 
 ALL = Filter("none", 0)

@@ -11,14 +11,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tatok_pipe.images.decode import PreprocessConfig, decode_image
+from tatok_pipe.images.decode import decode_image
 from tatok_pipe.images.demo import held_out_crops, write_demo_corpus
+from tatok_pipe.images.options import PreprocessConfig
 from tatok_pipe.images.shards import read_samples
 from tatok_pipe.records import ImageSample
 from tatok_pipe.tokenizer.analysis import analyse, decode, psnr
 from tatok_pipe.tokenizer.checkpoint import Tokenizer, load_tokenizer
-from tatok_pipe.tokenizer.dtf import DTFConfig, Filter, keep_mask
+from tatok_pipe.tokenizer.dtf import Filter, keep_mask
 from tatok_pipe.tokenizer.heldout import measure
+from tatok_pipe.tokenizer.options import DTFConfig
 from tatok_pipe.tokenizer.trainer import to_model_input
 
 

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tatok_pipe.errors import UserError
-from tatok_pipe.images.decode import PreprocessConfig, decode_image
+from tatok_pipe.images.decode import decode_image
 from tatok_pipe.images.demo import held_out_crops
+from tatok_pipe.images.options import PreprocessConfig
 from tatok_pipe.tokenizer.perceptual import (
     FeatureDistance,
     PerceptualDistance,

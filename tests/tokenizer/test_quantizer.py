@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tatok_pipe.tokenizer.quantizer import FSQ, VQ, QuantizerConfig, build_quantizer
+from tatok_pipe.tokenizer.options import QuantizerConfig
+from tatok_pipe.tokenizer.quantizer import FSQ, VQ, build_quantizer
 
 
 @pytest.mark.parametrize("levels", [[8, 8, 8], [5, 4, 3], [2, 2], [8, 8, 8, 8, 4]])

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from scipy.stats import logistic
 
-from tatok_pipe.tokenizer.quantizer import FSQ, QuantizerConfig
+from tatok_pipe.tokenizer.options import QuantizerConfig
+from tatok_pipe.tokenizer.quantizer import FSQ
 from tatok_pipe.tokenizer.rate import RateHead, scale_gradient
 
 

@@ -12,21 +12,25 @@ import torch
 from torch import Tensor
 
 from tatok_pipe.errors import UserError
-from tatok_pipe.images.decode import PreprocessConfig, decode_image
+from tatok_pipe.images.decode import decode_image
 from tatok_pipe.images.demo import held_out_crops
+from tatok_pipe.images.options import PreprocessConfig
 from tatok_pipe.tokenizer.analysis import analyse, decode, psnr
 from tatok_pipe.tokenizer.calibration import calibrate_ladders
-from tatok_pipe.tokenizer.discriminator import DiscriminatorConfig
 from tatok_pipe.tokenizer.dtf import Filter, keep_mask
 from tatok_pipe.tokenizer.heldout import measure
-from tatok_pipe.tokenizer.losses import LossConfig
-from tatok_pipe.tokenizer.mix import MixConfig
-from tatok_pipe.tokenizer.model import GridStackConfig, StackConfig, TaTok, TaTokConfig
+from tatok_pipe.tokenizer.model import TaTok
 from tatok_pipe.tokenizer.model_card import model_card
-from tatok_pipe.tokenizer.quantizer import GlobalQuantizerConfig
+from tatok_pipe.tokenizer.options import GlobalQuantizerConfig, GridStackConfig, StackConfig, TaTokConfig
 from tatok_pipe.tokenizer.trainer import TokenizerTrainer, to_model_input
-from tatok_pipe.tokenizer.training_config import DecoderMixConfig, TrainingConfig
 from tatok_pipe.tokenizer.training_log import TrainingCurves
+from tatok_pipe.tokenizer.training_options import (
+    DecoderMixConfig,
+    DiscriminatorConfig,
+    LossConfig,
+    MixConfig,
+    TrainingConfig,
+)
 
 
 def build(kind: str = "fsq") -> TaTok:

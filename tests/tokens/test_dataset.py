@@ -350,7 +350,8 @@ def test_bytes_of_a_dataset_do_not_depend_on_the_order_of_shards(
 
 
 def test_planning_does_not_wait_for_torch() -> None:
-    code = "import sys, tatok_pipe.corpus_estimate; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
+    module = "tatok_pipe.commands.tokenize_corpus.estimate"
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
 

@@ -15,13 +15,13 @@ import pytest
 
 from tatok_pipe import storage
 from tatok_pipe.errors import RefusedError, UserError
-from tatok_pipe.stop_signal import StopSignal
-from tatok_pipe.training.lease import LEASE, hold_output
+from tatok_pipe.runs.lease import LEASE, hold_output
+from tatok_pipe.runs.stop_signal import StopSignal
 
 HOLD = """
 import sys, time
-from tatok_pipe.stop_signal import StopSignal
-from tatok_pipe.training.lease import hold_output
+from tatok_pipe.runs.stop_signal import StopSignal
+from tatok_pipe.runs.lease import hold_output
 with hold_output(sys.argv[1], StopSignal(), beat_s=0.2):
     print("held", flush=True)
     time.sleep(600)

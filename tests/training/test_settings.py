@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from tatok_pipe.config import load_config, to_dict
+from tatok_pipe.commands.train_ar.options import TrainArConfig
+from tatok_pipe.commands.train_ar.worker import list_settings
+from tatok_pipe.config.load import load_config, to_dict
 from tatok_pipe.errors import RefusedError
-from tatok_pipe.ray_runtime.generator_training import list_settings
-from tatok_pipe.train_ar_config import TrainArConfig
 from tatok_pipe.training.settings import check_changes, find_changes, flatten, show_changes
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tatok_pipe.ar.generation.exports import encode_image
 from tatok_pipe.evaluation.bench import BATCH_IMAGES, Bench
 from tatok_pipe.evaluation.findings import Findings
 from tatok_pipe.evaluation.metrics import psnr, ssim
@@ -22,7 +23,6 @@ from tatok_pipe.evaluation.probes import probe_pictures
 from tatok_pipe.evaluation.suites.base import Row
 from tatok_pipe.evaluation.suites.fine_detail_summary import Summary, psnr_gain
 from tatok_pipe.evaluation.text_reading import can_read, error_rate
-from tatok_pipe.generation.exports import encode_image
 from tatok_pipe.tokenizer.model import TaTok
 
 KINDS = ("text", "texture")

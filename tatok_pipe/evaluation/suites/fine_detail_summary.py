@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tatok_pipe.ar.generation.exports import decode
 from tatok_pipe.evaluation.findings import Cell, Exhibit, Figure, Gallery, Pane, Plot, Series, Table
 from tatok_pipe.evaluation.plan import EvaluationPlan
 from tatok_pipe.evaluation.statistics import PairedTest, bootstrap_mean, holm, paired_drop
 from tatok_pipe.evaluation.suites.base import Row, column, image_table
-from tatok_pipe.generation.exports import decode
 
 LEVEL = 0.05  # of the whole family of tests
 # One-sided signed ranks of n pairs reach 2^-n at best: ten survive Holm over more tests than there ever are.

@@ -15,6 +15,7 @@ import numpy as np
 from scipy import stats
 from torch import Tensor
 
+from tatok_pipe.ar.generation.exports import decode, encode_image
 from tatok_pipe.errors import UserError
 from tatok_pipe.evaluation.bench import Bench
 from tatok_pipe.evaluation.drawing import PART_IMAGES
@@ -42,7 +43,6 @@ from tatok_pipe.evaluation.pictures import to_pixels
 from tatok_pipe.evaluation.plan import EvaluationPlan
 from tatok_pipe.evaluation.statistics import Interval, bootstrap_mean
 from tatok_pipe.evaluation.suites.base import PictureSuite, Row, column, image_table
-from tatok_pipe.generation.exports import decode, encode_image
 
 logger = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from tatok_pipe.evaluation.plan import EvaluationPlan
 from tatok_pipe.evaluation.statistics import Interval, bootstrap_mean
 from tatok_pipe.evaluation.suites.base import TEXTBOOK, TEXTBOOK_NOTE, Row, column, textbook_quality
 from tatok_pipe.tokenizer.analysis import CONTROLS
-from tatok_pipe.tokenizer.dtf import SCORES
+from tatok_pipe.tokenizer.options import SCORES
 
 CURVES = (*SCORES, *CONTROLS)  # what chooses the patches that are kept
 # Rules whose value is one for all images, with the score that they go by; `budget` on `entropy` is the paper's.

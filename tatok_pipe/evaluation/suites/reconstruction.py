@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from PIL import features as pillow_features
 
+from tatok_pipe.ar.generation.exports import decode, encode_image
 from tatok_pipe.evaluation.bench import Bench
 from tatok_pipe.evaluation.findings import (
     Cell,
@@ -40,7 +41,6 @@ from tatok_pipe.evaluation.suites.base import (
     textbook_quality,
     textbook_rows,
 )
-from tatok_pipe.generation.exports import decode, encode_image
 from tatok_pipe.tokenizer.dtf import Filter, keep_mask
 from tatok_pipe.tokenizer.prior import entropy_nats, surprisal_nats
 

@@ -16,15 +16,16 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from tatok_pipe.batch_encoder import BatchEncoder
+from tatok_pipe.encoding.batch_encoder import BatchEncoder
 from tatok_pipe.tokenizer.dtf import Filter, keep_mask
-from tatok_pipe.tokenizer.model import TaTok, TaTokConfig
+from tatok_pipe.tokenizer.model import TaTok
+from tatok_pipe.tokenizer.options import TaTokConfig
 from tatok_pipe.tokenizer.trainer import to_model_input
 from tests.benchmarks.gpu.bench import Bench
 from tests.benchmarks.gpu.device import Device, Stopwatch
 from tests.benchmarks.gpu.inputs import decoded_images, noise_pixels, smooth_pixels
 
-LANES = 2  # threads that the job has for each GPU: tatok_pipe.shard_tokenizer, which wants pyarrow
+LANES = 2  # threads that the job has for each GPU: tatok_pipe.encoding.shard_tokenizer, which wants pyarrow
 _IMAGES_PER_S = 4000.0  # that are asked for
 _UTILISATION = 0.5
 _SPLITS = 3

@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tatok_pipe.ar.draws import DrawConfig, draw, uniforms
+from tatok_pipe.ar.draws import draw, uniforms
 from tatok_pipe.ar.model import Attend, Generator
+from tatok_pipe.ar.options import DrawConfig
 from tests.benchmarks.gpu.device import Device
 
 

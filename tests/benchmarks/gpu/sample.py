@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from tatok_pipe.ar.model import Generator
+from tatok_pipe.ar.options import SamplingConfig
 from tatok_pipe.ar.requests import ImageRequest, Place
-from tatok_pipe.ar.sampler import Sampler, SamplingConfig
+from tatok_pipe.ar.sampler import Sampler
 from tests.benchmarks.gpu.bench import Bench
 from tests.benchmarks.gpu.fixed_loop import FixedLoop
 from tests.benchmarks.gpu.inputs import requested_patches

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tatok_pipe.batch_encoder import BatchEncoder
+from tatok_pipe.encoding.batch_encoder import BatchEncoder
 from tatok_pipe.records import DecodedImage, TokenRecord
 from tatok_pipe.tokenizer.dtf import Filter
 from tatok_pipe.tokenizer.model import TaTok

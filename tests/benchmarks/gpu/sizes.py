@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tatok_pipe.ar.batch import Vocabulary
-from tatok_pipe.ar.model import GeneratorConfig
-from tatok_pipe.tokenizer.model import GridStackConfig, StackConfig, TaTokConfig
-from tatok_pipe.tokenizer.quantizer import GlobalQuantizerConfig
+from tatok_pipe.ar.options import GeneratorConfig
+from tatok_pipe.tokenizer.options import GlobalQuantizerConfig, GridStackConfig, StackConfig, TaTokConfig
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from torch import nn
 from tatok_pipe.ar.batch import Vocabulary, to_tensors
 from tatok_pipe.ar.memory import estimate_memory
 from tatok_pipe.ar.model import Generator
+from tatok_pipe.ar.options import TrainingConfig
 from tatok_pipe.ar.parallel import parallelize
-from tatok_pipe.ar.trainer import GeneratorTrainer, TrainingConfig
+from tatok_pipe.ar.trainer import GeneratorTrainer
 from tatok_pipe.records import Kind, PackedBatch
 from tatok_pipe.tokens.batches import Sequences
 from tests.benchmarks.gpu.bench import Bench

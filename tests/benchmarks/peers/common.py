@@ -28,10 +28,11 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from tatok_pipe.images.decode import PreprocessConfig, decode_image
+from tatok_pipe.images.decode import decode_image
+from tatok_pipe.images.options import PreprocessConfig
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer
-from tatok_pipe.tokenizer.dtf import DTFConfig
 from tatok_pipe.tokenizer.model import TaTok, Tokens
+from tatok_pipe.tokenizer.options import DTFConfig
 from tatok_pipe.tokenizer.trainer import to_model_input
 from tests.benchmarks.pictures import decode_with_pillow
 

@@ -14,21 +14,21 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tatok_pipe.config import load_config
+from tatok_pipe.commands.evaluate.options import EvaluateConfig
+from tatok_pipe.commands.evaluate.run import make_plan
+from tatok_pipe.config.load import load_config
 from tatok_pipe.errors import RefusedError, UserError
-from tatok_pipe.evaluate_config import EvaluateConfig
 from tatok_pipe.evaluation.bench import Bench
 from tatok_pipe.evaluation.corpus import pairs
 from tatok_pipe.evaluation.corpus.comparable import EQUAL_GLOBALS, EQUAL_PATCHES, KEPT, OVERLAP, PATCH_CODES
 from tatok_pipe.evaluation.corpus.describe_pairs import CORRELATION, DIFFERENCE, IDENTICAL
 from tatok_pipe.evaluation.corpus.drift import split_noise
-from tatok_pipe.evaluation.features import FeaturesConfig
 from tatok_pipe.evaluation.findings import Figure, Findings, Provenance, Table, to_json
+from tatok_pipe.evaluation.options import FeaturesConfig
 from tatok_pipe.evaluation.plan import EvaluationPlan
 from tatok_pipe.evaluation.plots import render
 from tatok_pipe.evaluation.suites.corpus import Corpus
 from tatok_pipe.evaluation.work import read_part, write_part
-from tatok_pipe.evaluation_run import make_plan
 from tatok_pipe.records import TokenRecord
 from tatok_pipe.tokenizer.dtf import Filter
 from tatok_pipe.tokens.dataset import TokenDataset

@@ -21,9 +21,10 @@ from tatok_pipe.evaluation.suites import fine_detail
 from tatok_pipe.evaluation.suites.base import Row
 from tatok_pipe.evaluation.suites.fine_detail import FineDetail
 from tatok_pipe.evaluation.suites.fine_detail_summary import MIN_PAIRS, compare
-from tatok_pipe.tokenizer.checkpoint import PACKAGED, load_tokenizer, save_tokenizer
+from tatok_pipe.tokenizer.checkpoint import load_tokenizer, save_tokenizer
 from tatok_pipe.tokenizer.dtf import Filter
 from tatok_pipe.tokenizer.model import TaTok
+from tatok_pipe.tokenizer.options import PACKAGED
 from tests.evaluation.plans import make_plan
 from tests.pictures import encode, small_tokenizer, write_shard
 from tests.tokenizer.conftest import small_config

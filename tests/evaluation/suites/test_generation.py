@@ -16,10 +16,13 @@ from scipy import linalg
 from torch import Tensor
 
 from tatok_pipe.ar.checkpoint import load_generator
-from tatok_pipe.ar.model import GeneratorConfig
-from tatok_pipe.ar.sampler import SamplingConfig
+from tatok_pipe.ar.generation.job import GenerationPlan
+from tatok_pipe.ar.generation.layout import read_shard, shard_name
+from tatok_pipe.ar.generation.worker import GenerateJob
+from tatok_pipe.ar.options import GeneratorConfig, SamplingConfig
+from tatok_pipe.commands.evaluate.options import EvaluateConfig, GenerationConfig
+from tatok_pipe.commands.evaluate.run import make_plan
 from tatok_pipe.errors import UserError
-from tatok_pipe.evaluate_config import EvaluateConfig, GenerationConfig
 from tatok_pipe.evaluation import drawing
 from tatok_pipe.evaluation.bench import Bench
 from tatok_pipe.evaluation.features import Features
@@ -27,11 +30,7 @@ from tatok_pipe.evaluation.findings import Findings, Provenance, to_json
 from tatok_pipe.evaluation.plan import EvaluationPlan
 from tatok_pipe.evaluation.suites import SUITES, generation
 from tatok_pipe.evaluation.suites.base import Row, column
-from tatok_pipe.evaluation_run import make_plan
-from tatok_pipe.generation.job import GenerationPlan
-from tatok_pipe.generation.layout import read_shard, shard_name
-from tatok_pipe.generation.worker import GenerateJob
-from tatok_pipe.tokenizer.dtf import DTFConfig
+from tatok_pipe.tokenizer.options import DTFConfig
 from tests.generation.models import CLASSES, Models, save_models
 from tests.pictures import crop_members, write_shard
 

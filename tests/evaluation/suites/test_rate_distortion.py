@@ -16,8 +16,8 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from tatok_pipe.errors import UserError
 from tatok_pipe.evaluation.bench import Bench
-from tatok_pipe.evaluation.features import FeaturesConfig
 from tatok_pipe.evaluation.findings import Provenance, to_json
+from tatok_pipe.evaluation.options import FeaturesConfig
 from tatok_pipe.evaluation.pictures import plan_sources, read_pictures
 from tatok_pipe.evaluation.plan import EvaluationPlan
 from tatok_pipe.evaluation.probes import PROBES
@@ -26,9 +26,9 @@ from tatok_pipe.evaluation.suites.base import Row, column
 from tatok_pipe.evaluation.suites.rate_curves import CURVES, SWEEPS, keep_counts
 from tatok_pipe.evaluation.suites.rate_distortion import NUM_PROBE_IMAGES, RateDistortion
 from tatok_pipe.images.demo import held_out_crops
-from tatok_pipe.tokenizer.checkpoint import PACKAGED, load_tokenizer, save_tokenizer
-from tatok_pipe.tokenizer.dtf import SCORES, DTFConfig
+from tatok_pipe.tokenizer.checkpoint import load_tokenizer, save_tokenizer
 from tatok_pipe.tokenizer.model import TaTok
+from tatok_pipe.tokenizer.options import PACKAGED, SCORES, DTFConfig
 from tests.pictures import write_shard
 from tests.tokenizer.conftest import small_config
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tatok_pipe.evaluation.features import FeaturesConfig
+from tatok_pipe.evaluation.options import FeaturesConfig
 from tatok_pipe.evaluation.plan import EvaluationPlan
 from tatok_pipe.evaluation.plots import render
 from tatok_pipe.evaluation.suites.base import Row

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tatok_pipe.images.decode import DecodeError, PreprocessConfig, decode_image
+from tatok_pipe.images.decode import DecodeError, decode_image
+from tatok_pipe.images.options import PreprocessConfig
 
 from ...image_files.bmp import bmp, rows_of
 from ...image_files.case import SIDE, few_colours, picture

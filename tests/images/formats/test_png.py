@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from tatok_pipe.images.decode import DecodeError, PreprocessConfig, decode_image
+from tatok_pipe.images.decode import DecodeError, decode_image
+from tatok_pipe.images.options import PreprocessConfig
 
 from ...image_files.case import SIDE, picture
 from ...image_files.png import SIGNATURE, chunk, png

@@ -6,9 +6,10 @@ import imagecodecs
 import numpy as np
 import pytest
 
-from tatok_pipe.images.decode import DecodeError, PreprocessConfig, decode_image, decoder_version
+from tatok_pipe.images.decode import DecodeError, decode_image, decoder_version
 from tatok_pipe.images.formats import avif
 from tatok_pipe.images.formats.signatures import find_format
+from tatok_pipe.images.options import PreprocessConfig
 
 from ...image_files.avif import avif_cases
 from ...image_files.case import picture

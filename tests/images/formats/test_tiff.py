@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tatok_pipe.images.decode import DecodeError, PreprocessConfig, decode_image
+from tatok_pipe.images.decode import DecodeError, decode_image
+from tatok_pipe.images.options import PreprocessConfig
 
 from ...image_files.case import SIDE, grey, levels, picture, shown
 from ...image_files.tiff_writer import ORDERS, Layout, tiff

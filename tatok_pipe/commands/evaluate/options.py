@@ -1,0 +1,96 @@
+"""The options of evaluate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tatok_pipe.commands.tokenize_corpus.options import DEMO, DEMO_FOLDER, ProgressConfig
+from tatok_pipe.config.options import option, section
+from tatok_pipe.evaluation.options import FeaturesConfig
+from tatok_pipe.ray_runtime.options import ActorsConfig
+from tatok_pipe.runs.shard_queue import FailuresConfig
+from tatok_pipe.storage.settings import STORAGE_HELP, StorageConfig
+from tatok_pipe.tokenizer.options import PACKAGED, DTFConfig
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    url: str = option(
+        "tatok_evaluation", help="folder for results and reports, one for each suite, on any URL", is_url=True
+    )
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    num_images: int = option(128, help="images drawn of each generator", unit="images")
+    guidance: float = option(
+        1.0, help="classifier-free guidance, for generators that were trained for it; 1: none"
+    )
+
+    def __post_init__(self) -> None:
+        if self.num_images < 2:
+            raise ValueError(f"num_images={self.num_images}: expected at least 2")
+        if not 0 <= self.guidance < float("inf"):
+            raise ValueError(f"guidance={self.guidance}: expected 0 or more")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    suite: str = option(
+        ALL,
+        help="what to evaluate: reconstruction, rate_distortion, fine_detail, information, generation, corpus, several "
+        f"of them with commas between, or {ALL!r}: every one that has what it needs",
+    )
+    tokenizer: str = option(
+        PACKAGED,
+        help=f"output.url of train_tokenizer, or its tokenizer/, on any URL, or {PACKAGED!r}",
+        is_url=True,
+    )
+    baseline: str | None = option(
+        None,
+        help="tokenizer to compare with, without globals, as unfiltered patch tokens: output.url of train_tokenizer, "
+        "or its tokenizer/; null: none",
+        is_url=True,
+    )
+    data: str | None = option(
+        DEMO,
+        help="image shards that the tokenizer was not trained on, on any URL: glob, {000..999} braces, @list.txt or a "
+        f"folder; {DEMO!r} makes a small corpus in ./{DEMO_FOLDER}; null: none, for the suite corpus",
+        is_url=True,
+    )
+    max_images: int = option(
+        200, help="images to evaluate on, as many of each shard as equal shares allow", unit="images"
+    )
+    dtf: DTFConfig = section(DTFConfig, help="the filter that is evaluated")
+    features: FeaturesConfig = section(FeaturesConfig, help="network of distances between sets of images")
+    generator: str | None = option(
+        None, help="folder of a generator of this tokenizer's tokens; null: none", is_url=True
+    )
+    baseline_generator: str | None = option(
+        None, help="generator of the baseline's tokens, of equal size and steps; null: none", is_url=True
+    )
+    generation: GenerationConfig = section(GenerationConfig, help="what is drawn of the generators")
+    tokens: str | None = option(None, help="token dataset, for the suite corpus; null: none", is_url=True)
+    other_tokens: str | None = option(
+        None, help="token dataset that it is compared with; null: none", is_url=True
+    )
+    output: OutputConfig = section(OutputConfig, help="where the results go")
+    compare: str = option(
+        "", help="results.json of earlier runs, with commas between, to draw over the plots of the same suite"
+    )
+    confidence: float = option(0.95, help="of intervals", unit="probability")
+    seed: int = option(0, help="seed of resampling, of controls and of what is drawn")
+    actors: ActorsConfig = section(ActorsConfig, help="Ray actors; each measures whole parts")
+    failures: FailuresConfig = section(FailuresConfig, help="what is tried again, and for how long")
+    progress: ProgressConfig = section(ProgressConfig, help="what is printed meanwhile")
+    storage: StorageConfig = section(StorageConfig, help=STORAGE_HELP)
+
+    def __post_init__(self) -> None:
+        if self.max_images < 2:
+            raise ValueError(f"max_images={self.max_images}: expected at least 2")
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"confidence={self.confidence}: expected a probability between 0 and 1")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed}: expected 0 or more")

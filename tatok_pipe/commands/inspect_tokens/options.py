@@ -1,0 +1,82 @@
+"""The options of inspect_tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tatok_pipe.config.options import option, section
+from tatok_pipe.storage.settings import STORAGE_HELP, StorageConfig
+from tatok_pipe.tokenizer.options import PACKAGED
+
+NO_REPORT = "none"
+REPORT_FILE = "report.html"
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    url: str = option("tatok_out", help="folder of the token dataset, on any URL", is_url=True)
+    image_shards: int = option(
+        24, help="image shards opened for originals and source sizes, at most; 0: none", unit="shards"
+    )
+
+    other_stores: bool = option(
+        False,
+        help="open image shards, and the tokenizer, also where the dataset names them in another store (protocol, and "
+        "host or bucket) than its own",
+    )
+
+    def __post_init__(self) -> None:
+        if self.image_shards < 0:
+            raise ValueError(f"image_shards={self.image_shards}: expected 0 or more")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    checkpoint: str | None = option(
+        None,
+        help=f"output.url of train_tokenizer, or its tokenizer/, on any URL, or {PACKAGED!r}; null: the packaged one "
+        "or the one that the dataset names, whichever made the tokens",
+        is_url=True,
+    )
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    report: str | None = option(
+        None,
+        help=f"where the page goes, on any URL; null: <input.url>/{REPORT_FILE}; {NO_REPORT!r}: only the table",
+        is_url=True,
+    )
+
+
+@dataclass(frozen=True)
+class GalleryConfig:
+    images: int = option(
+        4,
+        help="images shown of each group: cheapest, median and dearest; 0: no gallery",
+        unit="images, per group",
+    )
+
+    def __post_init__(self) -> None:
+        if self.images < 0:
+            raise ValueError(f"images={self.images}: expected 0 or more")
+
+
+@dataclass(frozen=True)
+class InspectTokensConfig:
+    input: InputConfig = section(InputConfig, help="what to report on")
+    output: OutputConfig = section(OutputConfig, help="where the report goes")
+    tokenizer: CheckpointConfig = section(CheckpointConfig, help="what to reconstruct images with")
+    gallery: GalleryConfig = section(GalleryConfig, help="pictures in the report")
+    storage: StorageConfig = section(StorageConfig, help=STORAGE_HELP)
+    verify: bool = option(
+        False,
+        help="no report: read all of the dataset again and list what is wrong with it; exit code 0 where nothing is, "
+        "else 1",
+    )
+    repair: bool = option(
+        False,
+        help="verify, then remove broken token shards that can be made again from their image shards (by running the "
+        "same tokenize_corpus command again) and leftovers of killed jobs; nothing else is removed. Exit code 0 where "
+        "nothing is wrong any more but for shards to be made again, 1 where damage had to be left",
+    )

@@ -1,0 +1,254 @@
+"""The run of train_ar: what is known before Ray starts, then the training, then the finished generator."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from dataclasses import replace
+
+import torch
+
+from tatok_pipe import storage
+from tatok_pipe.ar import training_state
+from tatok_pipe.ar.batch import Vocabulary
+from tatok_pipe.ar.batch_fit import BatchShape, estimate_fill, fit_batch
+from tatok_pipe.ar.memory import MemoryEstimate, estimate_memory
+from tatok_pipe.ar.model import Generator
+from tatok_pipe.ar.parallel import is_sharded
+from tatok_pipe.commands.train_ar.options import TrainArConfig
+from tatok_pipe.commands.train_ar.worker import GeneratorRun, list_settings, train_generator
+from tatok_pipe.config.load import to_dict
+from tatok_pipe.config.number_lists import format_numbers
+from tatok_pipe.errors import EXIT_DONE, EXIT_INTERRUPTED, RefusedError, UserError
+from tatok_pipe.ray_runtime.cluster import check_ray_can_start, has_gpu, start_ray
+from tatok_pipe.ray_runtime.training import plan_workers, run_training
+from tatok_pipe.runs.job import JobSummary
+from tatok_pipe.runs.lease import hold_output
+from tatok_pipe.runs.progress import format_duration
+from tatok_pipe.runs.stop_signal import StopSignal
+from tatok_pipe.tokens.dataset import tell_unfinished
+from tatok_pipe.tokens.spec import TokenSpec
+from tatok_pipe.tokens.splits import Split, survey_split
+from tatok_pipe.tokens.training_set import TrainingSet, read_training_set
+from tatok_pipe.training.settings import check_changes, find_changes
+
+logger = logging.getLogger("tatok_pipe.train_ar")
+
+# What best-fit packing leaves empty at most on lengths as they are; for estimates only.
+_FILL = 0.998
+_NUM_CLASSES = 1000  # ImageNet's
+_LOW_FILL = 0.5  # below it the rows are told not to fit the dataset
+
+
+def run(config: TrainArConfig, *, argv: list[str], summary: JobSummary) -> int:
+    """Exit code. `argv` is what the command was given; `summary` gets the run's figures.
+
+    Raises UserError for what it cannot be given.
+    """
+    storage.configure(config.storage)
+    check_ray_can_start()
+    dataset = read_training_set(config.input.url)
+    if missing := tell_unfinished(config.input.url, {shard.name for shard in dataset.shards}):
+        logger.warning("%s: %s; training on what is there", storage.redact(config.input.url), missing)
+    config = _settle_classes(config, dataset.spec)
+    if dataset.longest_elements > config.packing.row_tokens:
+        raise UserError(
+            f"packing.row_tokens={config.packing.row_tokens}: the longest sequence of "
+            f"{storage.redact(config.input.url)} has {dataset.longest_elements} elements; give at least as many"
+        )
+    num_steps = config.training.steps or max(
+        1, math.ceil(config.training.epochs * steps_per_epoch(config, dataset))
+    )
+    output_url = storage.canonical_url(config.output.url)
+    _check_earlier(output_url, config, dataset.spec, num_steps=num_steps)
+    split = _survey(config, dataset)
+    command = " ".join(["python -m tatok_pipe.train_ar", *map(storage.redact, argv)])
+    run = GeneratorRun(
+        config=to_dict(config)
+        | {"input": to_dict(config)["input"] | {"url": storage.canonical_url(config.input.url)}},
+        tokens=dataset.spec.to_json(),
+        shards=dataset.shards,
+        output_url=output_url,
+        num_steps=num_steps,
+        elements_per_sequence=dataset.num_elements / dataset.num_sequences,
+        unigram_nats=dataset.unigram_nats,
+        has_held_out=split.has_held_out,
+        untrained_classes=_untrained(config, split),
+        command=command,
+    )
+    if config.dry_run:
+        _start(config, dataset, num_steps=num_steps)
+        return EXIT_DONE
+    stop = StopSignal()
+    with hold_output(output_url, stop):
+        return _train(config, run, _start(config, dataset, num_steps=num_steps), stop, summary)
+
+
+def _settle_classes(config: TrainArConfig, spec: TokenSpec) -> TrainArConfig:
+    """With the number of classes, where it was left to the dataset."""
+    if config.model.condition != "class" or config.model.num_classes:
+        return config
+    num_classes = len(spec.class_names) or _NUM_CLASSES
+    return replace(config, model=replace(config.model, num_classes=num_classes))
+
+
+def _start(config: TrainArConfig, dataset: TrainingSet, *, num_steps: int) -> tuple[int, int]:
+    """Start Ray and say what the training will be; (fewest, most) workers."""
+    start_ray(for_training=True)
+    num_workers = plan_workers(config.workers)
+    _show(config, dataset, num_steps=num_steps, num_workers=num_workers[1])
+    _show_fill(config, dataset, num_workers=num_workers[1])
+    return num_workers
+
+
+def _train(
+    config: TrainArConfig,
+    run: GeneratorRun,
+    num_workers: tuple[int, int],
+    stop: StopSignal,
+    summary: JobSummary,
+) -> int:
+    summary.add({"output": storage.redact(config.output.url), "steps": run.num_steps})
+    start = time.monotonic()
+    with stop:
+        told = run_training(
+            train_generator,
+            {"run": run},
+            num_workers=num_workers if num_workers[0] < num_workers[1] else num_workers[1],
+            cpus=config.workers.cpus,
+            output_url=run.output_url,
+            num_to_keep=None,
+            max_failures=config.workers.max_failures,
+            stop=stop,
+        )
+    summary.add({"step": told.get("step", 0)} | told.get("figures", {}))
+    if not told.get("is_done"):
+        logger.warning(
+            "interrupted at step %d of %d; the same command goes on", told.get("step", 0), run.num_steps
+        )
+        return EXIT_INTERRUPTED
+    logger.info(
+        "done in %s: %s", format_duration(time.monotonic() - start),
+        storage.redact(storage.join(run.output_url, "generator")),
+    )  # fmt: skip
+    return EXIT_DONE
+
+
+def steps_per_epoch(config: TrainArConfig, dataset: TrainingSet) -> float:
+    """Estimated from the sum of all lengths; what is held out is not trained on."""
+    elements = dataset.num_elements * (1 - config.validation.share)
+    return max(1.0, elements / _FILL / (config.rows_per_step * config.packing.row_tokens))
+
+
+def _survey(config: TrainArConfig, dataset: TrainingSet) -> Split:
+    """What the training will see. Raises UserError where that is nothing; what it will not see is told."""
+    share, num_images = config.validation.share, dataset.num_sequences
+    num_classes = config.model.num_classes if config.model.condition == "class" else 0
+    split = survey_split(config.input.url, dataset.shards, held_out_share=share, num_classes=num_classes)
+    if not split.has_train:
+        raise UserError(
+            f"validation.share={share:g}: holds out all of the {num_images} images of "
+            f"{storage.redact(config.input.url)}; give a smaller one, 0 to train on all"
+        )
+    if share and not split.has_held_out:
+        logger.warning(
+            "validation.share=%g: by the hash of its key none of the %d images is held out, so there will be no "
+            "held-out losses; give a larger share for some", share, num_images,
+        )  # fmt: skip
+    if untrained := _untrained(config, split):
+        logger.warning(
+            "model.num_classes=%d: %d have no image to be trained on (%s), and none can be drawn of them",
+            num_classes, len(untrained), format_numbers(untrained),
+        )  # fmt: skip
+    return split
+
+
+def _untrained(config: TrainArConfig, split: Split) -> list[int]:
+    """Classes that no image to be trained on has."""
+    if config.model.condition != "class":
+        return []
+    return sorted(set(range(config.model.num_classes)) - split.classes)
+
+
+def _check_earlier(output_url: str, config: TrainArConfig, spec: TokenSpec, *, num_steps: int) -> None:
+    """Raise where the output holds a training of another model, on tokens of another tokenizer, or one that is done
+    with other settings."""
+    url = storage.join(output_url, "checkpoints")
+    for name in training_state.list_checkpoints(url):
+        try:
+            manifest = json.loads(storage.read_bytes(storage.join(url, str(name), "rank-0.json")))
+            extra = manifest["extra"]
+        except (FileNotFoundError, ValueError, KeyError):
+            continue  # not whole; the workers go back to the one before
+        found = TokenSpec.from_json(extra["tokens"])
+        if differences := found.differences(spec):
+            raise RefusedError(
+                f"{storage.redact(output_url)}: holds a training on tokens of tokenizer {found.tokenizer_fingerprint}, "
+                f"{storage.redact(config.input.url)} has {spec.tokenizer_fingerprint}; give another output.url (its "
+                f"{'; its '.join(differences)})"
+            )
+        model = to_dict(config.model)
+        if changed := [key for key, value in extra["model"].items() if model.get(key) != value]:
+            shown = ", ".join(f"model.{key}={extra['model'][key]} (now {model.get(key)})" for key in changed)
+            raise RefusedError(
+                f"{storage.redact(output_url)}: holds a training with {shown}; give another output.url, or the same "
+                "model"
+            )
+        settings = list_settings(to_dict(config), num_steps=num_steps)
+        check_changes(
+            find_changes(extra.get("settings", settings), settings),
+            num_steps_done=manifest["trainer"]["num_steps_done"],
+            num_steps=num_steps,
+            output=storage.redact(output_url),
+        )
+        return
+
+
+def _show(config: TrainArConfig, dataset: TrainingSet, *, num_steps: int, num_workers: int) -> None:
+    with torch.device("meta"):
+        model = Generator(config.model, Vocabulary.from_spec(dataset.spec))
+    device = torch.device("cuda" if has_gpu() else "cpu")
+    mean = dataset.num_elements / dataset.num_sequences
+    row_tokens, rows = config.packing.row_tokens, config.rows_per_step
+    sharded = is_sharded(model, config.training, device=device, num_ranks=num_workers)
+    memory: MemoryEstimate = estimate_memory(
+        model, config.training, row_tokens=row_tokens, num_shards=num_workers if sharded else 1, device=device
+    )
+    flops = model.flops_per_token(mean)
+    logger.info(
+        "%s: %d images, %.1f tokens an image (%d at most), tokenizer %s",
+        storage.redact(config.input.url), dataset.num_sequences, mean - 1, dataset.longest_elements - 1,
+        dataset.spec.tokenizer_fingerprint[:12],
+    )  # fmt: skip
+    logger.info(
+        "model: %.1f M weights, %.2f GFLOP a token; memory of a worker about %s",
+        memory.num_weights / 1e6, flops / 1e9, memory,
+    )  # fmt: skip
+    logger.info(
+        "%d steps of %d rows of %d tokens, about %.1f an epoch, %.1f epochs; %d workers on %s%s",
+        num_steps, rows, row_tokens, steps_per_epoch(config, dataset),
+        num_steps / steps_per_epoch(config, dataset), num_workers, device.type,
+        ", weights split over them" if sharded else "",
+    )  # fmt: skip
+
+
+def _show_fill(config: TrainArConfig, dataset: TrainingSet, *, num_workers: int) -> None:
+    """Say where most of a step is padding, and what would fit."""
+    spec = dataset.spec
+    shape = BatchShape(config.packing.row_tokens, config.rows_per_step, config.training.microbatch_rows)
+    elements = max(1, round(dataset.num_elements * (1 - config.validation.share)))
+    fill = estimate_fill(shape, num_elements=elements, num_ranks=num_workers)
+    if fill >= _LOW_FILL:
+        return
+    longest = 1 + spec.num_globals + spec.num_patches
+    fit = fit_batch(shape, num_elements=elements, longest_elements=longest, num_ranks=num_workers)
+    if fit == shape:
+        return
+    logger.warning(
+        "%.1f %% of a step's %d rows is tokens, the rest is padding: the dataset is smaller than a step; "
+        "packing.row_tokens=%d training.batch_tokens=%d training.microbatch_rows=%d would make it %.0f %%",
+        100 * fill, shape.rows_per_step, fit.row_tokens, fit.batch_tokens, fit.microbatch_rows,
+        100 * estimate_fill(fit, num_elements=elements, num_ranks=num_workers),
+    )  # fmt: skip

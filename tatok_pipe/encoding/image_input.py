@@ -1,0 +1,207 @@
+"""The image shards that a user means, or one line about what was given instead, before anything is done with them."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+from tatok_pipe import storage
+from tatok_pipe.class_names import parse_names
+from tatok_pipe.errors import UserError
+from tatok_pipe.images import parquet
+from tatok_pipe.images.folder import is_image, plan_folder
+from tatok_pipe.images.folder_list import read_classes
+from tatok_pipe.images.kinds import tell_kinds
+from tatok_pipe.images.limits import ShardLimits
+from tatok_pipe.images.options import IMAGES_PER_PART
+from tatok_pipe.images.parquet import has_token_columns
+from tatok_pipe.images.source import PARQUET_SUFFIX
+from tatok_pipe.storage import ShardFile
+from tatok_pipe.storage.outputs import recognise
+from tatok_pipe.tokens.dataset import read_dataset_file
+from tatok_pipe.tokens.layout import DATA_DIRECTORY, DATASET_FILE, QUARANTINE_DIRECTORY
+
+logger = logging.getLogger(__name__)
+
+_ADVICE = "give the image shards that it was made from, or give it to train_ar as input.url"
+
+
+@dataclass(frozen=True)
+class FolderPlace:
+    """Where the list of a folder's files is kept, from one run to the next, and how many images make a part of it."""
+
+    list_url: str
+    images_per_part: int = IMAGES_PER_PART
+    # Where it is written to, where that is another place; empty: nowhere, as nobody will read it.
+    saved_list_url: str | None = None
+    refusal: str = ""  # why a folder is not read, where it is not
+
+
+def find_image_shards(spec: str, *, option: str, folder: FolderPlace | None = None) -> list[ShardFile]:
+    """As `storage.expand_shards`; `option` is what the user calls `spec`. With `folder`, a folder of loose images too,
+    as its parts; their list is written.
+
+    Raises UserError as well where what is there was made by one of our entries and holds no images, and where
+    files are given that are of another kind by their names.
+    """
+    try:
+        shards = storage.expand_shards(spec)
+    except UserError as error:
+        # A store that does not answer would not say what is there either.
+        is_away = isinstance(error.__cause__, OSError)
+        if not is_away and (what := _recognise_given(spec)):
+            raise UserError(
+                f"{option}={storage.redact(spec)}: {what}, expected image shards: .tar files, or Parquet files with "
+                "images"
+            ) from error
+        told = ""
+        if isinstance(error, storage.NoShards):
+            if folder is not None and error.folder and any(is_image(file.url) for file in error.files):
+                return _plan_folder(error, folder, option)
+            told = tell_kinds(sorted(storage.redact(file.url) for file in error.files))
+        raise UserError(f"{option}: {error}" + (f": {told}" if told else "")) from error
+    _refuse_token_datasets(shards, option)
+    _refuse_other_files(shards, option)
+    return shards
+
+
+def _plan_folder(found: storage.NoShards, place: FolderPlace, option: str) -> list[ShardFile]:
+    if place.refusal:
+        raise UserError(place.refusal)
+    for name, error in found.broken.items():
+        if is_image(name):
+            raise UserError(f"{option}: {error}")
+    try:
+        plan = plan_folder(
+            found.folder, found.files, list_url=place.list_url, images_per_part=place.images_per_part
+        )
+    except UserError as error:
+        raise UserError(f"{option}={error}") from error
+    if plan.note:
+        logger.warning("%s: %s", storage.redact(found.folder), plan.note)
+    list_url = place.list_url if place.saved_list_url is None else place.saved_list_url
+    if list_url and (plan.is_new or list_url != place.list_url):
+        storage.publish_bytes(plan.list_bytes, list_url, exclusive=False)
+    return plan.shards(found.folder, storage.openable_url(list_url or place.list_url))
+
+
+def is_folder(shards: Sequence[ShardFile]) -> bool:
+    """Whether image shards are parts of a folder of loose images."""
+    return bool(shards) and storage.parse_part(shards[0].url) is not None
+
+
+def read_class_names(given: str, *, option: str) -> tuple[str, ...]:
+    """Names of classes as a user gives them: `@` and the URL of a list, or that of a token dataset. Raises UserError
+    where neither is there."""
+    told = f"{option}={storage.redact(given)}"
+    if not given.startswith("@"):
+        names = read_dataset_file(given)[0].class_names
+        if not names:
+            raise UserError(
+                f"{told}: a token dataset whose classes have no names; expected one with names, or @names.txt"
+            )
+        return names
+    try:
+        return parse_names(storage.read_bytes(given[1:]).decode())
+    except FileNotFoundError:
+        raise UserError(f"{told}: not found; expected a text file with the name of a class a line") from None
+    except ValueError as error:  # UnicodeDecodeError too
+        raise UserError(f"{told}: {error}") from None
+
+
+def class_names_of(shard: ShardFile, limits: ShardLimits) -> tuple[str, ...]:
+    """Those that an image shard tells of its classes; none where it tells none or cannot be read, which is told when
+    its turn comes."""
+    if part := storage.parse_part(shard.url):
+        return read_classes(part.list_url)
+    if not storage.file_name(shard.url).endswith(PARQUET_SUFFIX):
+        return ()
+    try:
+        with closing(
+            storage.open_random_access(shard.url, info=storage.file_info(shard.url), num_ahead=1)
+        ) as file:
+            return parquet.read_class_names(file, limits=limits)
+    except OSError:
+        return ()
+
+
+def tell_output_inside(spec: str, shards: list[ShardFile], output_url: str) -> str:
+    """Why a token dataset at `output_url` does not go with the image shards that `spec` gave: a later run with it would
+    find token shards among them. Empty where it would not. `output_url` is canonical."""
+    folders = [f"{output_url.rstrip('/')}/{name}/" for name in (DATA_DIRECTORY, QUARANTINE_DIRECTORY)]
+    if any(storage.canonical_url(shard.url).startswith(tuple(folders)) for shard in shards):
+        return "which lie where the token shards go"
+    root = _folder_of(spec)
+    if not root or not f"{output_url}/".startswith(storage.canonical_url(root).rstrip("/") + "/"):
+        return ""
+    pattern = storage.canonical_url(root).rstrip("/") + spec.strip()[len(root) :]
+    is_folder = pattern.rstrip("/") == storage.canonical_url(root).rstrip("/")
+    if is_folder or any(_matches(f"{folder}0.parquet", pattern) for folder in folders):
+        return "where a later run would find token shards among the images, Parquet files too"
+    return ""
+
+
+def _matches(url: str, pattern: str) -> bool:
+    """Whether a glob pattern, in which `**` crosses folders, may match; braces count as any word."""
+    words = re.split(r"(\*\*/?|\*|\?|\[[^]]*\]|\{[^}]*\})", pattern)
+    kinds = {"**": ".*", "**/": "(.*/)?", "*": "[^/]*", "?": "[^/]"}
+    expression = "".join(
+        kinds.get(word) or ("[^/]" if word[:1] == "[" else "[^/]*" if word[:1] == "{" else re.escape(word))
+        for word in words
+    )
+    return re.fullmatch(expression, url) is not None
+
+
+def _folder_of(spec: str) -> str:
+    """The folder that `spec` names, or that its pattern is in; empty where it is a list, or names none."""
+    spec = spec.strip()
+    if not spec.strip("@") or spec.startswith(("@", "http://", "https://")):
+        return ""
+    folder = spec.rstrip("/")
+    while any(character in folder for character in "*?[{"):
+        folder = folder.rpartition("/")[0]
+    return folder
+
+
+def _recognise_given(spec: str) -> str:
+    """What the folder is that `spec` names, or that its pattern is in, where one of our entries made it."""
+    folder = _folder_of(spec)
+    try:
+        return recognise(folder) if folder else ""
+    except (OSError, UserError):
+        return ""  # the error that led here says what is wrong
+
+
+def _refuse_token_datasets(shards: list[ShardFile], option: str) -> None:
+    tables = [shard for shard in shards if shard.url.endswith(PARQUET_SUFFIX)]
+    parents = dict.fromkeys(shard.url.rpartition("/")[0] for shard in tables)
+    for parent in parents:
+        folder, _, name = parent.rpartition("/")
+        if name in (DATA_DIRECTORY, QUARANTINE_DIRECTORY) and storage.exists(
+            storage.join(folder, DATASET_FILE)
+        ):
+            raise UserError(
+                f"{option}: {storage.redact(folder)}: a token dataset (it has {DATASET_FILE}), expected image shards; "
+                f"{_ADVICE}"
+            )
+    if tables and _is_token_shard(tables[0].url):
+        raise UserError(
+            f"{option}: {storage.redact(tables[0].url)}: a token shard (it has columns of codes), expected image "
+            f"shards; {_ADVICE}"
+        )
+
+
+def _is_token_shard(url: str) -> bool:
+    try:
+        with closing(storage.open_random_access(url, info=storage.file_info(url), num_ahead=1)) as file:
+            return has_token_columns(file)
+    except OSError:
+        return False  # what cannot be read is told when its turn comes
+
+
+def _refuse_other_files(shards: list[ShardFile], option: str) -> None:
+    if told := tell_kinds(storage.redact(shard.url) for shard in shards):
+        raise UserError(f"{option}: expected image shards, .tar or .parquet, given {told}")

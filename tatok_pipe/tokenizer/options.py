@@ -1,0 +1,243 @@
+"""The options of a tokenizer and of its filter, without torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from tatok_pipe.config.options import check_choices, option, section
+
+
+@dataclass(frozen=True)
+class QuantizerConfig:
+    kind: str = option(
+        "vq",
+        choices=("vq", "fsq"),
+        help="vq: learned codewords, which have a closed-form start; fsq: fixed grid, cannot collapse",
+    )
+    levels: list[int] = option(
+        [8, 8, 8, 8, 4],
+        help="levels of each FSQ dimension; their product is the codebook size",
+        unit="levels",
+    )
+    codebook_size: int = option(16384, help="codebook size of vq", unit="codes")
+    code_dim: int = option(64, help="dimension of a vq code vector", unit="channels")
+    ema_decay: float = option(
+        0.99, help="decay of the moving average of how often a vq code is used", unit="per forward pass"
+    )
+    revive_below: float = option(
+        0.0,
+        help="a vq code used less than this often per forward pass is moved onto a recent latent; 0.02 where training "
+        "starts at random, 0 after a closed form, which leaves no code without use",
+        unit="uses",
+    )
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if not self.levels or min(self.levels) < 2:
+            raise ValueError(
+                f"levels={list(self.levels)}: expected at least one dimension of 2 or more levels"
+            )
+        if self.codebook_size < 2 or self.code_dim < 1:
+            raise ValueError(
+                f"codebook_size={self.codebook_size}, code_dim={self.code_dim}: expected at least 2 and 1"
+            )
+        if not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay={self.ema_decay}: expected a number between 0 and 1")
+
+    @property
+    def vocab_size(self) -> int:
+        return math.prod(self.levels) if self.kind == "fsq" else self.codebook_size
+
+    @property
+    def dim(self) -> int:
+        return len(self.levels) if self.kind == "fsq" else self.code_dim
+
+
+@dataclass(frozen=True)
+class GlobalQuantizerConfig(QuantizerConfig):
+    """The same of the globals, each of which has a codebook of its own and few dimensions."""
+
+    codebook_size: int = option(1024, help="codebook size of vq, of each global", unit="codes")
+    code_dim: int = option(4, help="dimension of a vq code vector", unit="channels")
+
+
+MAX_THUMBNAIL_SIDE = 16
+
+
+@dataclass(frozen=True)
+class StackConfig:
+    """One transformer."""
+
+    width: int = option(768, help="width of the residual stream", unit="channels")
+    depth: int = option(12, help="number of blocks", unit="blocks")
+    heads: int = option(12, help="attention heads; width / heads must be a multiple of 4", unit="heads")
+
+    def __post_init__(self) -> None:
+        if (
+            min(self.width, self.depth, self.heads) < 1
+            or self.width % self.heads
+            or self.width // self.heads % 4
+        ):
+            raise ValueError(
+                f"width={self.width}, depth={self.depth}, heads={self.heads}: expected width / heads to be a "
+                "multiple of 4, and all three at least 1"
+            )
+
+
+@dataclass(frozen=True)
+class GridStackConfig:
+    """One stack of convolutions, MLPs and attention over globals and the grid of patches."""
+
+    width: int = option(768, help="width of the residual stream", unit="channels")
+    depth: int = option(12, help="number of blocks", unit="blocks")
+    heads: int = option(12, help="attention heads, which divide the width", unit="heads")
+    attend_every: int = option(
+        2, help="of so many blocks in a row, the middle one has attention", unit="blocks"
+    )
+
+    def __post_init__(self) -> None:
+        if min(self.width, self.heads, self.attend_every) < 1 or self.depth < 0 or self.width % self.heads:
+            raise ValueError(
+                f"width={self.width}, depth={self.depth}, heads={self.heads}, attend_every={self.attend_every}: "
+                "expected heads that divide the width, a depth of at least 0, and the others of at least 1"
+            )
+
+
+@dataclass(frozen=True)
+class TaTokConfig:
+    image_size: int = option(256, help="side of the square images", unit="pixels")
+    patch_size: int = option(16, help="side of a patch", unit="pixels")
+    num_globals: int = option(32, help="global tokens an image, K", unit="tokens")
+    search_passes: int = option(
+        1,
+        help="passes of analysis by synthesis over the codes of the patches of an image; 0: the nearest codewords",
+        unit="passes",
+    )
+    encoder: GridStackConfig = section(
+        GridStackConfig,
+        help="network in which patches and globals read each other before they become codes; depth 0: linear alone",
+    )
+    decoder: GridStackConfig = section(GridStackConfig, help="network from tokens to pixels")
+    prior: StackConfig = section(StackConfig, help="entropy model: causal transformer over the codes")
+    global_codebook: GlobalQuantizerConfig = section(
+        GlobalQuantizerConfig, help="quantizer of the global tokens"
+    )
+    patch_codebook: QuantizerConfig = section(QuantizerConfig, help="quantizer of the patch tokens")
+
+    def __post_init__(self) -> None:
+        if self.patch_size < 1 or self.image_size < 1 or self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size={self.image_size}, patch_size={self.patch_size}: expected a multiple of the patch size"
+            )
+        if self.num_globals < 0:
+            raise ValueError(f"num_globals={self.num_globals}: expected 0 or more")
+        if self.decoder.depth < 1:
+            raise ValueError(f"decoder.depth={self.decoder.depth}: expected at least 1")
+        if self.num_patches > 65_536:
+            raise ValueError(
+                f"{self.num_patches} patches: positions are stored in 16 bits, so at most 65,536"
+            )
+
+        if self.search_passes < 0 or (self.search_passes and self.patch_codebook.kind != "vq"):
+            raise ValueError(
+                f"search_passes={self.search_passes}: expected 0 or more, and 0 with a patch codebook of kind "
+                f"{self.patch_codebook.kind} (vq can be searched)"
+            )
+        values = 3 * self.patch_size**2
+        if self.patch_codebook.dim > values:
+            raise ValueError(
+                f"patch_codebook.code_dim={self.patch_codebook.dim}: expected at most the {values} values of a patch "
+                f"of {self.patch_size} pixels"
+            )
+        side = min(self.grid_side, MAX_THUMBNAIL_SIDE)
+        if self.num_globals * self.global_codebook.dim > 3 * side**2:
+            raise ValueError(
+                f"num_globals={self.num_globals}, global_codebook.code_dim={self.global_codebook.dim}: expected at "
+                f"most {3 * side**2} dimensions in all, the values of a thumbnail of {side} pixels"
+            )
+
+    @property
+    def grid_side(self) -> int:
+        return self.image_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid_side**2
+
+
+RULES = ("threshold", "budget", "coverage", "top_k", "none")
+
+
+SCORES = ("gain", "drop_cost", "entropy", "synthesis")
+
+
+CALIBRATED_RULES = ("threshold", "budget", "coverage")
+
+
+@dataclass(frozen=True)
+class DTFConfig:
+    """What a user asks for. `resolve` turns it into a `Filter` with the help of a checkpoint's ladder."""
+
+    rule: str = option(
+        "threshold",
+        choices=RULES,
+        help="threshold: cost > value, one value for the corpus; budget: drop at most that cost an image; coverage: "
+        "keep that share of the total cost; top_k: a fixed count; none: keep all",
+    )
+    score: str = option(
+        "gain",
+        choices=SCORES,
+        help="what losing a patch costs: what its codeword alone takes off its error; that of the decoded picture as a "
+        "head predicts it; its conditional entropy, as in the paper; or measured, by decoding in rounds, at the price "
+        "of five decoder passes",
+    )
+    target_tokens: float | None = option(
+        None,
+        help="mean tokens an image (globals included) to aim at; null with no value: half of the patches",
+        unit="tokens, mean over the calibration images",
+    )
+    percentile: float | None = option(
+        None,
+        help="with threshold: tau lies above the cost of this share of the patches of the calibration images",
+        unit="percent",
+    )
+    value: float | None = option(
+        None,
+        help="threshold tau, budget epsilon (both nats with entropy, else mean squared error of a patch, pixels in "
+        "[0, 1]), coverage share (0 to 1) or k (patches); null: taken from the checkpoint's calibration",
+        unit="by rule and score",
+    )
+    min_patches: int = option(1, help="patches that an image keeps whatever the rule says", unit="patches")
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if self.min_patches < 0:
+            raise ValueError(f"min_patches={self.min_patches}: expected 0 or more")
+        aims = {name: getattr(self, name) for name in ("value", "target_tokens", "percentile")}
+        given = [f"{name}={aim}" for name, aim in aims.items() if aim is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)}: give one of them")
+        if given and self.rule == "none":
+            raise ValueError(f"{given[0]}, rule=none: keeps all patches; give another rule, or leave it out")
+        if self.percentile is not None and self.rule != "threshold":
+            raise ValueError(
+                f"percentile={self.percentile}, rule={self.rule}: expected rule=threshold; give target_tokens or value"
+            )
+        if self.value is not None:
+            check_value(self.rule, self.value)
+
+
+def check_value(rule: str, value: float) -> None:
+    """Raise ValueError where `value` cannot belong to `rule`."""
+    if value != value:
+        raise ValueError(f"value={value}: expected a number")
+    if rule == "coverage" and not 0 <= value <= 1:
+        raise ValueError(f"value={value}: coverage expects a share between 0 and 1")
+    if rule == "top_k" and (value < 0 or value != int(value)):
+        raise ValueError(f"value={value}: top_k expects a whole number of patches")
+    if rule == "budget" and value < 0:
+        raise ValueError(f"value={value}: budget expects 0 or more")
+
+
+PACKAGED = "packaged"  # the checkpoint name of the tokenizer that comes with the package

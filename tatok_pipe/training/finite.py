@@ -1,0 +1,20 @@
+"""NaN and infinity: where a training stops, and what stands in JSON instead."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from tatok_pipe.errors import UserError
+
+
+def check_step(figures: Mapping[str, float], *, step: str, advice: str) -> None:
+    """The rule of all trainings: a step whose losses or gradient norms (`figures`) are not all finite is not taken.
+
+    To be called before a weight moves. Raises UserError, which names the figures; `advice` says what to change.
+    """
+    if broken := [name for name, value in figures.items() if not math.isfinite(value)]:
+        raise UserError(
+            f"{step}: {', '.join(broken)} not finite; no weight was moved by it, the last checkpoint is from before: "
+            f"{advice}, and the same command goes on from there"
+        )
