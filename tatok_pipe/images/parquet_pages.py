@@ -10,13 +10,26 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from tatok_pipe.images.thrift import read_struct
-from tatok_pipe.storage.random_access import RandomAccess
 
 _FIRST_READ_BYTES = 512
 _MAX_HEADER_BYTES = 1 << 20  # some writers put a value's statistics in; pyarrow's own limit is 16 MiB
 _DICTIONARY_PAGE = 2
+
+
+class Seekable(Protocol):
+    """A readable binary file."""
+
+    @property
+    def closed(self) -> bool: ...
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+    def seek(self, offset: int, whence: int = 0, /) -> int: ...
+
+    def tell(self) -> int: ...
 
 
 class BadPage(Exception):
@@ -58,7 +71,7 @@ class PageGuard:
     with every other error of the file in `error`.
     """
 
-    def __init__(self, file: RandomAccess, max_page_bytes: int) -> None:
+    def __init__(self, file: Seekable, max_page_bytes: int) -> None:
         self._file = file
         self._max_page_bytes = max_page_bytes
         self._chunks: list[Chunk] = []

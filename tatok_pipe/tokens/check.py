@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tatok_pipe.errors import UserError
 from tatok_pipe.records import Quarantined
 from tatok_pipe.tokens.digest import ContentDigest
 from tatok_pipe.tokens.format import ShardMetadata, ShardWriter, empty_statistics, parse_footer
 from tatok_pipe.tokens.invariants import check_table
+from tatok_pipe.tokens.shard_file import ShardFile
 from tatok_pipe.tokens.spec import TokenSpec, quarantine_schema, token_schema
 
 Source = str | os.PathLike[str] | pa.Buffer  # a local file, or the content of any
@@ -117,7 +119,7 @@ def read_checked_quarantine(source: Source) -> list[Quarantined]:
     with _open(source) as file:
         _check_schema(file, quarantine_schema())
         try:
-            return [Quarantined(**row) for row in file.read(use_threads=False).to_pylist()]
+            return [Quarantined(**row) for row in file.read(range(file.num_row_groups)).to_pylist()]
         except (pa.ArrowException, OSError, ValueError) as error:
             raise CorruptShard(f"cannot be read: {_one_line(error)}", Damage.UNREADABLE) from error
 
@@ -127,19 +129,24 @@ def count_reasons(rows: list[Quarantined]) -> dict[str, int]:
     return dict(Counter(row.error for row in rows))
 
 
-def _open(source: Source) -> pq.ParquetFile:
-    content: Any = pa.BufferReader(source) if isinstance(source, pa.Buffer) else os.fspath(source)
+@contextmanager
+def _open(source: Source) -> Iterator[ShardFile]:
+    with closing(pa.BufferReader(source) if isinstance(source, pa.Buffer) else open(source, "rb")) as file:
+        yield _open_file(file)
+
+
+def _open_file(file: Any) -> ShardFile:
     try:
-        return pq.ParquetFile(content, page_checksum_verification=True)
+        return ShardFile(file)
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the system's, not Arrow's: the file could not be looked at
         raise CorruptShard(f"is no whole Parquet file: {_one_line(error)}", Damage.UNREADABLE) from error
 
 
-def _check_schema(file: pq.ParquetFile, expected: pa.Schema) -> None:
+def _check_schema(file: ShardFile, expected: pa.Schema) -> None:
     try:
-        found = file.schema_arrow
+        found = file.schema
     except (pa.ArrowException, OSError, ValueError) as error:
         raise CorruptShard(f"its schema cannot be read: {_one_line(error)}", Damage.UNREADABLE) from error
     for place, (mine, theirs) in enumerate(zip(found, expected, strict=False)):
@@ -151,13 +158,13 @@ def _check_schema(file: pq.ParquetFile, expected: pa.Schema) -> None:
         raise CorruptShard(f"{len(found)} columns, expected {len(expected)}", Damage.SCHEMA)
 
 
-def _check_rows(file: pq.ParquetFile, metadata: ShardMetadata) -> CheckedShard:
+def _check_rows(file: ShardFile, metadata: ShardMetadata) -> CheckedShard:
     statistics, digest = empty_statistics(metadata.spec), ContentDigest()
     keys: list[str] = []
     crops: list[int] = []
     for group in range(file.num_row_groups):
         try:
-            table = file.read_row_group(group, use_threads=False).combine_chunks()
+            table = file.read([group]).combine_chunks()
             table.validate(full=True)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise CorruptShard(

@@ -23,9 +23,11 @@ import pyarrow.parquet as pq
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
+from tatok_pipe.images.shards import UnusableShard
 from tatok_pipe.records import Quarantined, TokenRecord
 from tatok_pipe.tokens.digest import ContentDigest
 from tatok_pipe.tokens.invariants import check_record
+from tatok_pipe.tokens.shard_file import check_texts, open_shard
 from tatok_pipe.tokens.spec import FORMAT_VERSION, TokenSpec, quarantine_schema, token_schema
 from tatok_pipe.tokens.statistics import ShardStatistics, float32_toward_zero
 
@@ -85,7 +87,8 @@ class ShardWriter:
         self._writer = pq.ParquetWriter(self.path, self._schema, **_PARQUET)
 
     def append(self, records: Sequence[TokenRecord]) -> None:
-        """Add rows in source order. Raises ValueError naming the key of a row that breaks the format."""
+        """Add rows in source order. Raises ValueError naming the key of a row that breaks the format, UnusableShard
+        where the texts of a row group are more than a reader takes."""
         for record in records:
             check_record(record, self.spec)
         # Now, not when they are written: what happens to the arrays in between is then seen, too.
@@ -125,15 +128,32 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            self.close()
-        else:
-            self._writer.close()
-            os.unlink(self.path)
+        try:
+            if error is None:
+                self.close()
+        except BaseException:
+            self._discard()
+            raise
+        if error is not None:
+            self._discard()
+
+    def _discard(self) -> None:
+        self._writer.close()
+        os.unlink(self.path)
 
     def _write(self, records: list[TokenRecord]) -> None:
         self.statistics.update(records)
-        self._writer.write_table(to_table(records, self._schema), row_group_size=ROW_GROUP_ROWS)
+        table = to_table(records, self._schema)
+        try:
+            check_texts(table)
+        except ValueError as error:
+            raise UnusableShard(
+                storage.redact(self.source.url),
+                self.statistics.num_images,
+                str(error),
+                "input.limits.ignore=[meta], or [meta,caption], does without them",
+            ) from None
+        self._writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
 
 
 def empty_statistics(spec: TokenSpec) -> ShardStatistics:
@@ -181,12 +201,10 @@ def to_records(table: pa.Table) -> list[TokenRecord]:
 
 
 def iter_records(url: str) -> Iterator[TokenRecord]:
-    """The rows of a token shard in order, one row group in memory at a time (and, if remote, the file)."""
-    filesystem, path = storage.open_filesystem(url)
-    source = path if storage.is_local(filesystem) else pa.BufferReader(storage.read_bytes(url))
-    with pq.ParquetFile(source) as file:
+    """The rows of a token shard in order, one row group in memory at a time."""
+    with open_shard(url) as file:
         for group in range(file.num_row_groups):
-            yield from to_records(file.read_row_group(group))
+            yield from to_records(file.read([group]))
 
 
 def read_records(source: pa.Table | str | os.PathLike[str]) -> list[TokenRecord]:
@@ -252,8 +270,8 @@ def write_quarantine(local_path: str | os.PathLike[str], rows: Sequence[Quaranti
 
 def read_quarantine(url: str) -> list[Quarantined]:
     """The rows of a quarantine file, in source order."""
-    table = pq.read_table(pa.BufferReader(storage.read_bytes(url)), schema=quarantine_schema())
-    return [Quarantined(**row) for row in table.to_pylist()]
+    with open_shard(url) as file:
+        return [Quarantined(**row) for row in file.read(range(file.num_row_groups)).to_pylist()]
 
 
 def _dumps(value: Any) -> str:

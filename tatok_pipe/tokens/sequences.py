@@ -13,7 +13,8 @@ from tatok_pipe.tokens.batches import Sequences
 from tatok_pipe.tokens.columns import list_lengths
 from tatok_pipe.tokens.conditions import ConditionConfig, check_labels, read_embeddings
 from tatok_pipe.tokens.layout import data_url
-from tatok_pipe.tokens.parquet_groups import open_parquet, parquet_errors, read_groups
+from tatok_pipe.tokens.parquet_groups import parquet_errors
+from tatok_pipe.tokens.shard_file import open_shard
 from tatok_pipe.tokens.spec import TokenSpec
 from tatok_pipe.tokens.windows import RowGroup, is_held_out
 
@@ -53,7 +54,7 @@ class SequenceReader:
         usable condition.
         """
         url = data_url(self._url, group.shard)
-        with parquet_errors(url, _ADVICE), open_parquet(url) as (file, source):
+        with parquet_errors(url, _ADVICE), open_shard(url) as file:
             found = file.metadata.num_rows
             if found != group.shard_rows:
                 raise UserError(
@@ -66,7 +67,7 @@ class SequenceReader:
                     f"{storage.redact(url)}: row group {group.number} has {found} rows, expected {group.num_rows}; "
                     f"{_ADVICE}"
                 )
-            table = read_groups(file, source, [group.number], self._columns)
+            table = file.read([group.number], self._columns)
         rows = group.first_row + np.arange(group.num_rows)
         if self._held_out_share:
             keys = table["key"].cast(pa.binary()).to_pylist()

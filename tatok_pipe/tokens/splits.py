@@ -13,7 +13,8 @@ from tatok_pipe import storage
 from tatok_pipe.parallel import map_ahead
 from tatok_pipe.tokens.conditions import check_labels
 from tatok_pipe.tokens.layout import data_url
-from tatok_pipe.tokens.parquet_groups import open_parquet, parquet_errors, read_groups
+from tatok_pipe.tokens.parquet_groups import parquet_errors
+from tatok_pipe.tokens.shard_file import open_shard
 from tatok_pipe.tokens.windows import ShardRows, is_held_out
 
 _NUM_THREADS = 8
@@ -45,8 +46,8 @@ def survey_split(
 
     def read(shard: ShardRows) -> tuple[bool, bool, np.ndarray]:
         place = data_url(url, shard.name)
-        with parquet_errors(place, _ADVICE), open_parquet(place) as (file, source):
-            table = read_groups(file, source, range(file.metadata.num_row_groups), columns)
+        with parquet_errors(place, _ADVICE), open_shard(place) as file:
+            table = file.read(range(file.num_row_groups), columns)
         chosen = np.zeros(len(table), np.bool_)
         if held_out_share:
             chosen = is_held_out(table["key"].cast(pa.binary()).to_pylist(), held_out_share)

@@ -18,7 +18,8 @@ from tatok_pipe.errors import UserError
 from tatok_pipe.tokens.dataset import read_dataset_file
 from tatok_pipe.tokens.index import list_data, read_footer
 from tatok_pipe.tokens.layout import data_url
-from tatok_pipe.tokens.parquet_groups import open_parquet, parquet_errors, read_groups
+from tatok_pipe.tokens.parquet_groups import parquet_errors
+from tatok_pipe.tokens.shard_file import open_shard
 from tatok_pipe.tokens.spec import TokenSpec
 
 FIRST, OTHER = "tokens", "other_tokens"  # as their config keys
@@ -78,9 +79,9 @@ def find_part(part: str, first_url: str, other_url: str) -> CorpusPart:
 def read_batches(dataset: TokenData, shard: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Some columns of a token shard, a row group or less at a time. Raises UserError where it cannot be read."""
     url = data_url(dataset.url, shard)
-    with parquet_errors(url, ADVICE), open_parquet(url) as (file, source):
+    with parquet_errors(url, ADVICE), open_shard(url) as file:
         for group in range(file.num_row_groups):
-            yield from read_groups(file, source, [group], columns).to_batches()
+            yield from file.read([group], columns).to_batches()
 
 
 @lru_cache(maxsize=1)  # an actor measures many parts of the same two
