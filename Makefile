@@ -10,7 +10,8 @@ AZURITE := 3.35.0
 export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all check format bench bench-check bench-tokenizer bench-recipes docs-inputs docs-stores clean
+.PHONY: help venv demo test test-all check format bench bench-check bench-tokenizer bench-recipes docs-inputs \
+	docs-reference docs-stores clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -43,9 +44,9 @@ bench-check: $(INSTALLED) ## the same, and an error where a ratio fell by more t
 
 # SHARDS: image shards that the tokenizer was not trained on; without it the photographs that the demo leaves out.
 # BASELINE: a tokenizer of patches alone (model.num_globals=0), to compare with.
-bench-tokenizer: $(INSTALLED) ## the packaged tokenizer's scores beside their controls; writes the tables into the README
+bench-tokenizer: $(INSTALLED) ## the packaged tokenizer's scores beside their controls; writes the tables into docs/results.md
 	$(PY) -m tests.benchmarks.tokenizer $(if $(SHARDS),--shards '$(SHARDS)') $(if $(BASELINE),--baseline '$(BASELINE)') \
-		--write README.md
+		--write docs/results.md
 
 # SHARDS: image shards to train on; HELD_OUT: to measure on. SEEDS: such as "0 1 2".
 bench-recipes: $(INSTALLED) ## what parts of the tokenizer's recipe are worth, by training variants of configs/tokenizer/quick.yaml
@@ -54,6 +55,9 @@ bench-recipes: $(INSTALLED) ## what parts of the tokenizer's recipe are worth, b
 
 docs-inputs: $(INSTALLED) ## what is read and what is refused, tried and written into docs/inputs.md
 	$(PY) -m tests.inputs_table --write docs/inputs.md
+
+docs-reference: $(INSTALLED) ## the options of all commands, written into docs/reference.md
+	$(PY) -m tools.reference --write docs/reference.md
 
 docs-stores: $(INSTALLED) ## what jobs may expect of each store, tried and written into docs/stores.md
 	$(PY) -m tests.stores_table --write docs/stores.md

@@ -75,7 +75,7 @@ def test_images_of_any_kind_are_the_same_tokens(
 
 @pytest.fixture(scope="module")
 def quickstart(packaged: ImageTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the README says that its Python needs; the generator has learned nothing."""
+    """A folder with what README and guide say that their Python needs; the generator has learned nothing."""
     folder, config = tmp_path_factory.mktemp("quickstart"), packaged.model.config
     spec = TokenSpec(
         num_globals=config.num_globals,
@@ -95,15 +95,18 @@ def quickstart(packaged: ImageTokenizer, tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
-def test_the_readme_runs_as_it_stands(quickstart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def python_blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / page).read_text(), re.DOTALL)
+
+
+def test_the_python_of_the_pages_runs_as_it_stands(quickstart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(quickstart)
-    text = (Path(__file__).parents[1] / "README.md").read_text()
-    dataset, models = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (dataset,), (models,) = python_blocks("README.md"), python_blocks("docs/guide.md")
     names: dict[str, Any] = {}
-    exec(compile(dataset, "README.md: dataset", "exec"), names)
+    exec(compile(dataset, "README.md", "exec"), names)
     assert names["images"].shape == (8, 3, 128, 128)
     names = {}
-    exec(compile(models, "README.md: models", "exec"), names)
+    exec(compile(models, "docs/guide.md", "exec"), names)
     tokens, upper = names["tokens"], names["upper"].ravel()
     assert len(tokens) == 2 and names["images"].shape == (16, 3, 128, 128) and len(names["drawn"]) == 16
     assert names["first"].shape == (1, 3, 128, 128) and names["variants"].shape == (8, 3, 128, 128)

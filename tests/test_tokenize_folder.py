@@ -261,8 +261,8 @@ def test_the_commands_of_the_readme(tmp_path: Path) -> None:
     """From photographs to pictures of a class by its name, as the README has it."""
     root = Path(__file__).parents[1]
     text = (root / "README.md").read_text()
-    block = text.partition("**A folder of images**")[2].partition("```sh\n")[2].partition("```")[0]
-    commands = [line for line in block.replace("\\\n", " ").splitlines() if line.startswith("python")]
+    steps = text.partition("### 2. ")[2].partition("### 4. ")[0].replace("\\\n", " ")
+    commands = [line for line in steps.splitlines() if line.startswith("python -m")]
     assert len(commands) == 4
     write_folder(tmp_path / "photos", images(60))
     (tmp_path / "configs").symlink_to(root / "configs")

@@ -52,7 +52,7 @@ configs:
   - split: train
     path: data/*.parquet
 ---
-A token dataset of tatok_pipe: one row per image, in data/. What the columns mean: the README of tatok_pipe.
+A token dataset of tatok_pipe: one row per image, in data/. What the columns mean: docs/guide.md of tatok_pipe.
 """
 
 

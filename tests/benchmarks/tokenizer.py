@@ -1,6 +1,6 @@
 """How good the packaged tokenizer's adaptive tokens are on images it never saw: every score beside every control.
 
-    python -m tests.benchmarks.tokenizer [--shards GLOB] [--baseline URL] [--write README.md]
+    python -m tests.benchmarks.tokenizer [--shards GLOB] [--baseline URL] [--write docs/results.md]
 
 Without --shards it measures on the photographs that the demo corpus leaves out. --baseline is a tokenizer without
 globals, of the same size and training. --write puts the tables between the markers of a Markdown file.

@@ -1,0 +1,60 @@
+"""Write the page of all commands with their options: python -m tools.reference [--write docs/reference.md]"""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from importlib import import_module
+from pathlib import Path
+
+from tatok_pipe.__main__ import COMMANDS
+from tatok_pipe.config.help import format_help
+from tatok_pipe.config.schema import describe
+from tatok_pipe.runs.entry import Entry
+
+_INTRODUCTION = """# Reference
+
+Made by `make docs-reference` from what `--help` says; change the options of a command
+(`tatok_pipe/commands/<command>/options.py`, and the config classes that it takes from other rooms), not this page. What
+the options are for is in [guide.md](guide.md).
+"""
+
+
+def make_page() -> str:
+    """The whole page: a section per command, in the order in which `python -m tatok_pipe` lists them."""
+    links = "\n".join(_item(f"[{name}](#{name}): {entry(name).summary}") for name in COMMANDS)
+    return "\n".join([_INTRODUCTION, links, *(_section(name) for name in COMMANDS)]) + "\n"
+
+
+def _item(text: str) -> str:
+    return textwrap.fill(text, 120, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
+
+
+def _section(name: str) -> str:
+    command = entry(name)
+    text = format_help(
+        describe(command.config_class),
+        prog=f"tatok_pipe.{name}",
+        description=command.summary,
+        default_file=None,
+    )
+    return f"\n## {name}\n\n```\n{text}\n```"
+
+
+def entry(name: str) -> Entry:
+    return import_module(f"tatok_pipe.{name}").main
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.reference", description=__doc__)
+    parser.add_argument("--write", type=Path, help="the file to write; without it the page is printed")
+    arguments = parser.parse_args()
+    page = make_page()
+    if arguments.write is None:
+        print(page, end="")
+    else:
+        arguments.write.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
