@@ -125,3 +125,11 @@ def test_the_floors_of_the_architecture_are_those_of_the_walls() -> None:
         tuple(re.findall(r"\w+", row)) for row in re.findall(r"^ *│ ([\w, ]+?) *│", picture, re.MULTILINE)
     ]
     assert drawn[::-1] == list(FLOORS)
+
+
+def test_the_pages_that_commands_write_are_where_the_makefile_says() -> None:
+    written = re.findall(r"--write (\S+)", (ROOT / "Makefile").read_text())
+    assert len(written) >= 4 and all((ROOT / page).is_file() for page in written)
+    # As tests/benchmarks/tokenizer.py looks for them.
+    begin, end = "<!-- begin: make bench-tokenizer -->", "<!-- end: make bench-tokenizer -->"
+    assert begin in (ROOT / "docs/results.md").read_text("utf-8").partition(end)[0]
