@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,7 +38,7 @@ def shard(tmp_path: Path) -> Path:
     return path
 
 
-def rewrite(path: Path, column: str, values: list[str | None], **how: object) -> None:
+def rewrite(path: Path, column: str, values: list[str | None], **how: Any) -> None:
     """Put other values into a column; the footer stays as it was."""
     table = pq.read_table(path)
     place = table.schema.get_field_index(column)
@@ -70,7 +71,7 @@ def test_what_is_read_is_what_pyarrow_reads(shard: Path) -> None:
     ],
 )
 def test_texts_that_expand_are_refused_before_they_do(
-    shard: Path, column: str, values: list[str | None], how: dict[str, object], small: None
+    shard: Path, column: str, values: list[str | None], how: dict[str, Any], small: None
 ) -> None:
     rewrite(shard, column, values, **how)
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""The options of simulate_corpus. The defaults are one billion images on spot nodes of one GPU each.
+"""The options of the simulation. The defaults are one billion images on spot nodes of one GPU each.
 
 *Measured* defaults come from the real program on a CPU machine with two cores (docs/scale.md says how); everything
 else is an assumption, and says so in its help. Nothing of this was measured on a GPU.
