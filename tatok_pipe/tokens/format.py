@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ _PREFIX = "tatok."
 # Every page has a checksum, so that a reader who asks for it meets a flipped bit as an error.
 _PARQUET: dict[str, Any] = {"compression": "zstd", "compression_level": 3, "write_page_checksum": True}
 _FOOTER_BYTES = 1 << 16  # a first guess that holds most footers in one request
+_PART_NUMBER = re.compile(r"#\d{6,}$")
 _TRAILER_BYTES = 8  # footer length (4 bytes, little-endian) and "PAR1"
 
 
@@ -63,8 +65,11 @@ class ShardMetadata:
 def token_shard_name(shard_url: str) -> str:
     """The name (without `.parquet`) of the token shard made from an image shard: `<stem>-<8 hex>`."""
     url = storage.canonical_url(shard_url)
-    # The sign before the number of a folder's part means something in URLs.
-    stem = PurePosixPath(url).stem.replace("#", "-")
+    # The number of a part stands behind the whole name of its source, `list.jsonl#000001`, and belongs to the stem. Its
+    # sign means something in URLs.
+    number = _PART_NUMBER.search(url)
+    stem = PurePosixPath(url[: number.start()] if number else url).stem + (number[0] if number else "")
+    stem = stem.replace("#", "-")
     return f"{stem}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
 
 

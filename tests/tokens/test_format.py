@@ -281,6 +281,10 @@ def test_shard_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # sha256("s3://bucket/train/000007.tar"), first 8 hex digits, from `printf %s ... | sha256sum`
     assert token_shard_name("s3://bucket/train/000007.tar") == "000007-32913995"
     assert token_shard_name("s3://bucket/val/000007.tar") != "000007-32913995"
+    # A part: its number belongs to the name, also behind an extension; with its list or without.
+    name = token_shard_name("s3://bucket/list.v2.jsonl#000012#/out/_input.parquet")
+    assert name == token_shard_name("s3://bucket/list.v2.jsonl#000012") and name.startswith("list.v2-000012-")
+    assert token_shard_name("s3://bucket/photos#000001").startswith("photos-000001-")
     monkeypatch.chdir(tmp_path)
     assert token_shard_name("x.tar") == token_shard_name(str(tmp_path / "x.tar"))
 
