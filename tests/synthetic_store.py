@@ -28,7 +28,7 @@ from fsspec import AbstractFileSystem
 
 from tatok_pipe import storage
 from tatok_pipe.commands.tokenize_corpus.plan import make_plan
-from tatok_pipe.encoding.image_input import FolderPlace, find_image_shards
+from tatok_pipe.encoding.image_input import ListPlace, find_image_shards
 from tatok_pipe.tokens.dataset import create_or_check
 from tatok_pipe.tokens.format import ShardSource, ShardWriter, empty_statistics, token_shard_name
 from tatok_pipe.tokens.index import INDEX_SCHEMA, Index, save_index
@@ -176,12 +176,12 @@ def _entry(path: str, size: int, etag: str) -> dict[str, Any]:
 
 def plan_photos(root: str, num_images: str, num_before: str) -> None:
     """Plan the folder with `num_before` images, then with all."""
-    place = FolderPlace(f"{root}/_input.parquet")
+    place = ListPlace(f"{root}/_input.parquet")
     register(Path(root), int(num_before))
-    before = find_image_shards(PHOTOS, option="input.shards", folder=place)
+    before = find_image_shards(PHOTOS, option="input.shards", place=place)
     register(Path(root), int(num_images))
     base_bytes, wall, cpu = _peak_bytes(), time.monotonic(), time.process_time()
-    shards = find_image_shards(PHOTOS, option="input.shards", folder=place)
+    shards = find_image_shards(PHOTOS, option="input.shards", place=place)
     measured = {
         "wall_s": time.monotonic() - wall,
         "cpu_s": time.process_time() - cpu,

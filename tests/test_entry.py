@@ -42,7 +42,9 @@ def test_a_wrong_option_is_told_before_anything_is_imported() -> None:
         "try: main(['input.ulr=x'])\n"
         "except UserError as error: print(error, {'torch', 'ray', 'pyarrow'} & sys.modules.keys())"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout == "unknown key input.ulr; did you mean input.url? set()\n"
 
 
@@ -63,6 +65,10 @@ def test_a_command_may_be_called_from_python(tmp_path: Path) -> None:
 )
 def test_the_list_of_commands(arguments: list[str], code: int, told: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tatok_pipe", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "tatok_pipe", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, (done.stderr or done.stdout).startswith(told)) == (code, True), done

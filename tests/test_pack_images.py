@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -17,7 +18,7 @@ from webdataset.compat import WebDataset
 
 from tatok_pipe import pack_images
 from tatok_pipe.commands.pack_images.shard_packer import PackJob, ShardPacker
-from tatok_pipe.encoding.image_input import FolderPlace, class_names_of, find_image_shards
+from tatok_pipe.encoding.image_input import ListPlace, class_names_of, find_image_shards
 from tatok_pipe.errors import RefusedError
 from tatok_pipe.images.limits import DEFAULT_LIMITS
 from tatok_pipe.images.source import open_samples, shard_info
@@ -59,8 +60,8 @@ def photos(tmp_path: Path) -> ShardFile:
     name = next(folder.glob("*/*")).with_suffix("")
     Path(f"{name}.txt").write_text("a caption")
     Path(f"{name}.json").write_text('{"x": 1}')
-    place = FolderPlace(str(tmp_path / "list" / "_input.parquet"))
-    (shard,) = find_image_shards(str(folder), option="input.shards", folder=place)
+    place = ListPlace(str(tmp_path / "list" / "_input.parquet"))
+    (shard,) = find_image_shards(str(folder), option="input.shards", place=place)
     return shard
 
 
@@ -80,6 +81,26 @@ def test_what_is_packed_is_what_was_there(photos: ShardFile, tmp_path: Path, lay
     assert content(after) == content(before)
     again = pack(photos.url, tmp_path / "again", layout)
     assert hashlib.sha256(again.read_bytes()).digest() == hashlib.sha256(path.read_bytes()).digest()
+
+
+def test_a_manifest_is_packed_as_its_images_are(photos: ShardFile, tmp_path: Path) -> None:
+    samples = [each for each in read(photos.url) if isinstance(each, ImageSample)]
+    paths = {
+        str(path.relative_to(tmp_path / "photos").with_suffix("")): path
+        for path in tmp_path.glob("photos/*/*g")
+    }
+    rows = [
+        {"url": str(paths[each.key]), "key": each.key, "class": each.key.partition("/")[0]}
+        for each in samples
+    ]
+    rows = [row | {"caption": each.caption} for row, each in zip(rows, samples, strict=True)]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    place = ListPlace(str(tmp_path / "of-manifest" / "_input.parquet"))
+    (shard,) = find_image_shards(f"{tmp_path}/list.jsonl", option="input.shards", place=place)
+    assert class_names_of(shard, DEFAULT_LIMITS) == CLASSES
+    packed = read(str(pack(shard.url, tmp_path / "out", "webdataset")))
+    expected = read(str(pack(photos.url, tmp_path / "expected", "webdataset")))
+    assert [replace(each, meta=None) for each in expected if isinstance(each, ImageSample)] == packed
 
 
 def test_webdataset_itself_reads_the_tars(photos: ShardFile, tmp_path: Path) -> None:

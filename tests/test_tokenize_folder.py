@@ -19,7 +19,7 @@ from tatok_pipe import inspect_tokens, tokenize_corpus
 from tatok_pipe.commands.tokenize_corpus import run as tokenize_run
 from tatok_pipe.commands.tokenize_corpus.options import TokenizeCorpusConfig
 from tatok_pipe.config.load import load_config
-from tatok_pipe.encoding.image_input import FolderPlace, find_image_shards
+from tatok_pipe.encoding.image_input import ListPlace, find_image_shards
 from tatok_pipe.encoding.shard_tokenizer import ShardTokenizer
 from tatok_pipe.errors import UserError
 from tatok_pipe.images.limits import ShardLimits
@@ -52,6 +52,15 @@ def write_folder(folder: Path, members: list[tuple[str, bytes]]) -> Path:
     return folder
 
 
+def write_manifest(path: Path, members: list[tuple[str, bytes]]) -> list[dict[str, str]]:
+    """The images in no order, each with its class and a caption."""
+    rows = [
+        {"url": name, "label": name.partition("/")[0], "caption": f"of {name}"} for name, _ in members[::-1]
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
 def tokens(output: Path) -> dict[str, tuple[bytes, bytes, bytes]]:
     def content(row: TokenRecord) -> tuple[bytes, bytes, bytes]:
         return row.global_codes.tobytes(), row.patch_codes.tobytes(), row.patch_positions.tobytes()
@@ -76,13 +85,18 @@ def test_the_same_images_in_every_form_give_the_same_tokens(checkpoint: str, tmp
     table = pa.table({"__key__": keys, "image": [data for _, data in members]})
     pq.write_table(table, tmp_path / "photos.parquet")
     write_folder(tmp_path / "photos", members)
+    rows = write_manifest(write_folder(tmp_path / "listed", members) / "list.jsonl", members)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "listed/list.parquet")
     found = {}
-    for name in ("photos.tar", "photos.tar.gz", "photos.zip", "photos.parquet", "photos", "photos/"):
+    for name in (
+        "photos.tar", "photos.tar.gz", "photos.zip", "photos.parquet", "photos", "photos/", "listed/list.jsonl",
+        "listed/list.parquet",
+    ):  # fmt: skip
         output = tmp_path / f"of-{len(found)}"
         job = make_job(checkpoint, output)
         tokenize = ShardTokenizer(job, device="cpu", num_threads=1)
-        place = FolderPlace(f"{output}/_input.parquet", images_per_part=5)
-        for shard in find_image_shards(f"{tmp_path}/{name}", option="input.shards", folder=place):
+        place = ListPlace(f"{output}/_input.parquet", images_per_part=5)
+        for shard in find_image_shards(f"{tmp_path}/{name}", option="input.shards", place=place):
             result = tokenize(shard.url)
             assert result.error == "" and result.num_images
         found[name] = tokens(output)
@@ -91,6 +105,10 @@ def test_the_same_images_in_every_form_give_the_same_tokens(checkpoint: str, tmp
     assert all(each == found["photos.tar"] for each in found.values())
     assert len(digests(tmp_path / "of-4")) == 3  # parts
     assert digests(tmp_path / "of-4") == digests(tmp_path / "of-5")
+    labels = [
+        {row.key: row.label for row in TokenDataset(f"{tmp_path}/of-{number}").rows()} for number in (4, 6, 7)
+    ]
+    assert set(labels[0].values()) == {0, 1, 2} and labels[0] == labels[1] == labels[2]
 
 
 def run(*arguments: str) -> str:
@@ -132,9 +150,9 @@ def test_a_folder_that_grows_and_changes(checkpoint: str, tmp_path: Path) -> Non
     assert before.items() <= digests(tmp_path / "out").items()
 
     # A fresh dataset has the same rows.
-    place = FolderPlace(f"{tmp_path}/fresh/_input.parquet")
+    place = ListPlace(f"{tmp_path}/fresh/_input.parquet")
     tokenize = ShardTokenizer(make_job(checkpoint, tmp_path / "fresh"), device="cpu", num_threads=1)
-    for shard in find_image_shards(str(photos), option="input.shards", folder=place):
+    for shard in find_image_shards(str(photos), option="input.shards", place=place):
         assert tokenize(shard.url).error == ""
     assert tokens(tmp_path / "fresh") == tokens(tmp_path / "out")
 
@@ -157,6 +175,74 @@ def test_a_folder_that_grows_and_changes(checkpoint: str, tmp_path: Path) -> Non
     assert inspect_tokens.main([f"input.url={tmp_path}/out", "--verify"]) == 0
 
 
+@pytest.mark.ray
+def test_a_manifest_that_grows_and_changes(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    members = images(9)
+    photos = write_folder(tmp_path / "photos", members)
+    manifest, first = photos / "list.jsonl", [each for each in members if not each[0].startswith("tabby")]
+    write_manifest(manifest, first)
+    arguments = [
+        f"input.shards={manifest}", f"output.url={tmp_path}/out", "input.images_per_part=4",
+        f"tokenizer.checkpoint={checkpoint}",
+    ]  # fmt: skip
+    run(*arguments)
+    before = digests(tmp_path / "out")
+    assert len(before) == 2
+    rows = {row.key: row for row in TokenDataset(f"{tmp_path}/out").rows()}
+    assert {row.caption for row in rows.values()} == {f"of {name}" for name, _ in first}
+    assert {key.partition("/")[0]: row.label for key, row in rows.items()} == {"beagle": 0, "zebra": 1}
+
+    # New rows make new parts, a new class gets the next number; an image that is not there is one quarantine row.
+    write_manifest(manifest, [*members, ("zebra/gone.jpg", b"")])
+    assert "3 image shards, 2 done before, 1 to do" in run(*arguments)
+    dataset = TokenDataset(f"{tmp_path}/out")
+    assert dataset.spec.class_names == ("beagle", "zebra", "tabby")
+    assert {row.key.partition("/")[0]: row.label for row in dataset.rows()} == {
+        "beagle": 0,
+        "zebra": 1,
+        "tabby": 2,
+    }
+    assert [(row.key, row.error) for _, row in dataset.quarantined()] == [("zebra/gone", "NotFound")]
+    assert before.items() <= digests(tmp_path / "out").items()
+
+    # What the manifest says anew of an image, and an image that is another, are changes of their parts alone.
+    whole = digests(tmp_path / "out")
+    lines = manifest.read_text().splitlines(keepends=True)
+    last = next(number for number, line in enumerate(lines) if '"beagle/' in line)
+    lines[last] = lines[last].replace('"of ', '"OF ')
+    manifest.write_text("".join(lines))
+    assert_told(
+        tokenize_corpus.main, arguments, rf"1 of 3 image shards changed since .*{manifest}#00000\d \(was "
+    )
+    run(*arguments, "input.on_source_change=retokenize")
+    now = digests(tmp_path / "out")
+    assert sum(now[name] != whole[name] for name in now) == 1 and sorted(now) == sorted(whole)
+
+    # A part that is damaged is found, and made again by the same command.
+    damaged = sorted(tmp_path.glob("out/data/*"))[2]
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    assert inspect_tokens.main([f"input.url={tmp_path}/out", "--verify"]) == 1
+    assert inspect_tokens.main([f"input.url={tmp_path}/out", "--repair"]) == 0
+    run(*arguments)
+    assert digests(tmp_path / "out") == now
+    capsys.readouterr()
+    assert inspect_tokens.main([f"input.url={tmp_path}/out", f"tokenizer.checkpoint={checkpoint}"]) == 0
+    assert "(n = 9)" in capsys.readouterr().out and "data:image" in (tmp_path / "out/report.html").read_text()
+
+
+def test_a_manifest_of_images_elsewhere_is_asked_about(checkpoint: str, tmp_path: Path) -> None:
+    manifest = tmp_path / "list.jsonl"
+    manifest.write_text('{"url": "http://169.254.169.254/a.jpg"}')
+    argv = [f"input.shards={manifest}", f"output.url={tmp_path}/out", f"tokenizer.checkpoint={checkpoint}"]
+    told = (
+        rf"input.shards={manifest}: 1 of 1 images are in another store .*; input.other_stores=true opens them"
+    )
+    assert_told(tokenize_corpus.main, argv, told)
+    assert not (tmp_path / "out").exists()
+
+
 def test_names_of_classes_can_be_given(checkpoint: str, tmp_path: Path) -> None:
     """So that a validation set has the numbers of what it is held out from."""
     photos = write_folder(tmp_path / "photos", [each for each in images(9) if each[0].startswith("tabby")])
@@ -167,14 +253,14 @@ def test_names_of_classes_can_be_given(checkpoint: str, tmp_path: Path) -> None:
         prog="",
         description="",
     )
-    place = FolderPlace(f"{tmp_path}/_input.parquet")
-    (shard,) = find_image_shards(str(photos), option="input.shards", folder=place)
+    place = ListPlace(f"{tmp_path}/_input.parquet")
+    (shard,) = find_image_shards(str(photos), option="input.shards", place=place)
     names = tokenize_run.make_spec(config, load_tokenizer(checkpoint), [shard]).class_names
     assert names == ("zebra", "beagle", "tabby")
     with open_samples(shard.url, info=shard_info(shard.url), class_names=names) as samples:
         assert {sample.label for sample in samples if isinstance(sample, ImageSample)} == {2}
     (tmp_path / "names.txt").write_text("zebra\n")
-    told = "input.class_names=.*names.txt: has 1 names, and the classes of a folder are told by theirs: not 'tabby'"
+    told = "input.class_names=.*names.txt: has 1 names, and the classes of input.shards are told by theirs: not 'tabby'"
     with pytest.raises(UserError, match=told):
         tokenize_run.make_spec(config, load_tokenizer(checkpoint), [shard])
 
@@ -182,8 +268,8 @@ def test_names_of_classes_can_be_given(checkpoint: str, tmp_path: Path) -> None:
 def test_classes_without_names_are_never_numbered_anew(checkpoint: str, tmp_path: Path) -> None:
     """Numbers that are nowhere written down would be others when a class comes."""
     photos = write_folder(tmp_path / "photos", images(6))
-    place = FolderPlace(f"{tmp_path}/_input.parquet")
-    (shard,) = find_image_shards(str(photos), option="input.shards", folder=place)
+    place = ListPlace(f"{tmp_path}/_input.parquet")
+    (shard,) = find_image_shards(str(photos), option="input.shards", place=place)
     tokenizer = load_tokenizer(checkpoint)
 
     def names(*argv: str) -> tuple[str, ...]:
@@ -199,7 +285,7 @@ def test_classes_without_names_are_never_numbered_anew(checkpoint: str, tmp_path
     assert names("input.class_names=none", "input.limits.ignore=[label]") == ()
     make_job(checkpoint, tmp_path / "out")  # begun from what tells no names
     with pytest.raises(
-        UserError, match="output.url: classes have no names there, and the classes of a folder are told"
+        UserError, match="output.url: classes have no names there, and the classes of input.shards are told"
     ):
         names()
     assert names("input.limits.ignore=[label]") == ()
@@ -244,8 +330,8 @@ def test_the_summary_names_the_parts(checkpoint: str, tmp_path: Path) -> None:
         tmp_path / "photos", [*images(3), ("zebra/broken.jpg", b"\xff\xd8\xff" + bytes(100))]
     )
     job = make_job(checkpoint, tmp_path / "out")
-    place = FolderPlace(f"{tmp_path}/out/_input.parquet")
-    (shard,) = find_image_shards(str(photos), option="input.shards", folder=place)
+    place = ListPlace(f"{tmp_path}/out/_input.parquet")
+    (shard,) = find_image_shards(str(photos), option="input.shards", place=place)
     result = ShardTokenizer(job, device="cpu", num_threads=1)(shard.url)
     assert (result.num_images, result.num_quarantined) == (3, 1)
     ((name, bad),) = TokenDataset(job.output_url).quarantined()

@@ -147,6 +147,19 @@ def test_a_dry_run_tells_sizes_and_trains_nothing(
     assert not (tmp_path / "out").exists()
 
 
+def test_manifests_are_trained_on(arguments: list[str], tmp_path: Path) -> None:
+    """Whatever their labels are; what is on web servers only where it is said."""
+    lines = '{"url": "1.jpg", "label": "3"}\n{"url": "2.jpg", "label": "cat"}\n'
+    (tmp_path / "train.jsonl").write_text(lines)
+    (tmp_path / "held-out.jsonl").write_text('{"url": "https://example.org/3.jpg"}\n')
+    given = [*arguments, f"output.url={tmp_path}/out", "dry_run=true", "workers.count=8"]
+    given += [f"input.shards={tmp_path}/train.jsonl", f"validation.shards={tmp_path}/held-out.jsonl"]
+    assert_told(train_tokenizer.main, given, r"validation.shards=.*; validation.other_stores=true opens them")
+    told = "workers.count=8: expected at most one worker an image shard, input.shards=.*/train.jsonl has 1"
+    assert_told(train_tokenizer.main, [*given, "validation.other_stores=true"], told)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_closed_form_is_looked_at_and_trained_on(arguments: list[str], tmp_path: Path) -> None:
     """Two workers, each with its shard; the decoder comes first then."""
     done = train(

@@ -8,16 +8,21 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
+import pyarrow as pa
+
 from tatok_pipe import storage
 from tatok_pipe.class_names import parse_names
 from tatok_pipe.errors import UserError
 from tatok_pipe.images import parquet
 from tatok_pipe.images.folder import is_image, plan_folder
-from tatok_pipe.images.folder_list import read_classes
+from tatok_pipe.images.image_list import read_classes
 from tatok_pipe.images.kinds import tell_kinds
-from tatok_pipe.images.limits import ShardLimits
+from tatok_pipe.images.limits import DEFAULT_LIMITS, ShardLimits
+from tatok_pipe.images.manifest import JSON_LINES_SUFFIX, is_manifest_schema, plan_manifest
 from tatok_pipe.images.options import IMAGES_PER_PART
-from tatok_pipe.images.parquet import has_token_columns
+from tatok_pipe.images.parquet import read_schema
+from tatok_pipe.images.parquet_columns import are_tokens
+from tatok_pipe.images.part_plan import PartPlan
 from tatok_pipe.images.source import PARQUET_SUFFIX
 from tatok_pipe.storage import ShardFile
 from tatok_pipe.storage.outputs import recognise
@@ -30,22 +35,24 @@ _ADVICE = "give the image shards that it was made from, or give it to train_ar a
 
 
 @dataclass(frozen=True)
-class FolderPlace:
-    """Where the list of a folder's files is kept, from one run to the next, and how many images make a part of it."""
+class ListPlace:
+    """Where the list of loose images, of a folder or manifest, is kept from one run to the next, and what goes in."""
 
     list_url: str
     images_per_part: int = IMAGES_PER_PART
     # Where it is written to, where that is another place; empty: nowhere, as nobody will read it.
     saved_list_url: str | None = None
-    refusal: str = ""  # why a folder is not read, where it is not
+    refusal: str = ""  # why loose images are not read, where they are not
+    limits: ShardLimits = DEFAULT_LIMITS  # what of a manifest's columns is of use
+    other_stores: bool = False  # whether a manifest may name images in other stores than its own
 
 
-def find_image_shards(spec: str, *, option: str, folder: FolderPlace | None = None) -> list[ShardFile]:
-    """As `storage.expand_shards`; `option` is what the user calls `spec`. With `folder`, a folder of loose images too,
-    as its parts; their list is written.
+def find_image_shards(spec: str, *, option: str, place: ListPlace | None = None) -> list[ShardFile]:
+    """As `storage.expand_shards`; `option` is what the user calls `spec`. With `place`, a folder of loose images or a
+    manifest too, as its parts; their list is written.
 
-    Raises UserError as well where what is there was made by one of our entries and holds no images, and where
-    files are given that are of another kind by their names.
+    Raises UserError as well where what is there was made by one of our entries and holds no images, where files are
+    given that are of another kind by their names, and where a manifest cannot be used.
     """
     try:
         shards = storage.expand_shards(spec)
@@ -59,37 +66,81 @@ def find_image_shards(spec: str, *, option: str, folder: FolderPlace | None = No
             ) from error
         told = ""
         if isinstance(error, storage.NoShards):
-            if folder is not None and error.folder and any(is_image(file.url) for file in error.files):
-                return _plan_folder(error, folder, option)
+            if place is not None and error.folder and any(is_image(file.url) for file in error.files):
+                return _plan_folder(error, place, option)
             told = tell_kinds(sorted(storage.redact(file.url) for file in error.files))
         raise UserError(f"{option}: {error}" + (f": {told}" if told else "")) from error
-    _refuse_token_datasets(shards, option)
+    tables = [shard.url for shard in shards if storage.file_name(shard.url).endswith(PARQUET_SUFFIX)]
+    schema = _schema_of(tables[0]) if tables else None
+    _refuse_token_datasets(tables, schema, option)
+    manifests = [shard.url for shard in shards if storage.file_name(shard.url).endswith(JSON_LINES_SUFFIX)]
+    if schema is not None and is_manifest_schema(schema):
+        manifests += tables
+    if manifests:
+        return _plan_manifest(manifests[0], len(shards) - 1, place, option)
     _refuse_other_files(shards, option)
     return shards
 
 
-def _plan_folder(found: storage.NoShards, place: FolderPlace, option: str) -> list[ShardFile]:
+def _plan_folder(found: storage.NoShards, place: ListPlace, option: str) -> list[ShardFile]:
     if place.refusal:
         raise UserError(place.refusal)
     for name, error in found.broken.items():
         if is_image(name):
             raise UserError(f"{option}: {error}")
+    manifest = next((file.url for file in found.files if file.url.endswith(JSON_LINES_SUFFIX)), "")
+    if manifest:
+        logger.warning(
+            "%s: beside the images, and not read; as a manifest it is given by its name",
+            storage.redact(manifest),
+        )
     try:
         plan = plan_folder(
             found.folder, found.files, list_url=place.list_url, images_per_part=place.images_per_part
         )
     except UserError as error:
         raise UserError(f"{option}={error}") from error
+    return _keep(plan, found.folder, place)
+
+
+def _plan_manifest(url: str, num_others: int, place: ListPlace | None, option: str) -> list[ShardFile]:
+    shown = f"{option}={storage.redact(url)}"
+    if place is None:
+        raise UserError(f"{shown}: a manifest, expected image shards: what is asked for works on these alone")
+    if num_others:
+        raise UserError(
+            f"{shown}: a manifest, and {num_others} more files are given; expected it alone: join them, or "
+            "give each an output.url of its own"
+        )
+    if place.refusal:
+        raise UserError(place.refusal)
+    section = option.rpartition(".")[0]
+    try:
+        plan = plan_manifest(
+            url,
+            list_url=place.list_url,
+            images_per_part=place.images_per_part,
+            limits=place.limits,
+            other_stores=place.other_stores,
+            permission=f"{section}.other_stores=true" if section else "other_stores=true",
+        )
+    except UserError as error:
+        raise UserError(f"{option}={error}") from error
+    return _keep(plan, url, place)
+
+
+def _keep(plan: PartPlan, source: str, place: ListPlace) -> list[ShardFile]:
+    """The parts, with their list where it is kept."""
     if plan.note:
-        logger.warning("%s: %s", storage.redact(found.folder), plan.note)
+        logger.warning("%s: %s", storage.redact(source), plan.note)
     list_url = place.list_url if place.saved_list_url is None else place.saved_list_url
     if list_url and (plan.is_new or list_url != place.list_url):
         storage.publish_bytes(plan.list_bytes, list_url, exclusive=False)
-    return plan.shards(found.folder, storage.openable_url(list_url or place.list_url))
+    return plan.shards(source, storage.openable_url(list_url or place.list_url))
 
 
-def is_folder(shards: Sequence[ShardFile]) -> bool:
-    """Whether image shards are parts of a folder of loose images."""
+def are_parts(shards: Sequence[ShardFile]) -> bool:
+    """Whether image shards are parts of a folder or manifest."""
     return bool(shards) and storage.parse_part(shards[0].url) is not None
 
 
@@ -175,9 +226,9 @@ def _recognise_given(spec: str) -> str:
         return ""  # the error that led here says what is wrong
 
 
-def _refuse_token_datasets(shards: list[ShardFile], option: str) -> None:
-    tables = [shard for shard in shards if shard.url.endswith(PARQUET_SUFFIX)]
-    parents = dict.fromkeys(shard.url.rpartition("/")[0] for shard in tables)
+def _refuse_token_datasets(tables: Sequence[str], schema: pa.Schema | None, option: str) -> None:
+    """`tables` are the Parquet files, `schema` the columns of the first one."""
+    parents = dict.fromkeys(table.rpartition("/")[0] for table in tables)
     for parent in parents:
         folder, _, name = parent.rpartition("/")
         if name in (DATA_DIRECTORY, QUARANTINE_DIRECTORY) and storage.exists(
@@ -187,19 +238,20 @@ def _refuse_token_datasets(shards: list[ShardFile], option: str) -> None:
                 f"{option}: {storage.redact(folder)}: a token dataset (it has {DATASET_FILE}), expected image shards; "
                 f"{_ADVICE}"
             )
-    if tables and _is_token_shard(tables[0].url):
+    if schema is not None and are_tokens(schema):
         raise UserError(
-            f"{option}: {storage.redact(tables[0].url)}: a token shard (it has columns of codes), expected image "
+            f"{option}: {storage.redact(tables[0])}: a token shard (it has columns of codes), expected image "
             f"shards; {_ADVICE}"
         )
 
 
-def _is_token_shard(url: str) -> bool:
+def _schema_of(url: str) -> pa.Schema | None:
+    """The columns of a Parquet file; None of what cannot be read, which is told when its turn comes."""
     try:
         with closing(storage.open_random_access(url, info=storage.file_info(url), num_ahead=1)) as file:
-            return has_token_columns(file)
+            return read_schema(file)
     except OSError:
-        return False  # what cannot be read is told when its turn comes
+        return None
 
 
 def _refuse_other_files(shards: list[ShardFile], option: str) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tatok_pipe import storage
-from tatok_pipe.encoding.image_input import FolderPlace, find_image_shards
+from tatok_pipe.encoding.image_input import ListPlace, find_image_shards
 from tatok_pipe.images.decode import DecodeError, decode_image
 from tatok_pipe.images.limits import DEFAULT_LIMITS, IMAGES_ONLY
 from tatok_pipe.images.options import PreprocessConfig
@@ -50,12 +50,16 @@ class PictureSource:
     etag: str = ""
 
 
-def plan_sources(spec: str, *, max_images: int, list_url: str | None = None) -> list[PictureSource]:
+def plan_sources(
+    spec: str, *, max_images: int, list_url: str | None = None, other_stores: bool = False
+) -> list[PictureSource]:
     """Image shards (glob, braces, @list, folder) with the images to take of each: as many of every shard as equal
     shares of `max_images` allow, so that shards which hold one class each are all heard. A folder of loose
-    images is one where its list can be written to `list_url`."""
-    place = FolderPlace(list_url, images_per_part=_IMAGES_PER_PART) if list_url else None
-    shards = find_image_shards(spec, option="data", folder=place)[:max_images]
+    images is one, and so is a manifest, where its list can be written to `list_url`."""
+    place = None
+    if list_url:
+        place = ListPlace(list_url, images_per_part=_IMAGES_PER_PART, other_stores=other_stores)
+    shards = find_image_shards(spec, option="data", place=place)[:max_images]
     share, rest = divmod(max_images, len(shards))
     return [
         PictureSource(shard.url, share + (place < rest), shard.size_bytes, shard.etag)

@@ -44,9 +44,10 @@ KINDS = (
         "only .tar and .parquet hold images here: convert it",
         (b"\x89HDF\r\n", b"\x93NUMPY", b"ARROW1"),
     ),
+    Kind("a list of images", (".jsonl",), "as a manifest it is given by its name, alone"),
     Kind(
         "a list or text",
-        (".txt", ".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml", ".md", ".html"),
+        (".txt", ".csv", ".tsv", ".json", ".yaml", ".yml", ".md", ".html"),
         "it has no images: a list of image shards is given as @list.txt",
     ),
 )  # fmt: skip

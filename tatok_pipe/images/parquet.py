@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from tatok_pipe.class_names import difference_of_names, names_of_metadata
 from tatok_pipe.images.limits import DEFAULT_LIMITS, ShardLimits
 from tatok_pipe.images.notices import Notices
-from tatok_pipe.images.parquet_columns import Columns, Row, are_tokens, find_columns
+from tatok_pipe.images.parquet_columns import Columns, Row, find_columns
 from tatok_pipe.images.parquet_footer import Footer, parse_footer
 from tatok_pipe.images.parquet_pages import BadPage, Chunk, PageGuard
 from tatok_pipe.images.parquet_rows import RowReader
@@ -88,16 +88,42 @@ def read_parquet(
     file.check_unchanged()
 
 
-def has_token_columns(file: RandomAccess) -> bool:
-    """Whether a Parquet file is one of our own token shards. False for what is no Parquet file, or damaged. Errors of
-    the file itself pass through."""
+def read_schema(file: RandomAccess) -> pa.Schema | None:
+    """The columns of a Parquet file; None for what is no Parquet file, or damaged. Errors of the file itself pass
+    through."""
     guard = PageGuard(file, DEFAULT_LIMITS.max_page_bytes)
     try:
-        return are_tokens(_open_footer(guard, "")[1].schema_arrow)
+        return _open_footer(guard, "")[1].schema_arrow
     except Exception:  # as in read_parquet
         if guard.error is not None and not isinstance(guard.error, BadPage):
             raise guard.error from None
-        return False
+        return None
+
+
+def read_columns(file: RandomAccess, names: Sequence[str], *, shard: str) -> pa.Table:
+    """These columns of a Parquet file, whole; `shard` is its name in messages. Raises ShardError where it is damaged.
+    Errors of the file itself pass through."""
+    guard = PageGuard(file, DEFAULT_LIMITS.max_page_bytes)
+    try:
+        footer, parquet = _open_footer(guard, shard)
+        wanted = [
+            leaf
+            for leaf in range(len(parquet.schema.names))
+            if parquet.schema.column(leaf).path.partition(".")[0] in names
+        ]
+        chunks = footer.chunks(wanted)
+        guard.watch(chunks)
+        file.read_ahead([(chunk.start, chunk.stop) for chunk in chunks])
+        table = parquet.read(columns=list(names), use_threads=False)
+        table.validate(full=True)
+        return table
+    except ShardError:
+        raise
+    except Exception as error:  # as in read_parquet
+        if guard.error is not None and not isinstance(guard.error, BadPage):
+            raise guard.error from None
+        detail = " ".join(str(guard.error or error).split())[:200]
+        raise ShardError(shard, 0, f"damaged Parquet ({detail})") from error
 
 
 def read_class_names(file: RandomAccess, *, limits: ShardLimits = DEFAULT_LIMITS) -> tuple[str, ...]:

@@ -29,10 +29,10 @@ KEY_COLUMNS = ("__key__", "key", "id", "image_id")
 _TOKEN_COLUMNS = {"global_codes", "patch_codes", "patch_positions"}
 
 # Types of each part, from the one that is taken first.
-_LABEL_TYPES = (values.is_number, values.is_textual, values.is_label_list, values.is_empty)
-_CAPTION_TYPES = (values.is_textual, values.is_text_list, values.is_empty)
+LABEL_TYPES = (values.is_number, values.is_textual, values.is_label_list, values.is_empty)
+CAPTION_TYPES = (values.is_textual, values.is_text_list, values.is_empty)
 _META_TYPES = (values.is_textual, values.is_json_type)
-_KEY_TYPES = (values.is_key_type,)
+KEY_TYPES = (values.is_key_type,)
 
 Test = Callable[[pa.DataType], bool]
 
@@ -101,6 +101,27 @@ class Columns:
             yield Row(key, image, _to_text(path), label, caption, meta)
 
 
+class NamedColumns:
+    """The columns of a schema that can be asked for by name, whatever its case."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self.types = {
+            field.name: field.type
+            for field in schema
+            if schema.names.count(field.name) == 1 and "." not in field.name
+        }
+        self.by_name = {name.lower(): name for name in reversed(self.types)}
+
+    def first(self, wanted: tuple[str, ...], *tests: Test) -> str:
+        """The first of these names whose type is right by one of the tests; empty where there is none."""
+        present = (self.by_name[name] for name in wanted if name in self.by_name)
+        return next((name for name in present if any(test(self.types[name]) for test in tests)), "")
+
+    def choose(self, wanted: tuple[str, ...], tests: tuple[Test, ...]) -> str:
+        """The first of these names of the first type that any has."""
+        return next((name for test in tests if (name := self.first(wanted, test))), "")
+
+
 def are_tokens(schema: pa.Schema) -> bool:
     """Whether these are the columns of a token shard of ours."""
     return _TOKEN_COLUMNS.issubset(schema.names)
@@ -113,18 +134,11 @@ def find_columns(schema: pa.Schema, shard: str, limits: ShardLimits, notices: No
         raise ShardError(
             shard, 0, "a token shard, expected images", "give the image shards that it was made from"
         )
-    types = {
-        field.name: field.type
-        for field in schema
-        if schema.names.count(field.name) == 1 and "." not in field.name  # others cannot be asked for by name
-    }
-    by_name = {name.lower(): name for name in reversed(types)}
-
-    def first(wanted: tuple[str, ...], *tests: Test) -> str:
-        present = (by_name[name] for name in wanted if name in by_name)
-        return next((name for name in present if any(test(types[name]) for test in tests)), "")
-
-    image = _find_image(schema, shard, types, first)
+    known = NamedColumns(schema)
+    types, by_name = known.types, known.by_name
+    image = _find_image(known)
+    if not image:
+        raise no_images(schema, shard)
     kind = values.storage_type(types[image])
     is_struct = pa.types.is_struct(kind)
 
@@ -134,7 +148,7 @@ def find_columns(schema: pa.Schema, shard: str, limits: ShardLimits, notices: No
         """The first name of the first type; where there are only others, a refusal."""
         if not limits.wants(part):
             return ""
-        chosen = next((name for test in tests if (name := first(wanted, test))), "")
+        chosen = known.choose(wanted, tests)
         others = [by_name[name] for name in wanted if name in by_name and by_name[name] != image]
         others += [name for name in schema.names if name.lower() in wanted and name not in types]
         unusable = [name for name in others if not values.is_image_struct(types.get(name, pa.null()))]
@@ -151,7 +165,7 @@ def find_columns(schema: pa.Schema, shard: str, limits: ShardLimits, notices: No
     label = choose(
         "label",
         LABEL_NAMES,
-        _LABEL_TYPES,
+        LABEL_TYPES,
         "labels: integers, or what is the same (whole floats, digits as text, bool)",
         f"write the number of the class, or {WITHOUT_LABELS}",
     )
@@ -164,7 +178,7 @@ def find_columns(schema: pa.Schema, shard: str, limits: ShardLimits, notices: No
         has_path=is_struct and kind.get_field_index("path") >= 0 and values.is_text(kind.field("path").type),
         label=label,
         caption=choose(
-            "caption", CAPTION_NAMES, _CAPTION_TYPES, "text", f"write one text, or {WITHOUT_CAPTIONS}"
+            "caption", CAPTION_NAMES, CAPTION_TYPES, "text", f"write one text, or {WITHOUT_CAPTIONS}"
         ),
         meta=choose(
             "meta",
@@ -174,23 +188,23 @@ def find_columns(schema: pa.Schema, shard: str, limits: ShardLimits, notices: No
             "write JSON, or input.limits.ignore=[meta] does without it",
         ),
         key=choose(
-            "key", KEY_COLUMNS, _KEY_TYPES, "keys: text or integers", "write keys as text, or drop the column"
+            "key", KEY_COLUMNS, KEY_TYPES, "keys: text or integers", "write keys as text, or drop the column"
         ),
         types=types,
     )
 
 
-def _find_image(
-    schema: pa.Schema, shard: str, types: Mapping[str, pa.DataType], first: Callable[..., str]
-) -> str:
-    structs = [name for name, kind in types.items() if values.is_image_struct(kind)]
-    image = first(IMAGE_COLUMNS, values.is_image_struct, values.is_binary)
+def has_images(schema: pa.Schema) -> bool:
+    """Whether a column may hold images."""
+    return bool(_find_image(NamedColumns(schema)))
+
+
+def _find_image(known: NamedColumns) -> str:
+    structs = [name for name, kind in known.types.items() if values.is_image_struct(kind)]
+    image = known.first(IMAGE_COLUMNS, values.is_image_struct, values.is_binary)
     if not image and len(structs) == 1:
         image = structs[0]
-    image = image or first(TEXT_IMAGE_COLUMNS, values.is_textual)
-    if not image:
-        raise no_images(schema, shard)
-    return image
+    return image or known.first(TEXT_IMAGE_COLUMNS, values.is_textual)
 
 
 def no_images(schema: pa.Schema, shard: str, also: str = "") -> UnusableShard:

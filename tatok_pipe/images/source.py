@@ -8,9 +8,9 @@ from typing import Any, BinaryIO
 
 from tatok_pipe import storage
 from tatok_pipe.images.compressed import Decompressed, is_compressed_tar
-from tatok_pipe.images.folder import hash_part, part_info, read_folder_samples
 from tatok_pipe.images.notices import Notices
 from tatok_pipe.images.parquet import read_parquet
+from tatok_pipe.images.part_reader import hash_part, part_info, read_part_samples
 from tatok_pipe.images.regroup import read_regrouped
 from tatok_pipe.images.shards import DEFAULT_LIMITS, LastingShardError, ShardLimits, read_samples
 from tatok_pipe.images.zip import is_zip, read_zip
@@ -22,7 +22,8 @@ NUM_PARALLEL = 8
 
 
 def shard_info(url: str) -> storage.SourceInfo:
-    """Which version of an image shard, a file or a part of a folder, is there now. Raises as `storage.file_info`."""
+    """Which version of an image shard, a file or a part of a folder or manifest, is there now. Raises as
+    `storage.file_info`."""
     part = storage.parse_part(url)
     return storage.file_info(url) if part is None else part_info(part)
 
@@ -46,8 +47,8 @@ def open_samples(
     class_names: tuple[str, ...] = (),
     hasher: Any = None,
 ) -> Iterator[Iterator[ImageSample | Quarantined]]:
-    """The samples of an image shard, in order: a part of a folder, a Parquet file where the name ends in `.parquet`, a
-    zip archive where it ends in `.zip`, else a tar, compressed where its name says so.
+    """The samples of an image shard, in order: a part of a folder or manifest, a Parquet file where the name ends in
+    `.parquet`, a zip archive where it ends in `.zip`, else a tar, compressed where its name says so.
 
     Entering starts to fetch in the background, at most `part_bytes * num_parallel` bytes ahead of what is
     parsed; iterating parses. `info` (from `shard_info`) says which version of the file is meant: another one
@@ -69,7 +70,7 @@ def open_samples(
     if (part := storage.parse_part(url)) is not None:
         if (found := shard_info(url)) != info:
             raise OSError(f"{shard}: changed before it was read: {info} before, {found} after")
-        samples = read_folder_samples(
+        samples = read_part_samples(
             part,
             limits=limits,
             notices=Notices() if notices is None else notices,

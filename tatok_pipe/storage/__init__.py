@@ -6,6 +6,7 @@ dataset ever holds a secret; endpoints come from there or from `StorageConfig`.
 """
 
 from tatok_pipe.storage.content import HashingReader, hash_file
+from tatok_pipe.storage.faults import LastingError
 from tatok_pipe.storage.files import (
     ListedFile,
     SourceInfo,
@@ -13,34 +14,42 @@ from tatok_pipe.storage.files import (
     file_info,
     list_files,
     list_folders,
+    read_at_most,
     read_bytes,
     read_tail,
     remove,
     remove_folder,
     scan_files,
 )
-from tatok_pipe.storage.parts import FolderPart, parse_part
+from tatok_pipe.storage.parts import ListedPart, parse_part
 from tatok_pipe.storage.promise import find_broken_promise
 from tatok_pipe.storage.publish import publish_bytes, publish_file
 from tatok_pipe.storage.random_access import open_random_access
 from tatok_pipe.storage.reader import open_stream
 from tatok_pipe.storage.settings import StorageConfig, configure, endpoint_of
-from tatok_pipe.storage.shards import TAR_SUFFIXES, NoShards, ShardFile, expand_shards
+from tatok_pipe.storage.shards import TAR_SUFFIXES, NoShards, ShardFile, expand_shards, find_named
 from tatok_pipe.storage.urls import (
+    LOCAL_STORE,
     canonical_url,
     file_name,
+    is_http,
     is_local,
     join,
+    names_its_place,
     open_filesystem,
     openable_url,
     redact,
+    resolve_address,
+    store_of,
 )
 
 __all__ = [
+    "LOCAL_STORE",
     "TAR_SUFFIXES",
-    "FolderPart",
     "HashingReader",
+    "LastingError",
     "ListedFile",
+    "ListedPart",
     "NoShards",
     "ShardFile",
     "SourceInfo",
@@ -53,11 +62,14 @@ __all__ = [
     "file_info",
     "file_name",
     "find_broken_promise",
+    "find_named",
     "hash_file",
+    "is_http",
     "is_local",
     "join",
     "list_files",
     "list_folders",
+    "names_its_place",
     "open_filesystem",
     "open_random_access",
     "open_stream",
@@ -65,10 +77,13 @@ __all__ = [
     "parse_part",
     "publish_bytes",
     "publish_file",
+    "read_at_most",
     "read_bytes",
     "read_tail",
     "redact",
     "remove",
     "remove_folder",
+    "resolve_address",
     "scan_files",
+    "store_of",
 ]

@@ -100,6 +100,20 @@ def read_bytes(url: str) -> bytes:
     return retry.call(lambda: filesystem.cat_file(path), url=url)
 
 
+def read_at_most(url: str, num_bytes: int) -> bytes:
+    """The content of a file whose size nobody knows; of one with more than `num_bytes` those."""
+    filesystem, path = open_filesystem(url)
+    if is_http(filesystem):
+
+        def download() -> bytes:
+            with http.Download(filesystem, path) as answer:
+                return answer.read(num_bytes)
+
+        return retry.call(download, url=url)
+    stop = min(num_bytes, file_info(url).size_bytes)
+    return retry.call(lambda: read_range(filesystem, path, 0, stop), url=url)
+
+
 def read_tail(url: str, num_bytes: int) -> bytes:
     """The last `num_bytes` of a file, or all of it where it is shorter; in one request where the store has a range that
     counts from the end (S3, Google), else in two."""

@@ -1,7 +1,8 @@
-"""How a part of a folder is written: `<folder>#<number>`, the number in six digits or more.
+"""How a part of loose images is written: `<source>#<number>`, the number in six digits or more. The source is what
+gave the images: a folder, or a manifest that lists them.
 
-Which files are in which part stands in a list of its own (`images/folder_list.py`). Where it has to be found, its URL
-follows: `<folder>#<number>#<URL of the list>`.
+Which images are in which part stands in a list of its own (`images/image_list.py`). Where it has to be found, its URL
+follows: `<source>#<number>#<URL of the list>`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
-_PART = re.compile(r"(?P<folder>.*?)#(?P<number>\d{6,})#(?P<list>\S+)", re.DOTALL)
+_PART = re.compile(r"(?P<source>.*?)#(?P<number>\d{6,})#(?P<list>\S+)", re.DOTALL)
 _IN_TEXT = re.compile(r"(#\d{6,})#\S+")
 _KEPT = (
     "/:@%?&=+,~!*'()[]$;"  # of the URL of a list; what else there is, spaces above all, is percent-encoded
@@ -18,10 +19,10 @@ _KEPT = (
 
 
 @dataclass(frozen=True)
-class FolderPart:
-    """Part `number` of the folder at `folder`, as the list at `list_url` has it. Both are URLs to open."""
+class ListedPart:
+    """Part `number` of what is at `source`, as the list at `list_url` has it. Both are URLs to open."""
 
-    folder: str
+    source: str
     number: int
     list_url: str
 
@@ -31,13 +32,13 @@ class FolderPart:
     @property
     def name(self) -> str:
         """The part without its list."""
-        return f"{self.folder}#{self.number:06d}"
+        return f"{self.source}#{self.number:06d}"
 
 
-def parse_part(url: str) -> FolderPart | None:
+def parse_part(url: str) -> ListedPart | None:
     """The part that `url` names; None where it names a file."""
     found = _PART.fullmatch(url) if "#" in url else None
-    return found and FolderPart(found["folder"], int(found["number"]), unquote(found["list"]))
+    return found and ListedPart(found["source"], int(found["number"]), unquote(found["list"]))
 
 
 def hide_lists(text: str) -> str:

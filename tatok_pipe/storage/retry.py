@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from tatok_pipe.errors import UserError, mark_outside_cause
 from tatok_pipe.storage.advice import explain
-from tatok_pipe.storage.faults import Fault, find_fault, lacks_credentials
+from tatok_pipe.storage.faults import Fault, LastingError, find_fault, lacks_credentials
 from tatok_pipe.storage.settings import protocol_of
 from tatok_pipe.storage.urls import is_s3, open_filesystem, redact, user_info
 
@@ -36,8 +36,9 @@ def call(
     """`action()`, tried again with exponential backoff while its error may pass.
 
     Raises the last error with the URL in its message and what to do about it: an OSError of the same kind
-    (FileNotFoundError, PermissionError, ...) and number, which entries show as one line; or UserError where credentials
-    are missing. Errors that are not about storage pass through unchanged.
+    (FileNotFoundError, PermissionError, ...) and number, LastingError where none says more and it would be the same
+    again, which entries show as one line; or UserError where credentials are missing. Errors that are not about storage
+    pass through unchanged.
     """
     for attempt in range(1, num_attempts + 1):
         try:
@@ -79,6 +80,6 @@ def _named(error: Exception, fault: Fault, url: str) -> Exception:
     text = f"{redact(url)}: {redact(text.replace(secret, '***') if secret else text)}"
     if lacks_credentials(fault):
         return UserError(text)
-    named = fault.kind(text)
+    named = (LastingError if fault.kind is OSError and not fault.passes else fault.kind)(text)
     named.errno = getattr(error, "errno", None)
     return mark_outside_cause(named)

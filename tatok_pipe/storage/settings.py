@@ -29,6 +29,10 @@ _WITHOUT_CREDENTIALS = {
 _READER_PAYS = {"s3": {"requester_pays": True}, "gs": {"requester_pays": True}}
 _ENDPOINT = {"s3": "endpoint_url", "gs": "endpoint_url", "hf": "endpoint"}
 STORAGE_HELP = "how stores are asked; who asks, and where they are, comes from the environment"
+OTHER_STORES_HELP = (
+    "open images that a manifest names in another store (protocol, and host or bucket) than its own, as those on web "
+    "servers are"
+)
 _SEVERAL = ("anonymous", "requester_pays", "endpoints")
 
 

@@ -103,7 +103,7 @@ def expand_shards(spec: str | Sequence[str]) -> list[ShardFile]:
             elif is_listed and key in unseen:
                 shards[key] = ShardFile(shards[key].url, file.size_bytes, file.etag, file.mtime_ns)
                 del unseen[key]
-    missing = _look_up(shards, unseen)
+    missing = _look_up(shards, unseen, _ask)
     if missing:
         filesystem, path = open_filesystem(missing[0])
         if told := missing_place(filesystem, path, missing[0]):
@@ -121,6 +121,15 @@ def expand_shards(spec: str | Sequence[str]) -> list[ShardFile]:
     if not shards:
         raise UserError(f"{_shown(items)}: no image shard; {_EXPECTED}")
     return list(shards.values())
+
+
+def find_named(urls: Iterable[str]) -> dict[str, ShardFile | None]:
+    """What their stores say of the files at `urls` now; None where there is no file. A folder is listed once, where it
+    can be and many of its files are named."""
+    opened = {url: openable_url(url) for url in urls}
+    files = {url: ShardFile(url, None) for url in opened.values()}
+    missing = set(_look_up(files, list(files), _ask_for_file))
+    return {url: None if name in missing else files[name] for url, name in opened.items()}
 
 
 def _expand(item: str) -> Iterator[tuple[ShardFile, bool]]:
@@ -304,7 +313,9 @@ def _shard_file(url: str, entry: dict[str, Any]) -> ShardFile:
     return ShardFile(url, None if size is None else int(size), etag_of(entry), entry.get("mtime_ns", 0))
 
 
-def _look_up(shards: dict[str, ShardFile], unseen: Iterable[str]) -> list[str]:
+def _look_up(
+    shards: dict[str, ShardFile], unseen: Iterable[str], ask: Callable[[str], ShardFile | None]
+) -> list[str]:
     """Fill in what the stores say of the `unseen` ones of `shards`; the URLs that do not exist, in order."""
     by_directory: dict[str, list[str]] = {}
     for key in unseen:
@@ -325,7 +336,7 @@ def _look_up(shards: dict[str, ShardFile], unseen: Iterable[str]) -> list[str]:
                 shards[key] = _shard_file(url, entry)
     with ThreadPoolExecutor(_NUM_CHECKS) as pool:
         urls = (shards[key].url for key in alone)
-        found = map_ahead(pool, _ask, urls, max_items=4 * _NUM_CHECKS)
+        found = map_ahead(pool, ask, urls, max_items=4 * _NUM_CHECKS)
         for key, file in zip(alone, found, strict=True):
             if file is None:
                 missing.add(key)
@@ -341,7 +352,7 @@ def _list_directory(directory: str, url: str) -> dict[str, dict[str, Any]] | Non
     filesystem, path = open_filesystem(url)
     try:
         entries = list_folder(filesystem, path.rpartition("/")[0], url=url)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except PermissionError:
         return None  # a store that lets one read objects but not list them
@@ -360,10 +371,20 @@ def _ask(url: str) -> ShardFile | None:
     return _shard_file(url, entry) if entry else None
 
 
+def _ask_for_file(url: str) -> ShardFile | None:
+    """As `_ask`; a directory is no file."""
+    try:
+        return _ask(url)
+    except UserError as error:
+        if isinstance(error.__cause__, IsADirectoryError):
+            return None
+        raise
+
+
 def _read(action: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         return action()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except IsADirectoryError:
         raise

@@ -16,7 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from tatok_pipe.errors import UserError
 from tatok_pipe.storage.faults import find_fault
-from tatok_pipe.storage.parts import FolderPart, hide_lists, parse_part
+from tatok_pipe.storage.parts import ListedPart, hide_lists, parse_part
 from tatok_pipe.storage.settings import settings_of
 
 _S3_PROTOCOLS = ("s3", "s3a")
@@ -36,6 +36,7 @@ _WITHIN_ANOTHER = frozenset(
     )
 )
 _LOCAL_PROTOCOLS = ("file", "local")
+LOCAL_STORE = ("",)
 # Several streams share one filesystem object, each with eight ranges in flight; botocore's own limit is 10.
 _S3_CONNECTIONS = 64
 # In abfs://container@account.dfs.core.windows.net/ it is no user that stands before the `@`.
@@ -168,6 +169,34 @@ def join(url: str, *parts: str) -> str:
     return base + "/".join(part.strip("/") for part in parts)
 
 
+def resolve_address(address: str, base: str) -> str:
+    """What a file at `base` means by `address`: a URL, an absolute path, or what is relative to its own folder."""
+    if names_its_place(address):
+        return address
+    parts = base.split("::") if is_chained(base) else [base]
+    place = next((number for number, part in enumerate(parts) if "://" in part), 0)
+    path = parts[place]
+    if path.startswith(("http://", "https://")):
+        path = path.partition("?")[0]
+    parts[place] = join(path.rpartition("/")[0] or "/", address.removeprefix("./"))
+    return "::".join(parts)
+
+
+def names_its_place(address: str) -> bool:
+    """Whether an address is a URL or an absolute path, so that it means the same wherever it is written."""
+    return "://" in address or is_chained(address) or address.startswith(("/", "data:"))
+
+
+def store_of(url: str) -> tuple[str, ...]:
+    """Which store `url` is in: protocol, and host or bucket; of a chained URL what is before it, too. The disks of this
+    machine are one."""
+    if is_local(open_filesystem(url)[0]):
+        return LOCAL_STORE
+    *within, last = canonical_url(url).split("::")
+    protocol, _, place = last.partition("://")
+    return (*within, protocol, place.lstrip("/").partition("/")[0])
+
+
 def canonical_url(url: str) -> str:
     """The one name of a file: an absolute path where it is local, else a normalised URL without secrets.
 
@@ -175,7 +204,7 @@ def canonical_url(url: str) -> str:
     URL of its list.
     """
     if part := parse_part(url):
-        return FolderPart(canonical_url(part.folder), part.number, "").name
+        return ListedPart(canonical_url(part.source), part.number, "").name
     folder, name = _split(url)
     return _spell(url).canonical if folder is None else folder.canonical + name
 
@@ -186,7 +215,7 @@ def openable_url(url: str) -> str:
     Unlike the canonical one it keeps what opening the file needs: `user:password@` and signed queries.
     """
     if part := parse_part(url):
-        return str(FolderPart(openable_url(part.folder), part.number, openable_url(part.list_url)))
+        return str(ListedPart(openable_url(part.source), part.number, openable_url(part.list_url)))
     folder, name = _split(url)
     return _spell(url).openable if folder is None else folder.openable + name
 

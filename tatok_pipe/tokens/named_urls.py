@@ -5,38 +5,36 @@ from __future__ import annotations
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
-from tatok_pipe.images.folder_list import LIST_FILE
+from tatok_pipe.images.image_list import LIST_FILE, read_part
 
-_LOCAL = ("",)
-_MIN_DIGITS = 6  # of the number of a part of a folder
+_MIN_DIGITS = 6  # of the number of a part
 
 
 def open_named(url: str, dataset_url: str, *, other_stores: bool) -> str:
-    """A URL that the dataset at `dataset_url` names, as it is opened: a part of a folder with its list, which the
-    dataset keeps. Raises UserError where it is on no disk of this machine, in another store (protocol, and host or
-    bucket) than the dataset, and `other_stores` does not say that it may be; or where it names a list of its own, which
-    no dataset of ours does, and which could be anywhere."""
+    """A URL that the dataset at `dataset_url` names, as it is opened: a part of a folder or manifest with its list,
+    which the dataset keeps. Raises UserError where it, or an image that the list names, is on no disk of this machine,
+    in another store (protocol, and host or bucket) than the dataset, and `other_stores` does not say that it may be; or
+    where it names a list of its own, which no dataset of ours does, and which could be anywhere."""
+    own = (storage.LOCAL_STORE, storage.store_of(dataset_url))
     if storage.parse_part(url) is not None:
         raise UserError(
-            f"{storage.redact(url)}: names the list of a folder, which no footer does, so it is not opened; find out "
+            f"{storage.redact(url)}: names a list of images, which no footer does, so it is not opened; find out "
             "who wrote the dataset"
         )
-    if not other_stores and _store_of(url) not in (_LOCAL, _store_of(dataset_url)):
+    if not other_stores and storage.store_of(url) not in own:
         raise UserError(
             f"{storage.redact(url)}: in another store than the dataset that names it, so it is not opened; "
             "input.other_stores=true opens it"
         )
-    folder, sign, number = url.rpartition("#")
+    source, sign, number = url.rpartition("#")
     list_url = storage.join(dataset_url, LIST_FILE)
     if not (sign and len(number) >= _MIN_DIGITS and number.isdecimal() and storage.exists(list_url)):
         return url
-    return str(storage.FolderPart(folder, int(number), storage.openable_url(list_url)))
-
-
-def _store_of(url: str) -> tuple[str, ...]:
-    """Protocol, and host or bucket; of a chained URL what is before it, too."""
-    if storage.is_local(storage.open_filesystem(url)[0]):
-        return _LOCAL
-    *within, last = storage.canonical_url(url).split("::")
-    protocol, _, place = last.partition("://")
-    return (*within, protocol, place.lstrip("/").partition("/")[0])
+    part = storage.ListedPart(source, int(number), storage.openable_url(list_url))
+    for file in [] if other_stores else read_part(part)[0]:
+        if storage.store_of(image := file.url(source)) not in own:
+            raise UserError(
+                f"{storage.redact(url)}: names {storage.redact(image)}, in another store than the dataset, so it is "
+                "not opened; input.other_stores=true opens it"
+            )
+    return str(part)

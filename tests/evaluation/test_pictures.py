@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,27 @@ def test_every_shard_gives_its_share(tmp_path: Path) -> None:
     assert plan_sources(str(tmp_path), max_images=3)[1].size_bytes == (tmp_path / "1.tar").stat().st_size
     with pytest.raises(UserError, match="nothing"):
         plan_sources(str(tmp_path / "nothing.tar"), max_images=2)
+
+
+def test_a_manifest_is_read_as_a_folder_is(tmp_path: Path) -> None:
+    crops = [(name, data) for name, data in crop_members(12) if not name.endswith(".cls")]
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, data in crops:
+        (folder / name).write_bytes(data)
+    rows = [{"url": name, "label": number} for number, (name, _) in enumerate(crops)]
+    (tmp_path / "list.jsonl").write_text(
+        "".join(json.dumps(row | {"url": f"photos/{row['url']}"}) + "\n" for row in rows)
+    )
+    found = []
+    for spec in (folder, tmp_path / "list.jsonl"):
+        sources = plan_sources(str(spec), max_images=6, list_url=f"{tmp_path}/{spec.stem}.parquet")
+        assert [each.num_images for each in sources] == [3, 3]
+        found.append([each for source in sources for each in read_pictures(source, image_size=32)])
+    assert [each.key for each in found[1]] == [f"photos/{each.key}" for each in found[0]]
+    assert all(np.array_equal(one.pixels, other.pixels) for one, other in zip(*found, strict=True))
+    by_key = {name.rpartition(".")[0]: number for number, (name, _) in enumerate(crops)}
+    assert [each.label for each in found[1]] == [by_key[each.key] for each in found[0]]
 
 
 def test_pictures_in_order_with_their_kinds_and_without_what_does_not_decode(

@@ -11,15 +11,20 @@ from pathlib import Path
 import pytest
 
 from tatok_pipe import storage
-from tatok_pipe.encoding.image_input import FolderPlace, class_names_of, find_image_shards, is_folder
+from tatok_pipe.encoding.image_input import (
+    ListPlace,
+    are_parts,
+    class_names_of,
+    find_image_shards,
+)
 from tatok_pipe.errors import UserError
-from tatok_pipe.images.folder_list import load_list
+from tatok_pipe.images.image_list import load_list
 from tatok_pipe.images.limits import DEFAULT_LIMITS
 from tatok_pipe.images.notices import Notices
 from tatok_pipe.images.shards import LastingShardError
 from tatok_pipe.images.source import hash_shard, open_samples, shard_info
 from tatok_pipe.records import ImageSample, Quarantined
-from tatok_pipe.storage import FolderPart, ShardFile, parse_part
+from tatok_pipe.storage import ListedPart, ShardFile, parse_part
 from tatok_pipe.tokens.format import token_shard_name
 from tests.pictures import crop_members
 
@@ -33,8 +38,8 @@ def write(folder: Path, *names: str, data: bytes = b"an image") -> Path:
 
 
 def plan(folder: Path | str, place: Path, *, size: int = 2) -> list[ShardFile]:
-    where = FolderPlace(str(place / "_input.parquet"), images_per_part=size)
-    return find_image_shards(str(folder), option="input.shards", folder=where)
+    where = ListPlace(str(place / "_input.parquet"), images_per_part=size)
+    return find_image_shards(str(folder), option="input.shards", place=where)
 
 
 def read(shard: ShardFile, **options: object) -> list[ImageSample | Quarantined]:
@@ -59,7 +64,7 @@ def test_parts_are_of_sorted_paths(tmp_path: Path) -> None:
         f"{photos}#{number:06d}" for number in range(3)
     ]
     assert [storage.canonical_url(shard.url) for shard in shards] == [f"{photos}#{n:06d}" for n in range(3)]
-    assert is_folder(shards) and class_names_of(shards[0], DEFAULT_LIMITS) == ("a", "b", "c")
+    assert are_parts(shards) and class_names_of(shards[0], DEFAULT_LIMITS) == ("a", "b", "c")
     assert token_shard_name(shards[0].url).startswith("photos-000000-")
     assert [shard.size_bytes for shard in shards] == [16, 16, 8]
 
@@ -173,7 +178,7 @@ def test_a_grown_folder_keeps_its_parts(tmp_path: Path) -> None:
     (photos / "b/3.txt").unlink()
     assert keys(plan(photos, tmp_path)) == [["b/1", "b/2"], ["a/0", "b/0"], ["b/4"]]
     write(photos, "z/9.jpg")  # the number of a part that is gone is not given again
-    assert parse_part(plan(photos, tmp_path)[-1].url) == FolderPart(
+    assert parse_part(plan(photos, tmp_path)[-1].url) == ListedPart(
         str(photos), 4, str(tmp_path / "_input.parquet")
     )
     (photos / "b/4.jpg").unlink()
@@ -200,12 +205,10 @@ def test_the_list_is_the_same_for_the_same_folder(tmp_path: Path) -> None:
 
 def test_a_list_of_another_folder_is_refused(tmp_path: Path) -> None:
     plan(write(tmp_path / "a", "1.jpg"), tmp_path)
-    with pytest.raises(
-        UserError, match=f"what is there was begun from the folder {tmp_path}/a; give another output"
-    ):
+    with pytest.raises(UserError, match=f"what is there was begun from {tmp_path}/a; give another output"):
         plan(write(tmp_path / "b", "1.jpg"), tmp_path)
     (tmp_path / "_input.parquet").write_bytes(b"something else")
-    with pytest.raises(UserError, match="_input.parquet: no list of a folder's files .*; remove it"):
+    with pytest.raises(UserError, match="_input.parquet: no list of images .*; remove it"):
         plan(tmp_path / "a", tmp_path)
 
 
@@ -243,8 +246,8 @@ def test_versions_of_a_part(tmp_path: Path) -> None:
 
 def test_a_part_that_is_in_no_list(tmp_path: Path) -> None:
     (shard,) = plan(write(tmp_path / "photos", "1.jpg"), tmp_path)
-    other = str(FolderPart(str(tmp_path / "photos"), 7, str(tmp_path / "_input.parquet")))
-    with pytest.raises(OSError, match="photos#000007: not in the list of the folder any more"):
+    other = str(ListedPart(str(tmp_path / "photos"), 7, str(tmp_path / "_input.parquet")))
+    with pytest.raises(OSError, match="photos#000007: not in the list of its source any more"):
         shard_info(other)
     (tmp_path / "_input.parquet").unlink()
     with pytest.raises(FileNotFoundError):
@@ -272,14 +275,14 @@ def test_a_folder_in_memory(tmp_path: Path) -> None:
 
 def test_where_nothing_may_be_written_a_folder_is_refused(tmp_path: Path) -> None:
     photos = write(tmp_path / "photos", "1.jpg")
-    place = FolderPlace(str(tmp_path / "_input.parquet"), refusal="no, thank you")
+    place = ListPlace(str(tmp_path / "_input.parquet"), refusal="no, thank you")
     with pytest.raises(UserError, match="no, thank you"):
-        find_image_shards(str(photos), option="input.shards", folder=place)
+        find_image_shards(str(photos), option="input.shards", place=place)
     with pytest.raises(UserError, match="1 × a loose image"):
         find_image_shards(str(photos), option="input.shards")
     assert not (tmp_path / "_input.parquet").exists()
     shards = find_image_shards(
-        str(photos), option="input.shards", folder=FolderPlace(str(tmp_path / "l"), 2, "")
+        str(photos), option="input.shards", place=ListPlace(str(tmp_path / "l"), 2, "")
     )
     assert len(shards) == 1 and not (tmp_path / "l").exists()
     assert load_list(str(tmp_path / "l")) is None
@@ -300,7 +303,7 @@ def test_oversized_files_are_quarantined_unread(tmp_path: Path) -> None:
 @pytest.mark.parametrize("list_url", ["/out/_input.parquet", "s3://user@out/a b%20c#1", "file:///x?y=1&z=%"])
 def test_parts_are_written_and_parsed(url: str, list_url: str) -> None:
     folder, _, number = url.rpartition("#")
-    part = FolderPart(folder, int(number), list_url)
+    part = ListedPart(folder, int(number), list_url)
     assert parse_part(str(part)) == part and part.name == url
     assert parse_part(url) is None
     assert storage.redact(f"error in {part}, and more").startswith(f"error in {url}")
@@ -311,14 +314,14 @@ def test_a_folder_on_s3(s3_url: str) -> None:
     url = storage.join(s3_url, "pho tos")
     for name in ("cat/1.jpg", "dog/2 3.jpg", "dog/2 3.txt"):
         storage.publish_bytes(b"an image", storage.join(url, name), exclusive=False)
-    place = FolderPlace(storage.join(s3_url, "out/_input.parquet"), images_per_part=1)
-    first, second = find_image_shards(f"{url}/", option="input.shards", folder=place)
+    place = ListPlace(storage.join(s3_url, "out/_input.parquet"), images_per_part=1)
+    first, second = find_image_shards(f"{url}/", option="input.shards", place=place)
     assert storage.canonical_url(first.url) == f"{storage.canonical_url(url)}#000000"
     assert labels([first, second]) == {"cat/1": 0, "dog/2 3": 1}
     assert len(first.etag) == 32 and shard_info(second.url) == storage.SourceInfo(16, second.etag)
     # Another image of the same size is another version, as the store's ETag tells.
     storage.publish_bytes(b"AN IMAGE", storage.join(url, "cat/1.jpg"), exclusive=False)
-    changed, same = find_image_shards(url, option="input.shards", folder=place)
+    changed, same = find_image_shards(url, option="input.shards", place=place)
     assert changed.etag != first.etag and same == second
     storage.publish_bytes(b"longer than it was", storage.join(url, "cat/1.jpg"), exclusive=False)
     with pytest.raises(OSError, match="cat/1.jpg: changed while it was read: 8 bytes before, 18 after"):

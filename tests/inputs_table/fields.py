@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -17,6 +18,7 @@ from tatok_pipe.errors import UserError
 from tatok_pipe.images.fields import CAPTION_NAMES, LABEL_NAMES
 from tatok_pipe.images.folder import plan_folder
 from tatok_pipe.images.limits import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
+from tatok_pipe.images.manifest import ADDRESS_COLUMNS, plan_manifest
 from tatok_pipe.images.notices import Notices
 from tatok_pipe.images.parquet_columns import IMAGE_COLUMNS, KEY_COLUMNS, META_COLUMNS
 from tatok_pipe.images.shards import ShardError
@@ -63,6 +65,17 @@ def section() -> str:
                 "that begin with a dot do not count, nor do files of no image.",
                 "",
                 *_table(("files", "what becomes of them"), _folder_rows(path)),
+                "",
+                "### A manifest",
+                "",
+                f"A Parquet file is one where no column holds images and one is called {_names(ADDRESS_COLUMNS)}, the "
+                "first of which that is there has the addresses; a `.jsonl` file always is. Keys, labels and captions "
+                "are in the columns that an image shard has them in, labels in `class_name` too; labels that are all "
+                "text of no numbers are names of classes, numbered in sorted order. Without a key, that is the address "
+                "below the folder of the manifest, elsewhere host and path, without the extension of an image. Other "
+                "columns, and files beside the images, are not read.",
+                "",
+                *_table(("rows", "what becomes of them"), _manifest_rows(path)),
                 "",
                 "### A label, in a file of a tar and in a column of Parquet",
                 "",
@@ -139,6 +152,42 @@ def _folder_rows(folder: Path) -> Iterable[Sequence[str]]:
         (shard,) = plan.shards(str(root), f"{root.parent}/list.parquet")
         note = f"; warning: {plan.note}" if plan.note else ""
         yield shown, _outcome(shard.url) + note
+
+
+def _manifest_rows(folder: Path) -> Iterable[Sequence[str]]:
+    examples: list[list[dict[str, Any]]] = [
+        [{"url": "a.jpg", "label": 3, "caption": "a caption"}],
+        [{"file_name": "cat/1.jpg", "text": "a caption"}],
+        [{"URL": "https://example.org/page", "image_url": "a.jpg", "key": "k1"}],
+        [{"url": "cat/1.jpg", "label": "zebra"}, {"url": "dog/2.jpg", "label": "ape"}],
+        [{"url": "a.jpg", "label": "3"}],
+        [{"url": "a.jpg", "category": "cat"}],
+        [{"url": "a.jpg", "label": "3"}, {"url": "dog/2.jpg", "label": "cat"}],
+        [{"url": "a.jpg"}, {"url": "./a.jpg"}],
+        [{"url": "a.jpg"}, {"url": None}],
+        [{"url": 1}],
+        [{"path": "a.jpg", "label": 3}],
+        [{"url": "gone.jpg"}],
+        [{"url": "https://example.org/a.jpg"}],
+        [],
+    ]
+    for number, rows in enumerate(examples):
+        root = folder / f"manifest-{number}"
+        for name in ("a.jpg", "cat/1.jpg", "dog/2.jpg"):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(_IMAGE)
+        manifest = root / "list.jsonl"
+        manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        shown = ", ".join(f"`{json.dumps(row)}`" for row in rows) or "none"
+        try:
+            plan = plan_manifest(str(manifest), list_url=f"{root}/list.parquet")
+        except UserError as error:
+            yield shown, f"**refused**: {str(error).replace(f'{root}/', '')}"
+            continue
+        (root / "list.parquet").write_bytes(plan.list_bytes)
+        (shard,) = plan.shards(str(manifest), f"{root}/list.parquet")
+        note = f"; warning: {plan.note}" if plan.note else ""
+        yield shown, _outcome(shard.url).replace(f"{root}/", "") + note
 
 
 def _content(data: bytes) -> str:

@@ -22,7 +22,11 @@ def check_files(base: str) -> None:
     assert storage.file_info(storage.join(directory, "b")).size_bytes == 3
     for num_bytes, expected in ((1, b"3"), (2, b"23"), (3, b"123"), (9, b"123")):
         assert storage.read_tail(storage.join(directory, "b"), num_bytes) == expected
-    assert storage.read_tail(storage.join(directory, "a"), 8) == b""
+    assert (
+        storage.read_tail(storage.join(directory, "a"), 8) == storage.read_at_most(f"{directory}/a", 8) == b""
+    )
+    for num_bytes in (2, 3, 9):
+        assert storage.read_at_most(storage.join(directory, "b"), num_bytes) == b"123"[:num_bytes]
     storage.remove(storage.join(directory, "b"))
     storage.remove(storage.join(directory, "b"))
     assert storage.list_files(directory) == {"a": 0}

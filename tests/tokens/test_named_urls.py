@@ -9,6 +9,7 @@ import pytest
 
 from tatok_pipe import inspect_tokens, storage
 from tatok_pipe.errors import UserError
+from tatok_pipe.images.image_list import ListedFile, write_list
 from tatok_pipe.tokens.dataset import commit_shard, create_or_check
 from tatok_pipe.tokens.format import ShardSource, ShardWriter, token_shard_name
 from tatok_pipe.tokens.index import refresh_index
@@ -58,9 +59,26 @@ def test_a_list_that_a_dataset_brings_along_is_not_opened(other_stores: bool) ->
     with WebServer({}) as server:
         url = f"/photos#000001#{server.url}/_input.parquet"
         for named in (url, "s3://mine" + url):
-            with pytest.raises(UserError, match="#000001: names the list of a folder, which no footer does"):
+            with pytest.raises(UserError, match="#000001: names a list of images, which no footer does"):
                 open_named(named, "s3://mine/tokens", other_stores=other_stores)
         assert server.requests == []
+
+
+def test_images_that_a_list_names_elsewhere_are_not_opened(tmp_path: Path) -> None:
+    """Somebody else may have written the list, too."""
+    rows = [
+        ListedFile(f"{tmp_path}/a.jpg", 8, key="a"),
+        ListedFile("http://169.254.169.254/b.jpg", None, key="b"),
+    ]
+    parts = write_list("/data/m.jsonl", [rows[:1], rows], ())
+    (tmp_path / "_input.parquet").write_bytes(parts)
+    own = open_named("/data/m.jsonl#000000", str(tmp_path), other_stores=False)
+    assert own == f"/data/m.jsonl#000000#{tmp_path}/_input.parquet"
+    with pytest.raises(
+        UserError, match="m.jsonl#000001: names http://169.254.169.254/b.jpg, in another store"
+    ):
+        open_named("/data/m.jsonl#000001", str(tmp_path), other_stores=False)
+    assert storage.parse_part(open_named("/data/m.jsonl#000001", str(tmp_path), other_stores=True))
 
 
 def write_dataset(url: str, server: str) -> None:

@@ -74,9 +74,7 @@ def test_texts_that_expand_are_refused_before_they_do(
     shard: Path, column: str, values: list[str | None], how: dict[str, Any], small: None
 ) -> None:
     rewrite(shard, column, values, **how)
-    with pytest.raises(
-        ValueError, match=rf"{column} in a row group, expected at most {LIMIT}"
-    ):
+    with pytest.raises(ValueError, match=rf"{column} in a row group, expected at most {LIMIT}"):
         list(iter_records(str(shard)))
     with pytest.raises(CorruptShard, match=str(LIMIT)) as found:
         verify_shard_file(str(shard))

@@ -9,7 +9,7 @@ from tatok_pipe.config.options import option, section
 from tatok_pipe.evaluation.options import FeaturesConfig
 from tatok_pipe.ray_runtime.options import ActorsConfig
 from tatok_pipe.runs.shard_queue import FailuresConfig
-from tatok_pipe.storage.settings import STORAGE_HELP, StorageConfig
+from tatok_pipe.storage.settings import OTHER_STORES_HELP, STORAGE_HELP, StorageConfig
 from tatok_pipe.tokenizer.options import PACKAGED, DTFConfig
 
 ALL = "all"
@@ -57,9 +57,11 @@ class EvaluateConfig:
     data: str | None = option(
         DEMO,
         help="image shards that the tokenizer was not trained on, on any URL: glob, {000..999} braces, @list.txt or a "
-        f"folder; {DEMO!r} makes a small corpus in ./{DEMO_FOLDER}; null: none, for the suite corpus",
+        f"folder; or a folder of images, or a manifest; {DEMO!r} makes a small corpus in ./{DEMO_FOLDER}; null: none, "
+        "for the suite corpus",
         is_url=True,
     )
+    other_stores: bool = option(False, help=OTHER_STORES_HELP)
     max_images: int = option(
         200, help="images to evaluate on, as many of each shard as equal shares allow", unit="images"
     )

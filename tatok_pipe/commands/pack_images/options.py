@@ -10,7 +10,7 @@ from tatok_pipe.images.limits import ShardLimits
 from tatok_pipe.images.options import IMAGES_PER_PART
 from tatok_pipe.ray_runtime.options import ActorsConfig
 from tatok_pipe.runs.shard_queue import FailuresConfig
-from tatok_pipe.storage.settings import STORAGE_HELP, StorageConfig
+from tatok_pipe.storage.settings import OTHER_STORES_HELP, STORAGE_HELP, StorageConfig
 
 LAYOUTS = {"webdataset": ".tar", "parquet": ".parquet"}  # and the ends of the names of their shards
 
@@ -19,13 +19,15 @@ LAYOUTS = {"webdataset": ".tar", "parquet": ".parquet"}  # and the ends of the n
 class PackInputConfig:
     shards: str = option(
         "",
-        help="what to pack, on any URL: a folder of images, whose folders, where it has some, are the classes; zip "
-        "archives, tars, compressed or not, or Parquet files by glob, braces, @list.txt or folder",
+        help="what to pack, on any URL: a folder of images, whose folders, where it has some, are the classes; a "
+        "manifest, a .jsonl or Parquet file with a column url that lists images; zip archives, tars, compressed or "
+        "not, or Parquet files by glob, braces, @list.txt or folder",
         is_url=True,
     )
     images_per_part: int = option(
-        IMAGES_PER_PART, help="images of a shard that is made of a folder", unit="images"
+        IMAGES_PER_PART, help="images of a shard that is made of a folder or manifest", unit="images"
     )
+    other_stores: bool = option(False, help=OTHER_STORES_HELP)
     limits: ShardLimits = section(ShardLimits, help="what is accepted of a shard")
 
     def __post_init__(self) -> None:

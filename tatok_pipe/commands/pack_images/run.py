@@ -17,9 +17,9 @@ from tatok_pipe.commands.pack_images.shard_packer import (
     PackJob,
     read_sources,
 )
-from tatok_pipe.encoding.image_input import FolderPlace, class_names_of, find_image_shards, tell_output_inside
+from tatok_pipe.encoding.image_input import ListPlace, class_names_of, find_image_shards, tell_output_inside
 from tatok_pipe.errors import EXIT_DONE, EXIT_FAILED_SHARDS, EXIT_INTERRUPTED, RefusedError, UserError
-from tatok_pipe.images.folder_list import LIST_FILE
+from tatok_pipe.images.image_list import LIST_FILE
 from tatok_pipe.ray_runtime.actor_plan import prefer_many
 from tatok_pipe.ray_runtime.cluster import check_ray_can_start, start_ray
 from tatok_pipe.ray_runtime.shard_run import run_shards
@@ -79,10 +79,14 @@ def _expand_input(config: PackImagesConfig) -> list[ShardFile]:
     where = f"output.url={storage.redact(output)}: inside input.shards={storage.redact(spec)}"
     inside = tell_output_inside(spec, [], storage.canonical_url(output))
     refusal = f"{where}, where a later run would find its own shards; give an output.url outside"
-    place = FolderPlace(
-        storage.join(output, LIST_FILE), config.input.images_per_part, refusal=refusal if inside else ""
+    place = ListPlace(
+        storage.join(output, LIST_FILE),
+        config.input.images_per_part,
+        refusal=refusal if inside else "",
+        limits=config.input.limits,
+        other_stores=config.input.other_stores,
     )
-    shards = find_image_shards(spec, option="input.shards", folder=place)
+    shards = find_image_shards(spec, option="input.shards", place=place)
     if inside:
         raise UserError(refusal)
     return shards

@@ -11,7 +11,7 @@ from tatok_pipe.images.options import IMAGES_PER_PART, PreprocessConfig
 from tatok_pipe.images.shards import ShardLimits
 from tatok_pipe.ray_runtime.options import ActorsConfig
 from tatok_pipe.runs.shard_queue import FailuresConfig
-from tatok_pipe.storage.settings import STORAGE_HELP, StorageConfig
+from tatok_pipe.storage.settings import OTHER_STORES_HELP, STORAGE_HELP, StorageConfig
 from tatok_pipe.tokenizer.options import PACKAGED, DTFConfig
 
 DEMO = "demo"
@@ -28,13 +28,17 @@ class InputConfig:
     shards: str = option(
         DEMO,
         help="image shards (WebDataset .tar, or Parquet with an image column) on any URL: glob, {000..999} braces, "
-        "@list.txt or a folder; or a folder of loose images, whose folders, where it has some, are the classes; "
-        f"{DEMO!r} makes a small corpus in ./{DEMO_FOLDER}",
+        "@list.txt or a folder; or a folder of loose images, whose folders, where it has some, are the classes; or a "
+        f"manifest, a .jsonl or Parquet file with a column url that lists images; {DEMO!r} makes a small corpus in "
+        f"./{DEMO_FOLDER}",
         is_url=True,
     )
     images_per_part: int = option(
-        IMAGES_PER_PART, help="a folder of loose images is read in parts of this size", unit="images"
+        IMAGES_PER_PART,
+        help="a folder of loose images, or a manifest, is read in parts of this size",
+        unit="images",
     )
+    other_stores: bool = option(False, help=OTHER_STORES_HELP)
     on_source_change: str = option(
         "error",
         choices=ON_SOURCE_CHANGE,

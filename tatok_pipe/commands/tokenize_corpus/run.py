@@ -27,10 +27,10 @@ from tatok_pipe.commands.tokenize_corpus.plan import CorpusPlan, discard_committ
 from tatok_pipe.commands.tokenize_corpus.sample import look_at_shards, measure_sample
 from tatok_pipe.config.load import to_dict
 from tatok_pipe.encoding.image_input import (
-    FolderPlace,
+    ListPlace,
+    are_parts,
     class_names_of,
     find_image_shards,
-    is_folder,
     read_class_names,
     tell_output_inside,
 )
@@ -38,7 +38,7 @@ from tatok_pipe.encoding.shard_tokenizer import TokenizeJob, token_spec
 from tatok_pipe.errors import EXIT_DONE, EXIT_FAILED_SHARDS, EXIT_INTERRUPTED, UserError
 from tatok_pipe.images.decode import decoder_version
 from tatok_pipe.images.demo import write_demo_corpus
-from tatok_pipe.images.folder_list import LIST_FILE
+from tatok_pipe.images.image_list import LIST_FILE
 from tatok_pipe.images.options import PreprocessConfig
 from tatok_pipe.images.source import PARQUET_SUFFIX
 from tatok_pipe.ray_runtime.actor_plan import plan_actors
@@ -225,10 +225,10 @@ def make_spec(
 def _class_names(
     config: InputConfig, shards: Sequence[ShardFile], before: TokenSpec | None
 ) -> tuple[str, ...]:
-    """What the classes are called, given what an earlier run began with. Raises UserError where a folder has classes
-    that cannot be told by their names."""
+    """What the classes are called, given what an earlier run began with. Raises UserError where a folder or
+    manifest has classes that cannot be told by their names."""
     found = class_names_of(shards[0], config.limits) if shards else ()
-    classes = found if is_folder(shards) and config.limits.wants("label") else ()
+    classes = found if are_parts(shards) and config.limits.wants("label") else ()
     if config.class_names is None:
         names = found if before is None else before.class_names
         new = [name for name in classes if name not in names]
@@ -245,8 +245,8 @@ def _class_names(
         )
         more = f" nor {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(
-            f"{where}: {told}, and the classes of a folder are told by theirs: not {missing[0]!r}{more}; give names "
-            "that have them all, or input.limits.ignore=[label] for rows without labels"
+            f"{where}: {told}, and the classes of input.shards are told by theirs: not {missing[0]!r}{more}; give "
+            "names that have them all, or input.limits.ignore=[label] for rows without labels"
         )
     return names
 
@@ -441,13 +441,15 @@ def _expand_input(config: TokenizeCorpusConfig, folders: ExitStack) -> list[Shar
     where = f"output.url={storage.redact(config.output.url)}: inside input.shards={storage.redact(spec)}"
     advice = "give an output.url outside"
     inside = tell_output_inside(spec, [], output)
-    place = FolderPlace(
+    place = ListPlace(
         storage.join(config.output.url, LIST_FILE),
         config.input.images_per_part,
         saved,
         f"{where}, {inside}; {advice}" if inside else "",
+        config.input.limits,
+        config.input.other_stores,
     )
-    shards = find_image_shards(spec, option="input.shards", folder=place)
+    shards = find_image_shards(spec, option="input.shards", place=place)
     if told := tell_output_inside(spec, shards, output):
         if any(shard.url.endswith(PARQUET_SUFFIX) for shard in shards):
             raise UserError(f"{where}, {told}; {advice}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tatok_pipe.config.options import option, section
 from tatok_pipe.ray_runtime.options import WorkersConfig
-from tatok_pipe.storage.settings import STORAGE_HELP, StorageConfig
+from tatok_pipe.storage.settings import OTHER_STORES_HELP, STORAGE_HELP, StorageConfig
 from tatok_pipe.tokenizer.options import TaTokConfig
 from tatok_pipe.tokenizer.training_options import PATCHED_SHARE, TrainingConfig
 
@@ -15,8 +15,12 @@ from tatok_pipe.tokenizer.training_options import PATCHED_SHARE, TrainingConfig
 @dataclass(frozen=True)
 class InputConfig:
     shards: str = option(
-        "", help="image shards to train on: glob, braces, @list.txt or directory, on any URL", is_url=True
+        "",
+        help="image shards to train on: glob, braces, @list.txt or directory, on any URL; or a folder of images, or a "
+        "manifest",
+        is_url=True,
     )
+    other_stores: bool = option(False, help=OTHER_STORES_HELP)
     max_scale: float = option(
         1.6,
         help="crops are cut at a random scale, from 1 to this many image sizes on the short side",
@@ -39,6 +43,7 @@ class InputConfig:
 @dataclass(frozen=True)
 class ValidationConfig:
     shards: str = option("", help="image shards to measure on; nothing of them is trained on", is_url=True)
+    other_stores: bool = option(False, help=OTHER_STORES_HELP)
     max_images: int = option(
         256,
         help="images to measure on, and of the training shards to calibrate on, as many of each shard",

@@ -12,8 +12,9 @@ from tatok_pipe import storage
 from tatok_pipe.commands.train_tokenizer.options import TrainTokenizerConfig
 from tatok_pipe.commands.train_tokenizer.worker import TokenizerRun, train_tokenizer
 from tatok_pipe.config.load import to_dict
-from tatok_pipe.encoding.image_input import FolderPlace, find_image_shards
+from tatok_pipe.encoding.image_input import ListPlace, find_image_shards
 from tatok_pipe.errors import EXIT_DONE, EXIT_INTERRUPTED, UserError
+from tatok_pipe.images.limits import IMAGES_ONLY
 from tatok_pipe.ray_runtime.cluster import check_ray_can_start, has_gpu, start_ray
 from tatok_pipe.ray_runtime.training import run_training
 from tatok_pipe.runs.job import JobSummary
@@ -107,11 +108,18 @@ def _train(config: TrainTokenizerConfig, run: TokenizerRun, stop: StopSignal, su
 
 
 def _find(config: TrainTokenizerConfig, option: str) -> list[str]:
-    """The image shards of "input" or "validation"; the list of a folder is kept in the output, but for a dry run."""
+    """The image shards of "input" or "validation"; the list of loose images is kept in the output, but for a dry
+    run."""
     list_url = storage.join(config.output.url, f"_{option}.parquet")
-    place = FolderPlace(list_url, _IMAGES_PER_PART, "" if config.dry_run else None)
-    spec = getattr(config, option).shards
-    return [shard.url for shard in find_image_shards(spec, option=f"{option}.shards", folder=place)]
+    given = getattr(config, option)
+    place = ListPlace(
+        list_url,
+        _IMAGES_PER_PART,
+        "" if config.dry_run else None,
+        limits=IMAGES_ONLY,
+        other_stores=given.other_stores,
+    )
+    return [shard.url for shard in find_image_shards(given.shards, option=f"{option}.shards", place=place)]
 
 
 def _show(config: TrainTokenizerConfig, *, num_shards: int) -> None:

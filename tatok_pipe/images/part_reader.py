@@ -1,0 +1,219 @@
+"""A part of a folder or of a manifest as samples, and which version of it is there."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tatok_pipe import storage
+from tatok_pipe.images.fields import MAX_KEY_CHARACTERS, shorten_key
+from tatok_pipe.images.image_list import ListedFile, describe_part, read_part, show_path
+from tatok_pipe.images.limits import ShardLimits
+from tatok_pipe.images.notices import Notices
+from tatok_pipe.images.sample_files import Named, group_samples
+from tatok_pipe.images.shards import LastingShardError
+from tatok_pipe.images.tar import Member
+from tatok_pipe.parallel import map_ahead
+from tatok_pipe.records import ImageSample, Quarantined
+from tatok_pipe.storage import LastingError, ListedPart, SourceInfo
+
+_CHUNK_BYTES = 4 << 20
+_NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+
+def part_info(part: ListedPart) -> SourceInfo:
+    """What tells the version of a part that is there now from another. Stores are not asked: what they told is in the
+    list. Raises FileNotFoundError where a local file of a folder is gone."""
+    now: list[ListedFile] = []
+    times_ns: list[int | None] = []
+    for file in read_part(part)[0]:
+        filesystem, path = storage.open_filesystem(file.url(part.source))
+        is_local = storage.is_local(filesystem)
+        status = _look_at(path, file) if is_local else None
+        times_ns.append((status.st_mtime_ns if status else 0) if is_local else None)
+        now.append(replace(file, size_bytes=status.st_size if status else None) if is_local else file)
+    return describe_part(now, times_ns, now_ns=time.time_ns())
+
+
+def _look_at(path: str, file: ListedFile) -> os.stat_result | None:
+    """None where a manifest names what is no file."""
+    try:
+        status = os.stat(path)
+    except _NOT_THERE:
+        if file.key is None:
+            raise
+        return None
+    return status if file.key is None or stat.S_ISREG(status.st_mode) else None
+
+
+def hash_part(part: ListedPart) -> str:
+    """SHA-256 of what the list says of the files of a part, and of their contents, 64 hex digits."""
+    hasher = hashlib.sha256()
+    for file in read_part(part)[0]:
+        _hash_head(file, hasher)
+        _hash_file(file.url(part.source), file, hasher)
+    return hasher.hexdigest()
+
+
+def read_part_samples(
+    part: ListedPart,
+    *,
+    limits: ShardLimits,
+    notices: Notices,
+    class_names: tuple[str, ...] = (),
+    num_parallel: int = 8,
+    hasher: Any = None,
+) -> Iterator[ImageSample | Quarantined]:
+    """The samples of a part in order, some files of it fetched ahead; as `read_samples` has those of a tar.
+
+    The label is the place of the name of the image's class among `class_names`, or among those of the list; where it
+    has none, the number that its files or its row tell; none where `limits` ignores labels. Of a manifest, an image
+    that is not there is quarantined as NotFound, and one that a web server refuses as NotServed. Raises
+    LastingShardError for a class that `class_names` lack, OSError where a file is not as it was listed, and where a
+    store does not answer.
+    """
+    files, classes = read_part(part)
+    classes = classes if limits.wants("label") else ()
+    names = {name: label for label, name in enumerate(class_names or classes)} if classes else {}
+    if files[0].key is None:
+        read = _read_files(part, files, bool(classes), limits, notices, num_parallel, hasher)
+    else:
+        read = _read_rows(part, files, limits, num_parallel, hasher)
+    for number, (name, sample) in enumerate(read):
+        if not classes or name is None or not isinstance(sample, ImageSample):
+            yield sample
+        elif name in names:
+            yield replace(sample, label=names[name])
+        else:
+            raise LastingShardError(
+                storage.redact(str(part)),
+                number,
+                f"class {name!r} is none of the {len(names)} that are known",
+                "give input.class_names with all classes",
+            )
+
+
+def _read_files(
+    part: ListedPart,
+    files: Sequence[ListedFile],
+    has_classes: bool,
+    limits: ShardLimits,
+    notices: Notices,
+    num_parallel: int,
+    hasher: Any,
+) -> Iterator[tuple[str | None, ImageSample | Quarantined]]:
+    """The samples of a folder, each with the name of its class."""
+    if has_classes:
+        limits = replace(limits, ignore=sorted({*limits.ignore, "label"}))
+
+    def fetch(file: ListedFile) -> bytes | None:
+        size = file.size_bytes or 0
+        if file.extension not in limits.extensions or size > limits.largest(file.extension):
+            return None
+        return _read(file.url(part.source), size)
+
+    def named() -> Iterator[Named]:
+        with ThreadPoolExecutor(num_parallel, "folder") as pool:
+            fetched = map_ahead(pool, fetch, files, max_items=num_parallel)
+            for file, data in zip(files, fetched, strict=True):
+                _hash(file, data, part, hasher)
+                key = show_path(file.sample)
+                short = shorten_key(key)
+                member = Member(file.path, file.size_bytes or 0, True, data)
+                yield Named(short, file.extension, member, short != key)
+
+    for sample in group_samples(named(), limits, notices):
+        yield sample.key.partition("/")[0], sample
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """Why there is no image, as in `Quarantined`."""
+
+    error: str
+    message: str
+
+
+def _read_rows(
+    part: ListedPart, files: Sequence[ListedFile], limits: ShardLimits, num_parallel: int, hasher: Any
+) -> Iterator[tuple[str | None, ImageSample | Quarantined]]:
+    """The images of a manifest, each with the name of its class."""
+    limit = limits.max_member_bytes
+
+    def fetch(file: ListedFile) -> bytes | _Refusal:
+        if file.size_bytes is not None and file.size_bytes > limit:
+            return _Refusal("TooManyBytes", f"{file.size_bytes} bytes, more than max_member_bytes={limit}")
+        url = file.url(part.source)
+        try:
+            if file.size_bytes is not None:
+                return _read(url, file.size_bytes)
+            data = storage.read_at_most(url, limit + 1)
+        except _NOT_THERE as error:
+            return _Refusal("NotFound", _in_one_line(error))
+        except LastingError as error:
+            return _Refusal("NotServed", _in_one_line(error))
+        except PermissionError as error:
+            # Of a web server it is true of the image. Anywhere else the credentials are those of all images.
+            if not storage.is_http(storage.open_filesystem(url)[0]):
+                raise
+            return _Refusal("NotServed", _in_one_line(error))
+        return _Refusal("TooManyBytes", f"more than max_member_bytes={limit}") if len(data) > limit else data
+
+    with ThreadPoolExecutor(num_parallel, "manifest") as pool:
+        fetched = map_ahead(pool, fetch, files, max_items=num_parallel)
+        for file, data in zip(files, fetched, strict=True):
+            _hash(file, data if isinstance(data, bytes) else None, part, hasher)
+            yield file.class_name, _make_sample(file, data, limits)
+
+
+def _make_sample(file: ListedFile, data: bytes | _Refusal, limits: ShardLimits) -> ImageSample | Quarantined:
+    key = shorten_key(file.sample)
+    size = len(data) if isinstance(data, bytes) else file.size_bytes or 0
+    if key != file.sample:
+        data = _Refusal("LongKey", f"a key of more than {MAX_KEY_CHARACTERS} characters")
+    if isinstance(data, _Refusal):
+        return Quarantined(key, "shard", data.error, data.message, size)
+    label = file.label if limits.wants("label") else None
+    return ImageSample(key, data, label, file.caption if limits.wants("caption") else None)
+
+
+def _in_one_line(error: OSError) -> str:
+    return " ".join(storage.redact(str(error)).split())
+
+
+def _read(url: str, size_bytes: int) -> bytes:
+    data = storage.read_bytes(url)
+    if len(data) != size_bytes:
+        raise OSError(
+            f"{storage.redact(url)}: changed while it was read: {size_bytes} bytes before, {len(data)} after"
+        )
+    return data
+
+
+def _hash(file: ListedFile, data: bytes | None, part: ListedPart, hasher: Any) -> None:
+    """Take in a file as `hash_part` does; `data` is its content where it was read."""
+    if hasher is None:
+        return
+    _hash_head(file, hasher)
+    if data is None:
+        _hash_file(file.url(part.source), file, hasher)
+    else:
+        hasher.update(data)
+
+
+def _hash_head(file: ListedFile, hasher: Any) -> None:
+    hasher.update(f"{file.identity}\0{file.size_bytes}\0".encode("utf-8", "surrogateescape"))
+
+
+def _hash_file(url: str, file: ListedFile, hasher: Any) -> None:
+    if file.size_bytes is None:  # what a manifest names and was not there
+        return
+    with storage.open_stream(url) as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            hasher.update(chunk)
