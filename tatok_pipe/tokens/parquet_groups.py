@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,27 +30,18 @@ def read_groups(
     file: pq.ParquetFile, source: RandomAccess, groups: Sequence[int], columns: Sequence[str]
 ) -> pa.Table:
     """Some columns of some row groups; the name of a column stands for all that is in it."""
-    chunks = column_chunks(file.metadata, groups, columns)
-    source.read_ahead((begin := first_byte(chunk), begin + chunk.total_compressed_size) for chunk in chunks)
-    return file.read_row_groups(list(groups), columns=list(columns), use_threads=False)
-
-
-def column_chunks(
-    metadata: pq.FileMetaData, groups: Sequence[int], columns: Sequence[str] | None = None
-) -> list[pq.ColumnChunkMetaData]:
-    """What the footer says of some columns (or all) of some row groups."""
-    wanted = None if columns is None else set(columns)
-    return [
+    wanted = set(columns)
+    chunks: list[Any] = [
         chunk
-        for group in map(metadata.row_group, groups)
+        for group in map(file.metadata.row_group, groups)
         for chunk in map(group.column, range(group.num_columns))
-        if wanted is None or chunk.path_in_schema.partition(".")[0] in wanted
+        if chunk.path_in_schema.partition(".")[0] in wanted
     ]
-
-
-def first_byte(chunk: pq.ColumnChunkMetaData) -> int:
-    """Where a column chunk begins."""
-    return min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset)))
+    begins = [min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset))) for chunk in chunks]
+    source.read_ahead(
+        (begin, begin + chunk.total_compressed_size) for begin, chunk in zip(begins, chunks, strict=True)
+    )
+    return file.read_row_groups(list(groups), columns=list(columns), use_threads=False)
 
 
 @contextmanager

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from pyarrow import compute
 
 from tatok_pipe import storage
-from tatok_pipe.images.parquet_pages import BadPage, Chunk, PageGuard, Seekable
-from tatok_pipe.tokens.parquet_groups import column_chunks, first_byte
+from tatok_pipe.images.parquet_footer import Footer, parse_footer
+from tatok_pipe.images.parquet_pages import BadPage, PageGuard, Seekable
 
 pc: Any = compute  # its functions are made when it is imported, out of sight of type checkers
 
@@ -26,6 +26,7 @@ MAX_COLUMN_BYTES = 128 << 20  # of a row group: its texts, or its numbers at 4 b
 _NUMBER_BYTES = 4
 _BLOCK_BYTES = 1 << 20  # about a row group of a token shard; the last block holds most footers
 _NUM_AHEAD = 4
+_TRAILER_BYTES = 8  # footer length (4 bytes, little-endian) and "PAR1"
 
 
 class ShardFile:
@@ -40,29 +41,33 @@ class ShardFile:
         """`read_ahead` is told which byte ranges will be read, before they are."""
         self._read_ahead = read_ahead
         self._guard = PageGuard(source, MAX_COLUMN_BYTES)
+        footer = _read_footer(source)
         plain = pq.ParquetFile(self._guard)
         texts = [name for name in TEXT_COLUMNS if name in plain.schema_arrow.names]
         self.schema: pa.Schema = plain.schema_arrow
         self.metadata: pq.FileMetaData = plain.metadata
         self.num_row_groups: int = plain.num_row_groups
+        self._paths = [plain.schema.column(place).path for place in range(len(plain.schema.names))]
+        self._groups = footer.row_groups
         self._file = pq.ParquetFile(
             self._guard, metadata=plain.metadata, read_dictionary=texts, page_checksum_verification=True
         )
-        self._guard.watch(_chunks(self.metadata))
+        self._guard.watch(footer.chunks(range(len(self._paths))))
 
     def read(self, groups: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
         """Some columns of some row groups, or all; the name of a column stands for all that is in it."""
-        chosen = column_chunks(self.metadata, groups, columns)
-        for chunk in chosen:
-            size = max(chunk.total_uncompressed_size, chunk.num_values * _NUMBER_BYTES)
+        chosen = [
+            (path, chunk)
+            for group in groups
+            for path, chunk in zip(self._paths, self._groups[group], strict=True)
+            if columns is None or path.partition(".")[0] in columns
+        ]
+        for path, chunk in chosen:
+            size = max(chunk.num_bytes, chunk.num_values * _NUMBER_BYTES)
             if size > MAX_COLUMN_BYTES:
-                raise ValueError(_too_large(size, chunk.path_in_schema))
+                raise ValueError(_too_large(size, path))
         if self._read_ahead is not None:
-            begins = map(first_byte, chosen)
-            self._read_ahead(
-                (begin, begin + chunk.total_compressed_size)
-                for begin, chunk in zip(begins, chosen, strict=True)
-            )
+            self._read_ahead((chunk.start, chunk.stop) for _, chunk in chosen)
         names = None if columns is None else list(columns)
         try:
             table = self._file.read_row_groups(list(groups), columns=names, use_threads=False)
@@ -94,13 +99,18 @@ def _too_large(size: int, name: str) -> str:
     return f"{size} bytes of {name} in a row group, expected at most {MAX_COLUMN_BYTES}"
 
 
-def _chunks(metadata: pq.FileMetaData) -> list[Chunk]:
-    chunks = []
-    for each in column_chunks(metadata, range(metadata.num_row_groups)):
-        begin = first_byte(each)
-        stop = begin + each.total_compressed_size
-        chunks.append(Chunk(begin, stop, num_values=each.num_values, num_bytes=each.total_uncompressed_size))
-    return chunks
+def _read_footer(source: Seekable) -> Footer:
+    """The footer as we read it: pyarrow's objects of a damaged one may end the process. Raises ValueError."""
+    size = source.seek(0, 2) or source.tell()
+    source.seek(max(0, size - _TRAILER_BYTES))
+    trailer = source.read(_TRAILER_BYTES)
+    length = int.from_bytes(trailer[:4], "little")
+    if trailer[4:] != b"PAR1" or length > size - _TRAILER_BYTES:
+        raise ValueError("there is no Parquet footer at its end")
+    source.seek(size - _TRAILER_BYTES - length)
+    footer = parse_footer(source.read(length), data_stop=size - _TRAILER_BYTES - length)
+    source.seek(0)
+    return footer
 
 
 def _expand(table: pa.Table, num_groups: int) -> pa.Table:
