@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -42,6 +41,7 @@ from tatok_pipe.images.source import open_samples, shard_info
 from tatok_pipe.records import DecodedImage, ImageSample, Quarantined, TokenRecord
 from tatok_pipe.runs.activity import Activity, Track
 from tatok_pipe.runs.shard_work import ShardResult, describe_error
+from tatok_pipe.storage.temporary import temporary_folder
 from tatok_pipe.tokenizer.checkpoint import Tokenizer, load_tokenizer
 from tatok_pipe.tokenizer.dtf import Filter
 from tatok_pipe.tokens.check import verify_written
@@ -197,7 +197,7 @@ class ShardTokenizer:
         with (
             self.activity.follow(url) as track,
             open_samples(url, info=info, limits=self.job.limits, part_bytes=1 << 20) as samples,
-            tempfile.TemporaryDirectory(prefix="tatok-") as folder,
+            temporary_folder() as folder,
         ):
             path = os.path.join(folder, "data.parquet")
             num_quarantined = image_bytes = 0
@@ -272,7 +272,7 @@ class ShardTokenizer:
                 class_names=self.job.spec.class_names,
                 hasher=hasher,
             ) as samples,
-            tempfile.TemporaryDirectory(prefix="tatok-") as folder,
+            temporary_folder() as folder,
         ):
             data_path = os.path.join(folder, "data.parquet")
             with ShardWriter(data_path, self.job.spec, source) as writer:

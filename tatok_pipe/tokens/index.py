@@ -14,7 +14,6 @@ import dataclasses
 import json
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,7 @@ from pyarrow import compute
 from tatok_pipe import storage
 from tatok_pipe.errors import RefusedError, UserError
 from tatok_pipe.parallel import map_ahead
+from tatok_pipe.storage.temporary import temporary_folder
 from tatok_pipe.tokens.format import ShardMetadata, ShardSource, empty_statistics, read_shard_metadata
 from tatok_pipe.tokens.layout import DATA_DIRECTORY, INDEX_FILE, SUFFIX, data_url
 from tatok_pipe.tokens.spec import TokenSpec
@@ -262,7 +262,7 @@ def save_index(url: str, spec: TokenSpec, index: Index) -> None:
         _STATISTICS_KEY: json.dumps(index.statistics.to_json(), sort_keys=True),
         _OWED_KEY: json.dumps([dataclasses.asdict(each) for each in index.owed[:_MAX_OWED]], sort_keys=True),
     }
-    with tempfile.TemporaryDirectory(prefix="tatok-") as folder:
+    with temporary_folder() as folder:
         path = os.path.join(folder, INDEX_FILE)
         pq.write_table(index.table.replace_schema_metadata(values), path, compression="zstd")
         storage.publish_file(path, storage.join(url, INDEX_FILE), exclusive=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -33,6 +32,7 @@ from tatok_pipe.report.samples import render_samples
 from tatok_pipe.runs.job import JobSummary
 from tatok_pipe.runs.progress import RunState, format_duration, progress_line
 from tatok_pipe.runs.stop_signal import StopSignal
+from tatok_pipe.storage.temporary import temporary_folder
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer
 from tatok_pipe.tokenizer.options import PACKAGED
 from tatok_pipe.tokens.spec import TokenSpec
@@ -207,7 +207,7 @@ def _finish(
             )  # fmt: skip
             storage.publish_bytes(page.encode(), storage.join(url, layout.GALLERY), exclusive=False)
     if output.npz:
-        with tempfile.TemporaryDirectory(prefix="tatok-") as folder:
+        with temporary_folder() as folder:
             path = os.path.join(folder, layout.NPZ)
             images = (image.image for image in _images(job, names))
             write_npz(path, images, num_images=len(lengths), image_size=tokens.image_size)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -35,6 +34,7 @@ from tatok_pipe.images.source import hash_shard, open_samples, shard_info
 from tatok_pipe.records import ImageSample, Quarantined
 from tatok_pipe.runs.activity import Activity, Track
 from tatok_pipe.runs.shard_work import ShardResult, describe_error
+from tatok_pipe.storage.temporary import temporary_folder
 from tatok_pipe.tokens.format import ShardSource, token_shard_name, write_quarantine
 
 logger = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ class ShardPacker:
         notices, refusals = Notices(), Notices()
         quarantined: list[Quarantined] = []
         num_images = bytes_read = 0
-        with tempfile.TemporaryDirectory(prefix="tatok-") as folder:
+        with temporary_folder() as folder:
             path = os.path.join(folder, name)
             with (
                 open_samples(

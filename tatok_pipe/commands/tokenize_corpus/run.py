@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 from tatok_pipe import __version__, storage
@@ -49,6 +48,7 @@ from tatok_pipe.runs.progress import Every, RunState, format_duration, progress_
 from tatok_pipe.runs.shard_work import ShardResult
 from tatok_pipe.runs.stop_signal import StopSignal
 from tatok_pipe.storage import ShardFile
+from tatok_pipe.storage.temporary import temporary_folder
 from tatok_pipe.tokenizer.checkpoint import Tokenizer, load_tokenizer
 from tatok_pipe.tokenizer.options import PACKAGED
 from tatok_pipe.tokens import dataset
@@ -437,7 +437,7 @@ def _expand_input(config: TokenizeCorpusConfig, folders: ExitStack) -> list[Shar
         spec = str(Path(write_demo_corpus(DEMO_FOLDER).shards[0]).parent)
     saved = None
     if config.dry_run:
-        saved = storage.join(folders.enter_context(TemporaryDirectory(prefix="tatok-")), LIST_FILE)
+        saved = storage.join(folders.enter_context(temporary_folder()), LIST_FILE)
     where = f"output.url={storage.redact(config.output.url)}: inside input.shards={storage.redact(spec)}"
     advice = "give an output.url outside"
     inside = tell_output_inside(spec, [], output)
