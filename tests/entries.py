@@ -23,3 +23,8 @@ def assert_told(
             signal.signal(number, handler)
     assert caught.value.exit_code == code
     assert "\n" not in str(caught.value)
+
+
+def error_lines(stderr: str) -> list[str]:
+    """What a command told on stderr, but for the line that it has begun, which comes where the machine is slow."""
+    return [line for line in stderr.splitlines() if not line.endswith(": starting")]

@@ -19,7 +19,7 @@ import tatok_pipe
 from tatok_pipe import storage
 from tatok_pipe.errors import RefusedError
 from tatok_pipe.generate import main
-from tests.entries import assert_told
+from tests.entries import assert_told, error_lines
 from tests.generation.models import Models, save_models
 
 
@@ -219,5 +219,5 @@ def test_a_mistake_is_told(models: Models, tmp_path: Path, changes: list[str], m
 
 def test_a_mistake_is_one_line(models: Models, tmp_path: Path) -> None:
     code, told = run(arguments(models, str(tmp_path / "out"), "classes=3,12"))
-    assert code == 2 and len(told.strip().splitlines()) == 1
+    assert code == 2 and len(error_lines(told)) == 1
     assert "classes=3,12: expected 0 to 9, the generator's classes" in told

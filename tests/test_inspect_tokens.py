@@ -38,6 +38,7 @@ from tatok_pipe.tokenizer.trainer import to_model_input
 from tatok_pipe.tokens import dataset
 from tatok_pipe.tokens.format import token_shard_name
 from tatok_pipe.tokens.spec import FORMAT_VERSION
+from tests.entries import error_lines
 
 STACK = StackConfig(width=32, depth=1, heads=2)
 GRID = GridStackConfig(width=32, depth=1, heads=2, attend_every=1)
@@ -283,7 +284,7 @@ def test_what_is_no_dataset_is_told_in_one_line(tmp_path: Path) -> None:
         timeout=120,
     )
     assert done.returncode == EXIT_USAGE and not done.stdout
-    assert len(done.stderr.splitlines()) == 1
+    assert len(error_lines(done.stderr)) == 1
     assert f"error: {tmp_path}: no _dataset.json there" in done.stderr
 
 
@@ -418,7 +419,7 @@ def test_a_broken_description_is_found_and_removed(copied: Made, capsys: pytest.
 def test_progress_is_told_now_and_then(
     copied: Made, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("tatok_pipe.inspect_tokens._PROGRESS_EVERY_S", 0.0)
+    monkeypatch.setattr("tatok_pipe.commands.inspect_tokens.run._PROGRESS_EVERY_S", 0.0)
     with caplog.at_level("INFO", logger="tatok_pipe.inspect_tokens"):
         main([f"input.url={copied.url}", "--verify"])
     lines = [record.message for record in caplog.records if "verified" in record.message]

@@ -582,6 +582,11 @@ def test_planning_needs_neither_ray_nor_torch() -> None:
         "'corpus.num_shards=2']); print(sorted({'ray', 'torch', 'matplotlib'} & sys.modules.keys()))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
     assert done.stdout.splitlines()[-1] == "[]"

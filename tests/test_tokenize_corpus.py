@@ -26,6 +26,7 @@ from tatok_pipe.tokenizer.checkpoint import load_tokenizer
 from tatok_pipe.tokens import dataset
 from tatok_pipe.tokens.dataset import TokenDataset
 from tatok_pipe.tokens.format import token_shard_name
+from tests.entries import error_lines
 
 from .entries import assert_told
 from .pictures import crop_members, hostile_members, small_tokenizer, write_shard
@@ -256,7 +257,7 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(
     old = digests(tmp_path / "out")
     shutil.copy(shards[4], folder / Path(shards[1]).name)
     done = run(*arguments)
-    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+    assert done.returncode == 2 and len(error_lines(done.stderr)) == 1
     assert "1 of 3 image shards changed" in done.stderr and "input.on_source_change=retokenize" in done.stderr
     assert digests(tmp_path / "out") == old
     done = run(*arguments, "input.on_source_change=retokenize")
@@ -341,4 +342,4 @@ def test_a_mistake_is_one_line(shards: list[str], tmp_path: Path) -> None:
     done = run(f"input.shards={shards[0]}", f"output.url={tmp_path}/out", "output.uri=x")
     assert done.returncode == 2
     assert "output.url" in done.stderr and "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert len(error_lines(done.stderr)) == 1

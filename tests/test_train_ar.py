@@ -24,7 +24,7 @@ from tatok_pipe.commands.train_ar.options import TrainArConfig
 from tatok_pipe.config.load import load_config
 from tatok_pipe.runs.lease import LEASE, hold_output
 from tatok_pipe.runs.stop_signal import StopSignal
-from tests.entries import assert_told
+from tests.entries import assert_told, error_lines
 from tests.jobs import IN_A_HURRY, running, wait_for
 from tests.token_datasets import TINY, make_rows, write_token_dataset
 
@@ -242,7 +242,7 @@ def test_nothing_is_begun_where_another_training_lives_or_nothing_can_be_written
 def test_a_mistake_is_one_line(folder: Path, tmp_path: Path) -> None:
     done = run(folder, f"output.url={tmp_path}/out", "input.url=/nowhere")
     assert done.returncode == 2, done.stderr
-    assert "/nowhere: no _dataset.json there" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert "/nowhere: no _dataset.json there" in done.stderr and len(error_lines(done.stderr)) == 1
 
 
 def test_an_empty_dataset_and_one_of_two_tokenizers_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -34,11 +34,11 @@ class Entry:
 
     def __call__(self, argv: list[str]) -> int:
         """Raises UserError for what the command cannot be given, SystemExit after `--help` and `--print-config`."""
+        config: Any = load_config(
+            self.config_class, argv, prog=f"tatok_pipe.{self.name}", description=self.summary
+        )
+        run = import_module(f"tatok_pipe.commands.{self.name}.run").run
         with job_summary(self.name) as summary:
-            config: Any = load_config(
-                self.config_class, argv, prog=f"tatok_pipe.{self.name}", description=self.summary
-            )
-            run = import_module(f"tatok_pipe.commands.{self.name}.run").run
             summary.exit_code = run(config, argv=argv, summary=summary)
         return summary.exit_code
 
