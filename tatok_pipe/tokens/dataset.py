@@ -289,9 +289,10 @@ class TokenDataset:
         return read_shard_metadata(self.shard_url(name))
 
     def rows(self, shard: str | None = None) -> Iterator[TokenRecord]:
-        """All rows, or those of one shard, in source order; shards in order of their names."""
+        """All rows, or those of one shard, in source order; shards in order of their names. Raises RefusedError at a
+        shard that was made with other settings than the dataset."""
         for name in self.shards if shard is None else [shard]:
-            yield from iter_records(self.shard_url(name))
+            yield from iter_records(self.shard_url(name), spec=self.spec)
 
     def row(self, key: str) -> TokenRecord:
         """The first row with this key; reads rows in order. Raises UserError where there is none."""

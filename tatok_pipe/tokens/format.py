@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tatok_pipe import storage
-from tatok_pipe.errors import UserError
+from tatok_pipe.errors import RefusedError, UserError
 from tatok_pipe.images.shards import UnusableShard
 from tatok_pipe.records import Quarantined, TokenRecord
 from tatok_pipe.tokens.digest import ContentDigest
@@ -205,9 +205,12 @@ def to_records(table: pa.Table) -> list[TokenRecord]:
     ]
 
 
-def iter_records(url: str) -> Iterator[TokenRecord]:
-    """The rows of a token shard in order, one row group in memory at a time."""
+def iter_records(url: str, *, spec: TokenSpec | None = None) -> Iterator[TokenRecord]:
+    """The rows of a token shard in order, one row group in memory at a time. Raises RefusedError where it was made with
+    other settings than `spec`, UserError where it is no token shard."""
     with open_shard(url) as file:
+        if spec is not None:
+            check_settings(parse_footer(file.metadata, url), spec, url)
         for group in range(file.num_row_groups):
             yield from to_records(file.read([group]))
 
@@ -265,6 +268,15 @@ def parse_footer(footer: pq.FileMetaData, url: str) -> ShardMetadata:
             f"{storage.redact(url)}: its footer is not what format {FORMAT_VERSION} asks for "
             f"({type(error).__name__}: {error}); inspect_tokens --repair removes what can be made again"
         ) from error
+
+
+def check_settings(footer: ShardMetadata, spec: TokenSpec, url: str) -> None:
+    """Raise RefusedError where the token shard at `url` was made with other settings than its dataset's `spec`."""
+    if footer.spec != spec and (differences := footer.spec.differences(spec)):
+        raise RefusedError(
+            f"{storage.redact(url)}: was made with other settings than its dataset ({'; '.join(differences)}); remove "
+            "the file and tokenize its shard again"
+        )
 
 
 def write_quarantine(local_path: str | os.PathLike[str], rows: Sequence[Quarantined]) -> None:

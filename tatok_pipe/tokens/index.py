@@ -28,7 +28,13 @@ from tatok_pipe import storage
 from tatok_pipe.errors import RefusedError, UserError
 from tatok_pipe.parallel import map_ahead
 from tatok_pipe.storage.temporary import temporary_folder
-from tatok_pipe.tokens.format import ShardMetadata, ShardSource, empty_statistics, read_shard_metadata
+from tatok_pipe.tokens.format import (
+    ShardMetadata,
+    ShardSource,
+    check_settings,
+    empty_statistics,
+    read_shard_metadata,
+)
 from tatok_pipe.tokens.layout import DATA_DIRECTORY, INDEX_FILE, SUFFIX, data_url
 from tatok_pipe.tokens.spec import TokenSpec
 from tatok_pipe.tokens.statistics import ShardStatistics
@@ -275,11 +281,7 @@ def read_footer(url: str, name: str, spec: TokenSpec) -> ShardMetadata:
     none, UserError where it is no token shard.
     """
     footer = read_shard_metadata(data_url(url, name))
-    if footer.spec != spec and (differences := footer.spec.differences(spec)):
-        raise RefusedError(
-            f"{storage.redact(data_url(url, name))}: was made with other settings than its dataset "
-            f"({'; '.join(differences)}); remove the file and tokenize its shard again"
-        )
+    check_settings(footer, spec, data_url(url, name))
     return footer
 
 

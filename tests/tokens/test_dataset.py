@@ -38,7 +38,7 @@ from tatok_pipe.tokens.format import (
 )
 from tatok_pipe.tokens.layout import INDEX_FILE, data_url
 from tatok_pipe.tokens.spec import TokenSpec
-from tests.token_datasets import make_rows, write_token_dataset
+from tests.token_datasets import TINY, make_rows, write_token_dataset
 
 MakeRecords = Callable[..., list[TokenRecord]]
 DESCRIPTION = {"tokenizer": {"depth": 4}, "source": "s3://bucket/{0..2}.tar"}
@@ -256,6 +256,20 @@ def test_a_foreign_shard_is_found_out(
     finish_shard(output, other, "s3://b/0.tar", make_token_records(other, 3), tmp_path)
     with pytest.raises(RefusedError, match=r"0-.*\.parquet.*dtf\.rule"):
         write_summary(output, planned=[], failed={})
+
+
+def test_rows_of_a_shard_with_other_settings_are_refused(tmp_path: Path) -> None:
+    mine, other = str(tmp_path / "mine"), str(tmp_path / "other")
+    write_token_dataset(mine, [make_rows(2), make_rows(3, first=2)])
+    write_token_dataset(
+        other, [make_rows(2), make_rows(3, first=2)], spec=dataclasses.replace(TINY, dtf={"rule": "none"})
+    )
+    name = TokenDataset(mine).shards[1]
+    Path(mine, "data", f"{name}.parquet").write_bytes(Path(other, "data", f"{name}.parquet").read_bytes())
+    rows = TokenDataset(mine).rows()
+    assert [next(rows).key for _ in range(2)] == ["image-000000", "image-000001"]
+    with pytest.raises(RefusedError, match=rf"{name}.parquet: was made with other settings .*dtf.rule"):
+        next(rows)
 
 
 def test_what_is_no_dataset(tmp_path: Path, token_spec: TokenSpec) -> None:
