@@ -17,7 +17,8 @@ from PIL import Image
 
 import tatok_pipe
 from tatok_pipe import storage
-from tatok_pipe.errors import RefusedError
+from tatok_pipe.commands.generate import run as generate_run
+from tatok_pipe.errors import RefusedError, has_outside_cause
 from tatok_pipe.generate import main
 from tests.entries import assert_told, error_lines
 from tests.generation.models import Models, save_models
@@ -215,6 +216,15 @@ def test_a_mistake_is_told(models: Models, tmp_path: Path, changes: list[str], m
     code = 3 if "fingerprint" in message else 2
     assert_told(main, arguments(models, str(tmp_path / "out"), *changes), message, code=code)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_written_is_told_before_ray_starts(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate_run, "start_ray", lambda **_: pytest.fail("Ray was started"))
+    with pytest.raises(OSError, match="/proc/nothing") as caught:
+        main(arguments(models, "/proc/nothing/out"))
+    assert has_outside_cause(caught.value)  # so that it ends as one line
 
 
 def test_a_mistake_is_one_line(models: Models, tmp_path: Path) -> None:

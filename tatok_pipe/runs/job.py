@@ -190,7 +190,10 @@ def _tell(error: BaseException) -> tuple[int, str]:
     if isinstance(error, KeyboardInterrupt):
         return EXIT_INTERRUPTED, INTERRUPTED
     if has_outside_cause(error):
-        return EXIT_USAGE, f"error: {text}; mend that and run the same command again"
+        told = text
+        if isinstance(error, OSError) and error.strerror and error.filename is not None:
+            told = _show_refusal(error)
+        return EXIT_USAGE, f"error: {told}; mend that and run the same command again"
     if isinstance(error, OSError) and error.errno in _OUTSIDE:
         return EXIT_USAGE, f"error: {_show_refusal(error)}; mend that and run the same command again"
     return EXIT_INTERNAL, ""

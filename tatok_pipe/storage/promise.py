@@ -9,7 +9,7 @@ from typing import Any
 
 from tatok_pipe.storage import retry
 from tatok_pipe.storage.object_store import Content, ObjectStore, object_store
-from tatok_pipe.storage.publish import NO_HARD_LINKS
+from tatok_pipe.storage.publish import NO_HARD_LINKS, outside
 from tatok_pipe.storage.urls import is_local, join, open_filesystem, redact
 
 _PROBE = ".tatok-probe-"
@@ -54,7 +54,8 @@ def _try_two_creates(store: ObjectStore, filesystem: Any, path: str) -> str:
 
 
 def _try_hard_link(directory: str) -> str:
-    os.makedirs(directory, exist_ok=True)
+    with outside():
+        os.makedirs(directory, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=directory, prefix=_PROBE) as first:
         second = f"{first.name}-2"
         try:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 from tatok_pipe.errors import mark_outside_cause
@@ -14,8 +15,9 @@ from tatok_pipe.storage.object_store import Content, Found, ObjectStore, md5, ob
 from tatok_pipe.storage.urls import is_local, open_filesystem
 
 _READ_BYTES = 16 << 20
-# Filesystems that cannot hard-link (some network and FUSE mounts) answer with one of these.
-NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
+# Filesystems that cannot hard-link, or sync (some network and FUSE mounts), answer with one of these.
+NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL}
+_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
 
 
 def publish_file(
@@ -70,15 +72,18 @@ def _publish(url: str, content: Content, *, exclusive: bool) -> bool:
 
 def _publish_locally(path: str, *, exclusive: bool, write: Callable[[BinaryIO], None]) -> bool:
     directory, name = os.path.split(path)
-    os.makedirs(directory, exist_ok=True)
+    with outside():
+        os.makedirs(directory, exist_ok=True)
     if exclusive and os.path.exists(path):
         return False
     temporary = os.path.join(directory, f".{name}.{secrets.token_hex(8)}.tmp")
     try:
-        with open(temporary, "xb") as file:
+        with outside():
+            file = open(temporary, "xb")  # noqa: SIM115
+        with file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
+            _sync(file.fileno())
         if not exclusive:
             os.replace(temporary, path)
         elif not _link(temporary, path):
@@ -88,6 +93,23 @@ def _publish_locally(path: str, *, exclusive: bool, write: Callable[[BinaryIO], 
             os.unlink(temporary)
     _sync_directory(directory)
     return True
+
+
+@contextmanager
+def outside() -> Iterator[None]:
+    """That a file cannot be there is a matter of the place that was given, whatever the system says of it."""
+    try:
+        yield
+    except OSError as error:
+        raise mark_outside_cause(error) from None
+
+
+def _sync(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
 
 
 def _link(temporary: str, path: str) -> bool:
@@ -114,7 +136,7 @@ def _link(temporary: str, path: str) -> bool:
 def _sync_directory(directory: str) -> None:
     descriptor = os.open(directory, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        _sync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -24,6 +24,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from tatok_pipe import storage
 from tatok_pipe.commands.demo.server import S3Server
+from tatok_pipe.errors import has_outside_cause
 from tatok_pipe.storage import object_store, publish, retry
 
 from .race_checks import race
@@ -127,12 +128,44 @@ def test_a_write_that_the_kernel_cuts_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_mount_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EINVAL, errno.ENOTSUP])
+def test_a_mount_without_hard_links(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(source: str, target: str) -> None:
-        raise OSError(errno.EPERM, "Operation not permitted")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(publish.os, "link", refuse)
     check_publication(str(tmp_path / "out"), tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_mount_that_cannot_sync(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(publish.os, "fsync", refuse)
+    check_publication(str(tmp_path / "out"), tmp_path)
+
+
+def test_a_disk_that_fails_to_sync_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(publish.os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        storage.publish_bytes(b"x", str(tmp_path / "out/x"), exclusive=True)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("folder", ["/proc/nothing/out", "FILE/out"])
+def test_a_place_where_nothing_can_be_is_no_bug(folder: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    folder = folder.replace("FILE", str(tmp_path / "file"))
+    with pytest.raises(OSError) as caught:
+        storage.publish_bytes(b"x", f"{folder}/x", exclusive=True)
+    assert has_outside_cause(caught.value)
+    with pytest.raises(OSError) as caught:
+        storage.find_broken_promise(folder)
+    assert has_outside_cause(caught.value)
 
 
 def test_other_filesystems(probe: Any, tmp_path: Path) -> None:

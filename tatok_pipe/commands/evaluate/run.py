@@ -66,6 +66,10 @@ def run(config: EvaluateConfig, *, argv: list[str], summary: JobSummary) -> int:
     )  # fmt: skip
     outcome, stop = Outcome(), StopSignal()
     if todo:
+        if broken := storage.find_broken_promise(
+            url
+        ):  # raises where nothing can be written, before Ray starts
+            logger.warning("%s", broken)
         try:
             with stop:
                 _measure(config, EvaluateJob(plan, url), todo, stop, outcome)

@@ -63,6 +63,7 @@ def run(config: GenerateConfig, *, argv: list[str], summary: JobSummary) -> int:
     tokenizer = load_tokenizer(config.tokenizer, option="tokenizer")
     check_pair(generator, tokenizer, checkpoint=config.checkpoint, tokenizer_url=config.tokenizer)
     plan = make_plan(config, generator)
+    broken = storage.find_broken_promise(url)  # raises where nothing can be written, before Ray starts
     slots, precision = _settle_device(config, url)
     job = GenerateJob(
         generator=storage.canonical_url(config.checkpoint),
@@ -92,7 +93,7 @@ def run(config: GenerateConfig, *, argv: list[str], summary: JobSummary) -> int:
     )  # fmt: skip
     outcome, stop = Outcome(), StopSignal()
     if todo:
-        if broken := storage.find_broken_promise(url):
+        if broken:
             logger.warning("%s", broken)
         try:
             with stop:

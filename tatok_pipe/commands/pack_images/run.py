@@ -66,6 +66,8 @@ def run(config: PackImagesConfig, *, argv: list[str], summary: JobSummary) -> in
     job = PackJob(storage.openable_url(output_url), config.output.layout, config.input.limits, class_names)
     outcome, stop = _Outcome(), StopSignal()
     if todo:
+        if broken := storage.find_broken_promise(output_url):
+            logger.warning("%s", broken)
         try:
             with stop:
                 _pack(config, job, todo, stop, outcome)
