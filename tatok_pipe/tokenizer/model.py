@@ -215,14 +215,16 @@ class TaTok(nn.Module):
     @torch.no_grad()
     def cost(self, score: str, images: Tensor, encoded: Encoded, *, entropy: Tensor) -> Tensor:
         """What losing each patch costs, (B, N) float32, by one of `dtf.SCORES`: `entropy` as given, in nats; the
-        others as mean squared error of the patch, pixels in [0, 1]."""
+        others as mean squared error of the patch, pixels in [0, 1]. Raises ValueError for any other score."""
         if score == "entropy":
             return entropy
         if score == "gain":
             return encoded.gain
         if score == "drop_cost":
             return self.log_drop_cost(encoded).exp()
-        return self.synthesis_cost(images, encoded)
+        if score == "synthesis":
+            return self.synthesis_cost(images, encoded)
+        raise ValueError(f"score={score!r}: there is no such score")
 
     @torch.no_grad()
     def synthesis_cost(self, images: Tensor, encoded: Encoded) -> Tensor:
