@@ -21,11 +21,11 @@ def main() -> int:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in COMMANDS:
         del sys.argv[1]
-        _entry(name).leave_with()
+        find_entry(name).leave_with()
     if name in ("--help", "-h"):
         print("usage: tatok COMMAND [CONFIG.yaml] [key=value ...] [--flag ...]\n")
         for each in COMMANDS:
-            print(f"  {each:16} {_entry(each).summary}")
+            print(f"  {each:16} {find_entry(each).summary}")
         print(
             "\n`tatok COMMAND --help` shows its options; `python -m tatok_pipe.COMMAND` is the same command."
         )
@@ -36,7 +36,8 @@ def main() -> int:
     return EXIT_USAGE
 
 
-def _entry(name: str) -> Entry:
+def find_entry(name: str) -> Entry:
+    """The command of one of the names in COMMANDS."""
     return import_module(f"tatok_pipe.{name}").main
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tatok_pipe.__main__ import COMMANDS
-from tatok_pipe.runs.entry import Entry
+from tatok_pipe.__main__ import COMMANDS, find_entry
 from tests.test_walls import FLOORS
 from tools import reference
 
@@ -78,7 +77,7 @@ def test_the_reference_has_the_options_there_are() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_reference_is_what_help_says(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    entry: Entry = reference.entry(name)
+    entry = find_entry(name)
     with pytest.raises(SystemExit):
         entry(["--help"])
     assert f"## {name}\n\n```\n{capsys.readouterr().out}```\n" in reference.make_page()

@@ -118,10 +118,8 @@ def test_ray_is_a_matter_of_commands_and_its_runtime() -> None:
 
 @pytest.mark.parametrize("module", [*COMMANDS, "__main__"])
 def test_options_come_before_torch_ray_and_pyarrow(module: str) -> None:
-    heavy = ("torch", "ray", "pyarrow", "PIL", "scipy", "matplotlib")
-    code = f"import sys, tatok_pipe.{module}; print(*({heavy!r} & sys.modules.keys()))".replace(
-        f"{heavy!r}", f"set({heavy!r})"
-    )
+    heavy = {"torch", "ray", "pyarrow", "PIL", "scipy", "matplotlib"}
+    code = f"import sys, tatok_pipe.{module}; print(*({heavy} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from importlib import import_module
 from pathlib import Path
 
-from tatok_pipe.__main__ import COMMANDS
+from tatok_pipe.__main__ import COMMANDS, find_entry
 from tatok_pipe.config.help import format_help
 from tatok_pipe.config.schema import describe
-from tatok_pipe.runs.entry import Entry
 
 _INTRODUCTION = """# Reference
 
@@ -22,7 +20,7 @@ the options are for is in [guide.md](guide.md).
 
 def make_page() -> str:
     """The whole page: a section per command, in the order in which `python -m tatok_pipe` lists them."""
-    links = "\n".join(_item(f"[{name}](#{name}): {entry(name).summary}") for name in COMMANDS)
+    links = "\n".join(_item(f"[{name}](#{name}): {find_entry(name).summary}") for name in COMMANDS)
     return "\n".join([_INTRODUCTION, links, *(_section(name) for name in COMMANDS)]) + "\n"
 
 
@@ -31,7 +29,7 @@ def _item(text: str) -> str:
 
 
 def _section(name: str) -> str:
-    command = entry(name)
+    command = find_entry(name)
     text = format_help(
         describe(command.config_class),
         prog=f"tatok_pipe.{name}",
@@ -39,10 +37,6 @@ def _section(name: str) -> str:
         default_file=None,
     )
     return f"\n## {name}\n\n```\n{text}\n```"
-
-
-def entry(name: str) -> Entry:
-    return import_module(f"tatok_pipe.{name}").main
 
 
 def main() -> None:

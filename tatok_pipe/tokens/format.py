@@ -13,6 +13,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from types import TracebackType
@@ -23,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tatok_pipe import storage
-from tatok_pipe.errors import RefusedError, UserError
+from tatok_pipe.errors import RefusedError, UserError, has_outside_cause
 from tatok_pipe.images.shards import UnusableShard
 from tatok_pipe.records import Quarantined, TokenRecord
 from tatok_pipe.tokens.digest import ContentDigest
@@ -207,8 +208,8 @@ def to_records(table: pa.Table) -> list[TokenRecord]:
 
 def iter_records(url: str, *, spec: TokenSpec | None = None) -> Iterator[TokenRecord]:
     """The rows of a token shard in order, one row group in memory at a time. Raises RefusedError where it was made with
-    other settings than `spec`, UserError where it is no token shard."""
-    with open_shard(url) as file:
+    other settings than `spec`, UserError where it is no token shard, or cannot be read."""
+    with _damage_told(url), open_shard(url) as file:
         if spec is not None:
             check_settings(parse_footer(file.metadata, url), spec, url)
         for group in range(file.num_row_groups):
@@ -270,6 +271,22 @@ def parse_footer(footer: pq.FileMetaData, url: str) -> ShardMetadata:
         ) from error
 
 
+@contextmanager
+def _damage_told(url: str) -> Iterator[None]:
+    """A file that is not what it should be becomes a UserError of one line; a store or disk that fails stays what it
+    is, since it may be asked again."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, OSError) and (error.errno is not None or has_outside_cause(error)):
+            raise
+        text = " ".join(str(error).split())
+        raise UserError(
+            f"{storage.redact(url)}: cannot be read: {text}; `python -m tatok_pipe.inspect_tokens --verify` tells what "
+            "is wrong with its dataset"
+        ) from error
+
+
 def check_settings(footer: ShardMetadata, spec: TokenSpec, url: str) -> None:
     """Raise RefusedError where the token shard at `url` was made with other settings than its dataset's `spec`."""
     if footer.spec != spec and (differences := footer.spec.differences(spec)):
@@ -286,8 +303,8 @@ def write_quarantine(local_path: str | os.PathLike[str], rows: Sequence[Quaranti
 
 
 def read_quarantine(url: str) -> list[Quarantined]:
-    """The rows of a quarantine file, in source order."""
-    with open_shard(url) as file:
+    """The rows of a quarantine file, in source order. Raises UserError where it cannot be read."""
+    with _damage_told(url), open_shard(url) as file:
         return [Quarantined(**row) for row in file.read(range(file.num_row_groups)).to_pylist()]
 
 

@@ -101,7 +101,7 @@ def _too_large(size: int, name: str) -> str:
 
 def _read_footer(source: Seekable) -> Footer:
     """The footer as we read it: pyarrow's objects of a damaged one may end the process. Raises ValueError."""
-    size = source.seek(0, 2) or source.tell()
+    size = source.seek(0, 2)
     source.seek(max(0, size - _TRAILER_BYTES))
     trailer = source.read(_TRAILER_BYTES)
     length = int.from_bytes(trailer[:4], "little")
