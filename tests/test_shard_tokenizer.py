@@ -28,7 +28,8 @@ from tatok_pipe.images.shards import ShardLimits, read_samples
 from tatok_pipe.records import ImageSample
 from tatok_pipe.tokenizer.analysis import psnr
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer
-from tatok_pipe.tokenizer.options import SCORES, DTFConfig
+from tatok_pipe.tokenizer.options import DTFConfig
+from tatok_pipe.tokenizer.scores.table import SCORES
 from tatok_pipe.tokenizer.trainer import to_model_input
 from tatok_pipe.tokens.dataset import TokenDataset, commit_shard, create_or_check
 from tatok_pipe.tokens.verify import verify_dataset

@@ -20,8 +20,8 @@ from PIL import Image
 from tatok_pipe import train_tokenizer
 from tatok_pipe.commands.train_tokenizer import run as train_tokenizer_run
 from tatok_pipe.commands.train_tokenizer.options import TrainTokenizerConfig
-from tatok_pipe.commands.train_tokenizer.worker import load_images
 from tatok_pipe.config.load import load_config
+from tatok_pipe.encoding.panel import load_panel
 from tatok_pipe.runs.lease import LEASE, hold_output
 from tatok_pipe.runs.stop_signal import StopSignal
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer
@@ -127,7 +127,7 @@ def test_tensorboard_has_the_curves_and_pictures(arguments: list[str], straight:
     with Image.open(io.BytesIO(picture.encoded_image_string)) as panel:
         assert panel.size == (5 * 32, 3 * 32)
         pixels = np.asarray(panel)
-    (first, *_) = load_images([arguments[2].split("=")[1]], 32, 1)
+    (first, *_) = load_panel([arguments[2].split("=")[1]], 32, 1)
     assert np.array_equal(pixels[:32, :32], (first.permute(1, 2, 0) * 255).round().byte().numpy())
     assert not np.array_equal(pixels[:32, 32:64], pixels[:32, 128:])
 
@@ -226,7 +226,7 @@ def test_other_settings_in_the_same_output_are_one_line(
 
 def test_images_to_measure_on_come_from_every_shard(arguments: list[str]) -> None:
     shards = [arguments[1].split("=")[1].replace("*", str(number)) for number in range(2)]
-    both, first = load_images(shards, 32, 4), load_images(shards[:1], 32, 100)
+    both, first = load_panel(shards, 32, 4), load_panel(shards[:1], 32, 100)
     assert len(both) == 4 and len(first) == 6
     assert torch.equal(both[:2], first[:2]) and not torch.equal(both[2:], first[2:4])
 

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from tatok_pipe.report.inventory import Inventory
+from tatok_pipe.tokenizer.scores.base import NATS
+from tatok_pipe.tokenizer.scores.table import SCORES
 from tatok_pipe.tokens.spec import TokenSpec
 from tatok_pipe.tokens.statistics import ShardStatistics, perplexity, used_share
 
 PERCENTILES = (5, 25, 50, 75, 95)
 RATE_FORMULA = "K log2 V_g + M log2 V_p + log2 C(N, M) bits an image"
-_COST_UNITS = {"entropy": " nats"}  # by score; the others are mean squared errors, pixels in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,10 @@ def describe_filter(dtf: Mapping[str, Any]) -> str:
     if dtf["rule"] == "none":
         return "none: all patches are kept"
     floor = f"at least {count(dtf['min_patches'], 'patch', 'patches')}"
-    unit = {"top_k": " patches", "coverage": ""}.get(dtf["rule"], _COST_UNITS.get(dtf["score"], ""))
+    in_nats = dtf["score"] in SCORES and SCORES[dtf["score"]].unit == NATS
+    unit = {"top_k": " patches", "coverage": "", "proportional": ""}.get(
+        dtf["rule"], " nats" if in_nats else ""
+    )
     return f"{dtf['rule']} on {dtf['score']}, value {dtf['value']:.4g}{unit}, {floor}"
 
 

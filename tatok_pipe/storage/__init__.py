@@ -39,6 +39,7 @@ from tatok_pipe.storage.urls import (
     open_filesystem,
     openable_url,
     redact,
+    redact_argument,
     resolve_address,
     store_of,
 )
@@ -81,6 +82,7 @@ __all__ = [
     "read_bytes",
     "read_tail",
     "redact",
+    "redact_argument",
     "remove",
     "remove_folder",
     "resolve_address",

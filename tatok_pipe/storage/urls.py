@@ -46,6 +46,7 @@ _PLAIN_USER_INFO = r"[^/\s]*@"
 _USER_INFO_WITH_SLASH = r"(?!\[)[^/@\s:]*:(?!\d+(?:/|$))\S*@"
 _USER_INFO = re.compile(f"{_USER}(?:{_PLAIN_USER_INFO}|{_USER_INFO_WITH_SLASH})")
 # What is shown has rather too much hidden: an `@` of the path, too, where somebody is named before it.
+_OPTION = re.compile(r"[\w.]+=")
 _HIDDEN_USER_INFO = re.compile(f"{_USER}(?:{_USER_INFO_WITH_SLASH}|{_PLAIN_USER_INFO})")
 _PARAMETER = re.compile(r"([?&;#]([^=?&;#\s]+)=)[^&#\s]+")
 _SECRET_NAME = re.compile(
@@ -308,6 +309,12 @@ def redact(url: str) -> str:
         lambda match: f"{match[1]}***" if _is_secret(match[2]) else match[0],
         _HIDDEN_USER_INFO.sub("***@", hide_lists(url)),
     )
+
+
+def redact_argument(argument: str) -> str:
+    """An argument of a command, `option=value` or not, as it may stand in a file that others read."""
+    option = _OPTION.match(argument)
+    return option[0] + redact(argument[option.end() :]) if option else redact(argument)
 
 
 def _is_secret(name: str) -> bool:

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tatok_pipe.tokenizer.model import TaTok
-from tatok_pipe.tokenizer.options import SCORES
 from tatok_pipe.tokenizer.prior import entropy_nats, surprisal_nats
+from tatok_pipe.tokenizer.scores.table import SCORES
 
 # What a score has to beat: chance, two measures of the pixels alone, the loss measured once and not in rounds, and a
 # choice that does not look at the image.

@@ -11,7 +11,7 @@ from torch import Tensor
 from tatok_pipe.tokenizer.analysis import analyse
 from tatok_pipe.tokenizer.dtf import PERCENTILES, Filter, calibrate, keep_mask
 from tatok_pipe.tokenizer.model import TaTok
-from tatok_pipe.tokenizer.options import CALIBRATED_RULES
+from tatok_pipe.tokenizer.rules import CALIBRATED_RULES
 
 # Shares of patches that the rungs of a ladder keep on average.
 RUNGS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 0.95)

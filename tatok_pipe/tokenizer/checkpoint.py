@@ -65,6 +65,13 @@ def save_tokenizer(
     return mark
 
 
+def save_calibration(source: str, target: str, *, ladders: Ladders, training: dict[str, Any]) -> None:
+    """Write the checkpoint at `source`, a folder's URL or PACKAGED, to the folder `target`: its very weights, with
+    these ladders. Raises UserError where there is none, as `load_tokenizer`."""
+    description, tensors = FOLDER.read(packaged_folder() if source == PACKAGED else source)
+    FOLDER.write(target, tensors, description | {"ladders": ladders, "training": training})
+
+
 def load_tokenizer(
     url: str = PACKAGED, *, device: str | torch.device = "cpu", option: str = FOLDER.option
 ) -> Tokenizer:

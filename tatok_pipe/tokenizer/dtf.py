@@ -18,7 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tatok_pipe.tokenizer.options import CALIBRATED_RULES, SCORES, DTFConfig, check_value
+from tatok_pipe.tokenizer.options import DTFConfig
+from tatok_pipe.tokenizer.rules import CALIBRATED_RULES, RULES
+from tatok_pipe.tokenizer.scores.table import SCORES
 
 PERCENTILES = (
     "percentiles"  # beside the rules in a checkpoint's ladders: rungs [percent of patches, their cost]
@@ -38,42 +40,18 @@ class Filter:
     def __post_init__(self) -> None:
         if self.score not in SCORES:
             raise ValueError(f"score={self.score!r}: expected one of {', '.join(SCORES)}")
-        check_value(self.rule, self.value)
+        if self.rule not in RULES:
+            raise ValueError(f"rule={self.rule!r}: expected one of {', '.join(RULES)}")
+        RULES[self.rule].check(self.value)
 
 
 def keep_mask(cost: Tensor, filter: Filter) -> Tensor:
-    """Which patches stay: cost (B, N) finite floats to (B, N) bool.
-
-    - threshold: every patch with cost > value.
-    - budget: drops from the least important on while the running sum of dropped cost stays <= value.
-    - coverage: keeps from the most important on until the kept sum reaches value × the total of all costs above 0.
-    - top_k: the `value` most important ones.
-    - none: all.
-
-    Under every rule the `min_patches` most important ones stay.
-    """
-    num_patches = cost.shape[1]
+    """Which patches stay by one of `RULES`: cost (B, N) finite floats to (B, N) bool. Under every rule the
+    `min_patches` most important ones stay."""
     cost = cost.double()
-    if filter.rule == "none":
-        return torch.ones_like(cost, dtype=torch.bool)
     order = cost.argsort(dim=1, descending=True, stable=True)  # most important first
-    ranked = cost.gather(1, order)
-    rank = torch.arange(num_patches, device=cost.device).expand_as(order)
-    if filter.rule == "threshold":
-        keep = ranked > filter.value
-    elif filter.rule == "budget":
-        within = ranked.flip(1).cumsum(1) <= filter.value  # from the least important on
-        # A negative cost could bring the sum back under the budget: dropping has stopped by then.
-        keep = ~within.int().cummin(1).values.bool().flip(1)
-    elif filter.rule == "coverage":
-        worth = ranked.clamp_min(
-            0
-        )  # of a total that patches of negative cost lower, no share could be reached
-        before = worth.cumsum(1) - worth
-        keep = before < filter.value * worth.sum(1, keepdim=True)
-    else:
-        keep = rank < filter.value
-    keep = keep | (rank < filter.min_patches)
+    rank = torch.arange(cost.shape[1], device=cost.device).expand_as(order)
+    keep = RULES[filter.rule].keep(cost.gather(1, order), rank, filter.value) | (rank < filter.min_patches)
     return torch.zeros_like(keep).scatter_(1, order, keep)
 
 
@@ -85,17 +63,11 @@ def calibrate(cost: Tensor, *, rule: str, target_patches: float, min_patches: in
     """
     if rule not in CALIBRATED_RULES:
         raise ValueError(f"rule={rule!r}: only {', '.join(CALIBRATED_RULES)} have a value to calibrate")
-    high = {
-        "threshold": float(cost.max()),
-        "budget": float(cost.double().clamp_min(0).sum(1).max()),
-        "coverage": 1.0,
-    }[rule]
-    low = min(float(cost.min()), 0.0) if rule == "threshold" else 0.0
-    keeps_more_when_higher = rule == "coverage"
+    low, high = CALIBRATED_RULES[rule].reach(cost)
     for _ in range(40):
         middle = (low + high) / 2
         kept = keep_mask(cost, Filter(rule, middle, min_patches=min_patches)).sum(1).double().mean().item()
-        if (kept < target_patches) == keeps_more_when_higher:
+        if (kept < target_patches) == CALIBRATED_RULES[rule].keeps_more_when_higher:
             low = middle
         else:
             high = middle
@@ -147,7 +119,8 @@ def resolve(
     ladder = ladders.get(config.score, {}).get(config.rule if config.percentile is None else PERCENTILES)
     if not ladder:
         raise ValueError(
-            f"rule={config.rule}, score={config.score}: this checkpoint carries no calibration for them; give value"
+            f"rule={config.rule}, score={config.score}: this checkpoint carries no calibration for them; give value, "
+            "or a checkpoint that tatok_pipe.calibrate wrote"
         )
     if config.percentile is not None:
         try:

@@ -14,7 +14,8 @@ from tatok_pipe.tokenizer.analysis import CONTROLS, Analysis, analyse, decode, p
 from tatok_pipe.tokenizer.calibration import Ladders
 from tatok_pipe.tokenizer.dtf import Filter, calibrate, keep_mask, resolve
 from tatok_pipe.tokenizer.model import TaTok
-from tatok_pipe.tokenizer.options import SCORES, DTFConfig
+from tatok_pipe.tokenizer.options import DTFConfig
+from tatok_pipe.tokenizer.scores.table import SCORES
 
 KEEP_RATES = (0.75, 0.5, 0.25, 0.22)  # 0.22 of 256 are the paper's 56 tokens
 

@@ -59,7 +59,12 @@ def keep_masks(mix: Mix, cost_of: Callable[[str, Tensor], Tensor]) -> Tensor:
         if kind == "globals_only":
             keep[rows] = False
             continue
-        cost = mix.draw[rows] if kind == "random" else cost_of(kind, rows)
+        if kind == "random":
+            cost = mix.draw[rows]
+        elif kind == "prefix":
+            cost = -torch.arange(keep.shape[1], device=keep.device).expand_as(keep[rows])
+        else:
+            cost = cost_of(kind, rows)
         num_kept = (mix.keep_rate[rows] * keep.shape[1]).round()[:, None]
         keep[rows] = cost.argsort(dim=1, descending=True, stable=True).argsort(dim=1) < num_kept
     return keep

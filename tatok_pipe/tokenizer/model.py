@@ -19,15 +19,12 @@ from torch import Tensor, nn
 from tatok_pipe.tokenizer.dtf import Filter, keep_mask
 from tatok_pipe.tokenizer.linear import LinearCodec
 from tatok_pipe.tokenizer.networks import DecoderNetwork, DropCostHead, EncoderNetwork
-from tatok_pipe.tokenizer.options import (
-    TaTokConfig,
-)
+from tatok_pipe.tokenizer.options import TaTokConfig
 from tatok_pipe.tokenizer.prior import Prior, PriorOutput
 from tatok_pipe.tokenizer.quantizer import VQ, Quantized, build_quantizer
+from tatok_pipe.tokenizer.scores.table import SCORES
 from tatok_pipe.tokenizer.search import Neighbourhood, search_codes
 
-# Shares of the patches that are kept after each round of synthesis but the last, which takes the rest.
-SYNTHESIS_SHARES = (0.1, 0.25, 0.5)
 _SMALLEST_GAIN = 1e-6  # mean squared error, pixels in [0, 1]: 60 dB
 
 
@@ -213,45 +210,9 @@ class TaTok(nn.Module):
         return Tokens(global_codes, patch_codes, cost, keep_mask(cost, filter), entropy, mutual_information)
 
     @torch.no_grad()
-    def cost(self, score: str, images: Tensor, encoded: Encoded, *, entropy: Tensor) -> Tensor:
-        """What losing each patch costs, (B, N) float32, by one of `dtf.SCORES`: `entropy` as given, in nats; the
-        others as mean squared error of the patch, pixels in [0, 1]. Raises ValueError for any other score."""
-        if score == "entropy":
-            return entropy
-        if score == "gain":
-            return encoded.gain
-        if score == "drop_cost":
-            return self.log_drop_cost(encoded).exp()
-        if score == "synthesis":
-            return self.synthesis_cost(images, encoded)
-        raise ValueError(f"score={score!r}: there is no such score")
-
-    @torch.no_grad()
-    def synthesis_cost(self, images: Tensor, encoded: Encoded) -> Tensor:
-        """Analysis by synthesis, (B, N) float32 mean squared error: what each patch adds to the picture.
-
-        The picture is decoded from the globals alone, then from the globals and the patches whose error falls most by
-        being kept, and so on, in rounds up to the shares of `SYNTHESIS_SHARES`. What the errors of the chosen patches
-        fell by, in descending order, are the costs of the patches in the order in which they were chosen, so that every
-        rule of filtering keeps that order.
-        """
-        num_patches = self.config.num_patches
-        best = self.patch_error(images, encoded, torch.ones_like(encoded.patches.codes, dtype=torch.bool))
-        keep = torch.zeros_like(best, dtype=torch.bool)
-        order: list[Tensor] = []
-        gains: list[Tensor] = []
-        num_kept = 0
-        for share in (*SYNTHESIS_SHARES, 1.0):
-            gain = self.patch_error(images, encoded, keep) - best  # (B, N)
-            ranked = gain.masked_fill(keep, -torch.inf).argsort(dim=1, descending=True, stable=True)
-            num_chosen = max(1, round(share * num_patches)) - num_kept
-            chosen = ranked[:, :num_chosen]
-            order.append(chosen)
-            gains.append(gain.gather(1, chosen))
-            keep = keep.scatter(1, chosen, True)
-            num_kept += num_chosen
-        values = torch.cat(gains, dim=1).sort(dim=1, descending=True).values
-        return torch.zeros_like(best).scatter(1, torch.cat(order, dim=1), values)
+    def cost(self, score: str, images: Tensor, encoded: Encoded, *, entropy: Tensor | None = None) -> Tensor:
+        """What losing each patch costs, (B, N) float32, by one of `SCORES`, in its unit; see `Score.measure`."""
+        return SCORES[score].measure(self, images, encoded, entropy=entropy)
 
     def patch_error(self, images: Tensor, encoded: Encoded, keep: Tensor) -> Tensor:
         """Mean squared error of each patch, (B, N) float32, when the patches in `keep` are decoded."""

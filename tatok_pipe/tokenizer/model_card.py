@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+from tatok_pipe import storage
 from tatok_pipe.tokenizer.analysis import CONTROLS
-from tatok_pipe.tokenizer.options import SCORES, TaTokConfig
+from tatok_pipe.tokenizer.model import TaTok
+from tatok_pipe.tokenizer.options import TaTokConfig
+from tatok_pipe.tokenizer.scores.table import SCORES
 from tatok_pipe.training.settings import show_changes
+
+CARD_FILE = "README.md"
+
+
+def publish_card(url: str, model: TaTok, training: dict[str, Any], *, fingerprint: str) -> None:
+    """Write the card into a checkpoint's folder."""
+    num_weights = sum(parameter.numel() for parameter in model.parameters())
+    card = model_card(model.config, training, fingerprint=fingerprint, num_weights=num_weights)
+    storage.publish_bytes(card.encode(), storage.join(url, CARD_FILE), exclusive=False)
 
 
 def model_card(config: TaTokConfig, training: dict[str, Any], *, fingerprint: str, num_weights: int) -> str:
@@ -34,7 +46,7 @@ def model_card(config: TaTokConfig, training: dict[str, Any], *, fingerprint: st
             f"- from step {change['step']} on with {show_changes(change['settings'])}"
             for change in training.get("changes", [])
         ),
-        f"- filters calibrated on {training['calibration_images']} training images",
+        *_calibration(training),
         "",
         f"## On {figures['num_images']} held-out images",
         "",
@@ -70,6 +82,16 @@ def model_card(config: TaTokConfig, training: dict[str, Any], *, fingerprint: st
         "",
     ]
     return "\n".join(lines)
+
+
+def _calibration(training: dict[str, Any]) -> list[str]:
+    images = training["calibration_images"]
+    if "calibration_command" not in training:
+        return [f"- filters calibrated on {images} training images"]
+    lines = [f"- filters calibrated again, on {images} images, by `{training['calibration_command']}`"]
+    if not training["is_measured_again"]:
+        lines.append("- figures below are of the training, with the filters of that time")
+    return lines
 
 
 def _mean(mean: float, std: float | None) -> str:

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 
 from tatok_pipe.config.options import check_choices, option, section
+from tatok_pipe.tokenizer.rules import RULES
+from tatok_pipe.tokenizer.scores.table import SCORES
 
 
 @dataclass(frozen=True)
@@ -166,13 +168,10 @@ class TaTokConfig:
         return self.grid_side**2
 
 
-RULES = ("threshold", "budget", "coverage", "top_k", "none")
-
-
-SCORES = ("gain", "drop_cost", "entropy", "synthesis")
-
-
-CALIBRATED_RULES = ("threshold", "budget", "coverage")
+_UNITS_HELP = "costs being " + ", or ".join(
+    f"{unit} with {' and '.join(score.name for score in SCORES.values() if score.unit == unit)}"
+    for unit in dict.fromkeys(score.unit for score in SCORES.values())
+)
 
 
 @dataclass(frozen=True)
@@ -181,16 +180,13 @@ class DTFConfig:
 
     rule: str = option(
         "threshold",
-        choices=RULES,
-        help="threshold: cost > value, one value for the corpus; budget: drop at most that cost an image; coverage: "
-        "keep that share of the total cost; top_k: a fixed count; none: keep all",
+        choices=tuple(RULES),
+        help="; ".join(f"{rule.name}: {rule.help}" for rule in RULES.values()),
     )
     score: str = option(
         "gain",
-        choices=SCORES,
-        help="what losing a patch costs: what its codeword alone takes off its error; that of the decoded picture as a "
-        "head predicts it; its conditional entropy, as in the paper; or measured, by decoding in rounds, at the price "
-        "of five decoder passes",
+        choices=tuple(SCORES),
+        help=f"what losing a patch costs; {'; '.join(f'{score.name}: {score.help}' for score in SCORES.values())}",
     )
     target_tokens: float | None = option(
         None,
@@ -204,8 +200,9 @@ class DTFConfig:
     )
     value: float | None = option(
         None,
-        help="threshold tau, budget epsilon (both nats with entropy, else mean squared error of a patch, pixels in "
-        "[0, 1]), coverage share (0 to 1) or k (patches); null: taken from the checkpoint's calibration",
+        help="the rule's number ("
+        + "; ".join(f"{rule.name}: {rule.value_help}" for rule in RULES.values() if rule.value_help)
+        + f"), {_UNITS_HELP}; null: taken from the checkpoint's calibration",
         unit="by rule and score",
     )
     min_patches: int = option(1, help="patches that an image keeps whatever the rule says", unit="patches")
@@ -225,19 +222,7 @@ class DTFConfig:
                 f"percentile={self.percentile}, rule={self.rule}: expected rule=threshold; give target_tokens or value"
             )
         if self.value is not None:
-            check_value(self.rule, self.value)
-
-
-def check_value(rule: str, value: float) -> None:
-    """Raise ValueError where `value` cannot belong to `rule`."""
-    if value != value:
-        raise ValueError(f"value={value}: expected a number")
-    if rule == "coverage" and not 0 <= value <= 1:
-        raise ValueError(f"value={value}: coverage expects a share between 0 and 1")
-    if rule == "top_k" and (value < 0 or value != int(value)):
-        raise ValueError(f"value={value}: top_k expects a whole number of patches")
-    if rule == "budget" and value < 0:
-        raise ValueError(f"value={value}: budget expects 0 or more")
+            RULES[self.rule].check(self.value)
 
 
 PACKAGED = "packaged"  # the checkpoint name of the tokenizer that comes with the package

@@ -133,7 +133,7 @@ class TrainingGraph(nn.Module):
                 return encoded.gain[rows] * (_GAIN_NOISE + mix.draw[rows])
             some = encoded.rows(rows)
             if kind == "synthesis":
-                synthesis.append(model.synthesis_cost(images[rows], some))
+                synthesis.append(model.cost("synthesis", images[rows], some))
                 return synthesis[0]
             if prior is not None:
                 return entropy_nats(prior.patch_logits[rows])

@@ -43,6 +43,11 @@ class MixConfig:
         0.06, help="kept by chance, keep rate uniform over 0 to 1; what the drop-cost head learns from",
         unit="share of batch",
     )  # fmt: skip
+    prefix: float = option(
+        0.0,
+        help="kept by place, the first ones in raster order, keep rate uniform over 0 to 1 (nested dropout)",
+        unit="share of batch",
+    )
     globals_only: float = option(
         0.06, help="without patches, so that globals carry what patches share", unit="share of batch"
     )

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from tatok_pipe import storage
-from tatok_pipe.commands.train_tokenizer.worker import load_images
 from tatok_pipe.encoding.image_input import find_image_shards
+from tatok_pipe.encoding.panel import load_panel
 from tatok_pipe.images.stream import TrainingImages
 from tatok_pipe.runs.job import run_entry
 from tatok_pipe.tokenizer.analysis import Analysis, analyse, decode, psnr
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
     held_out = [
         storage.canonical_url(shard.url) for shard in find_image_shards(options.held_out, option="--held-out")
     ]
-    images = load_images(held_out, 64, 10_000)
+    images = load_panel(held_out, 64, 10_000)
     curves = {}
     for weight in WEIGHTS:
         start = time.monotonic()

@@ -19,23 +19,32 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from tatok_pipe.tokenizer.training_options import DecoderMixConfig
 from tests.benchmarks.tokenizer import table
 
 SCORE = "gain"
+PREFIX = "prefix (nested dropout)"
 FILE = "tokenizer/tokenizer.json"
 _ALL_KEPT = [
     f"training.decoder_mix.{kind}=0"
-    for kind in ("gain", "drop_cost", "entropy", "synthesis", "random", "globals_only")
+    for kind in ("gain", "drop_cost", "entropy", "synthesis", "random", "prefix", "globals_only")
 ]
 
 
 def variants(training: dict[str, Any]) -> dict[str, list[str]]:
     """Names and the options in which they differ from the config, given its section `training`. The first is what the
     others are compared with."""
+    mix = DecoderMixConfig()
     return {
         "recipe": [],
         "trained with all patches kept": _ALL_KEPT,
         "patches alone": [*_ALL_KEPT, "model.num_globals=0"],
+        # As tokenizers of one dimension do it: the masks of the recipe's scores are prefixes, in training and after.
+        PREFIX: [
+            "training.decoder_mix.gain=0",
+            "training.decoder_mix.synthesis=0",
+            f"training.decoder_mix.prefix={mix.gain + mix.synthesis:g}",
+        ],
         # It has as many steps of joint training before the decoder's own.
         "random start": [
             "training.start=random",
@@ -73,14 +82,15 @@ def main(argv: list[str]) -> int:
             cards.append(json.loads((output / FILE).read_text())["training"]["held_out"])
         kept = [f"{row['kept_share']:.0%}" for row in cards[0]["filtered"]]
         header = [f"held-out PSNR, dB; patches kept by `{SCORE}`", "all", *kept, "none"]
-        rows.append([name, *cells([figures(card) for card in cards])])
+        score = "prefix" if name == PREFIX else SCORE
+        rows.append([name, *cells([figures(card, score) for card in cards])])
     print(table(header, rows))
     return 0
 
 
-def figures(held_out: dict[str, Any]) -> list[float]:
+def figures(held_out: dict[str, Any], score: str) -> list[float]:
     """Of one training, as `header` names them."""
-    kept = [row["psnr"][SCORE] for row in held_out["filtered"]]
+    kept = [row["psnr"][score] for row in held_out["filtered"]]
     return [held_out["psnr_none"], *kept, held_out["psnr_globals_only"]]
 
 

@@ -41,14 +41,14 @@ from tatok_pipe.tokenizer.analysis import CONTROLS, Analysis, analyse, decode, p
 from tatok_pipe.tokenizer.checkpoint import Tokenizer, load_tokenizer
 from tatok_pipe.tokenizer.dtf import Filter, calibrate, keep_mask
 from tatok_pipe.tokenizer.heldout import KEEP_RATES
-from tatok_pipe.tokenizer.options import PACKAGED, SCORES, DTFConfig
+from tatok_pipe.tokenizer.options import PACKAGED, DTFConfig
 from tatok_pipe.tokenizer.perceptual import build_perceptual
 from tatok_pipe.tokenizer.prior import entropy_nats, surprisal_nats
+from tatok_pipe.tokenizer.scores.table import SCORES
 
 NAMES = (*SCORES, *CONTROLS)
 TOLD = {
-    "gain": "`gain`", "drop_cost": "`drop_cost`", "entropy": "`entropy` (the paper's)", "synthesis": "`synthesis`",
-    "random": "random",
+    **{name: f"`{name}`" for name in SCORES}, "entropy": "`entropy` (the paper's)", "random": "random",
     "variance": "lowest variance", "neighbours": "error to the neighbours' mean", "one_shot": "one-shot oracle",
     "prefix": "fixed prefix",
 }  # fmt: skip
@@ -246,13 +246,7 @@ class Report:
 
         def with_score(name: str) -> Callable[[], None]:
             def run() -> None:
-                encoded = model.encode(batch)
-                entropy = encoded.features.new_zeros(())
-                if name == "entropy":
-                    entropy = entropy_nats(
-                        model.predict(encoded.globals.codes, encoded.patches.codes).patch_logits
-                    )
-                model.cost(name, batch, encoded, entropy=entropy)
+                model.cost(name, batch, model.encode(batch))
 
             return run
 
@@ -269,36 +263,37 @@ class Report:
 
     def thresholds(self) -> str:
         rows = []
-        for name in SCORES:
+        for rule, name in [*(("threshold", name) for name in SCORES), ("proportional", DTFConfig().score)]:
             cost = self.found.costs[name]
             for rate in KEEP_RATES:
                 kept = round(rate * self.num_patches)
-                value = calibrate(cost, rule="threshold", target_patches=kept, min_patches=1)
+                value = calibrate(cost, rule=rule, target_patches=kept, min_patches=1)
                 masks = {
-                    "threshold": keep_mask(cost, Filter("threshold", value)),
+                    rule: keep_mask(cost, Filter(rule, value)),
                     "count": keep_mask(cost, Filter("top_k", kept)),
                 }
-                got = {rule: self.quality(mask)[0] for rule, mask in masks.items()}
-                tokens = self.num_globals + masks["threshold"].sum(1).double()
+                got = {each: self.quality(mask)[0] for each, mask in masks.items()}
+                tokens = self.num_globals + masks[rule].sum(1).double()
                 rows.append(
                     [
-                        TOLD[name],
+                        f"{rule}, {TOLD[name]}",
                         f"{self.num_globals + kept}",
                         f"{tokens.mean():.1f} ± {tokens.std():.1f}",
-                        f"{got['threshold'].mean():.2f} ({difference(got['threshold'], got['count'], 2)})",
-                        f"{pooled(got['threshold']):.2f} ({pooled(got['threshold']) - pooled(got['count']):+.2f})",
-                        f"{worst_decile(got['threshold']):.2f} "
-                        f"({worst_decile(got['threshold']) - worst_decile(got['count']):+.2f})",
+                        f"{got[rule].mean():.2f} ({difference(got[rule], got['count'], 2)})",
+                        f"{pooled(got[rule]):.2f} ({pooled(got[rule]) - pooled(got['count']):+.2f})",
+                        f"{worst_decile(got[rule]):.2f} "
+                        f"({worst_decile(got[rule]) - worst_decile(got['count']):+.2f})",
                     ]
                 )
         header = [
-            "score", "tokens asked", "tokens, mean ± std", "mean PSNR (to fixed count)",
+            "rule and score", "tokens asked", "tokens, mean ± std", "mean PSNR (to fixed count)",
             "PSNR of the mean squared error", "worst tenth",
         ]  # fmt: skip
         return (
-            "One threshold for all images against the same count in every image, at equal mean tokens. A threshold on "
+            "One value for all images against the same count in every image, at equal mean tokens. A threshold on "
             "squared error serves the squared error of all images together, and those that are worst off; the mean of "
-            "PSNR, a logarithm, counts a decibel of an easy image as much:\n\n" + table(header, rows)
+            "PSNR, a logarithm, counts a decibel of an easy image as much. `proportional` shares out tokens as InfoTok "
+            "does:\n\n" + table(header, rows)
         )
 
     def globals(self, baseline: Tokenizer | None) -> str:

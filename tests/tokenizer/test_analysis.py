@@ -9,8 +9,9 @@ from torch import Tensor
 from tatok_pipe.tokenizer.analysis import CONTROLS, analyse, decode, neighbour_error, psnr
 from tatok_pipe.tokenizer.calibration import PERCENTS, calibrate_ladders, ladders_of
 from tatok_pipe.tokenizer.dtf import PERCENTILES, Filter, keep_mask
-from tatok_pipe.tokenizer.model import SYNTHESIS_SHARES, TaTok
-from tatok_pipe.tokenizer.options import SCORES
+from tatok_pipe.tokenizer.model import TaTok
+from tatok_pipe.tokenizer.scores.synthesis import SYNTHESIS_SHARES
+from tatok_pipe.tokenizer.scores.table import SCORES
 
 
 def errors(model: TaTok, images: Tensor, keep: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tatok_pipe.tokenizer.dtf import PERCENTILES, Filter, calibrate, interpolate, keep_mask, resolve
-from tatok_pipe.tokenizer.options import CALIBRATED_RULES, RULES, DTFConfig
+from tatok_pipe.tokenizer.options import DTFConfig
+from tatok_pipe.tokenizer.rules import CALIBRATED_RULES, RULES
 
 # Few distinct values, so that ties are common.
 TIED = st.sampled_from([0.0, 0.25, 0.5, 1.0, 1.5, 3.0])
@@ -44,6 +45,12 @@ def oracle(cost: list[float], filter: Filter) -> list[bool]:
             if not running - cost[i] < filter.value * total:
                 break
             kept.add(i)
+    elif filter.rule == "proportional":
+        # Summed in the order of importance, as above.
+        total = 0.0
+        for i in by_importance:
+            total += cost[i]
+        kept = set(by_importance[: round(filter.value * total)])
     elif filter.rule == "top_k":
         kept = set(by_importance[: int(filter.value)])
     kept |= set(by_importance[: filter.min_patches])
@@ -54,11 +61,12 @@ def oracle(cost: list[float], filter: Filter) -> list[bool]:
 def batches(draw: st.DrawFn) -> tuple[list[list[float]], Filter]:
     num_patches = draw(st.integers(1, 24))
     rows = draw(st.lists(st.lists(COSTS, min_size=num_patches, max_size=num_patches), min_size=1, max_size=4))
-    rule = draw(st.sampled_from(RULES))
+    rule = draw(st.sampled_from(list(RULES)))
     value = {
         "threshold": st.one_of(TIED, st.floats(-1, 21)),
         "budget": st.one_of(TIED, st.floats(0, 100)),
         "coverage": st.one_of(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.floats(0, 1)),
+        "proportional": st.floats(0, 30),
         "top_k": st.integers(0, 30).map(float),
         "none": st.just(0.0),
     }[rule]
@@ -95,6 +103,9 @@ WORKED = torch.tensor([[0.5, 2.0, 0.5, 1.0]])
         ("coverage", 0.5, [False, True, False, False]),  # 2 of 4 nats is half already
         ("coverage", 0.51, [False, True, False, True]),
         ("coverage", 0.8, [True, True, False, True]),
+        ("proportional", 0.5, [False, True, False, True]),  # half a patch a unit of the total, 4
+        ("proportional", 0.8, [True, True, False, True]),  # 3.2
+        ("proportional", 100.0, [True, True, True, True]),
         ("top_k", 3.0, [True, True, False, True]),
         ("none", 0.0, [True, True, True, True]),
     ],
@@ -105,7 +116,7 @@ def test_worked_examples(rule: str, value: float, expected: list[bool]) -> None:
 
 def test_a_flat_image_keeps_the_floor_only() -> None:
     flat = torch.zeros(1, 16)
-    for rule, value in (("threshold", 0.0), ("budget", 0.0), ("coverage", 1.0)):
+    for rule, value in (("threshold", 0.0), ("budget", 0.0), ("coverage", 1.0), ("proportional", 9.0)):
         assert keep_mask(flat, Filter(rule, value, min_patches=2)).sum() == 2
 
 
@@ -172,6 +183,7 @@ def test_resolve_takes_the_value_or_the_ladder() -> None:
         {"percentile": 50, "rule": "budget"},
         {"rule": "coverage", "value": 1.5},
         {"rule": "budget", "value": -1.0},
+        {"rule": "proportional", "value": -1.0},
         {"rule": "top_k", "value": 2.5},
         {"value": float("nan")},
         {"min_patches": -1},

@@ -64,7 +64,7 @@ def run(config: TrainArConfig, *, argv: list[str], summary: JobSummary) -> int:
     output_url = storage.canonical_url(config.output.url)
     _check_earlier(output_url, config, dataset.spec, num_steps=num_steps)
     split = _survey(config, dataset)
-    command = " ".join(["python -m tatok_pipe.train_ar", *map(storage.redact, argv)])
+    command = " ".join(["python -m tatok_pipe.train_ar", *map(storage.redact_argument, argv)])
     run = GeneratorRun(
         config=to_dict(config)
         | {"input": to_dict(config)["input"] | {"url": storage.canonical_url(config.input.url)}},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 
 import torch
@@ -27,7 +26,6 @@ from tatok_pipe.tokenizer.training_cost import estimate_training_cost
 logger = logging.getLogger("tatok_pipe.train_tokenizer")
 
 _IMAGES_PER_PART = 100  # of a folder; workers share out its parts
-_OPTION = re.compile(r"[\w.]+=")
 
 
 def run(config: TrainTokenizerConfig, *, argv: list[str], summary: JobSummary) -> int:
@@ -57,7 +55,7 @@ def run(config: TrainTokenizerConfig, *, argv: list[str], summary: JobSummary) -
             f"workers.count={config.workers.count}: expected at most one worker an image shard, "
             f"input.shards={storage.redact(config.input.shards)} has {len(train_shards)}"
         )
-    command = " ".join(["python -m tatok_pipe.train_tokenizer", *map(_redact_argument, argv)])
+    command = " ".join(["python -m tatok_pipe.train_tokenizer", *map(storage.redact_argument, argv)])
     run = TokenizerRun(to_dict(config), train_shards, held_out, output_url, command)
     if config.dry_run:
         _start(config, num_shards=len(train_shards))
@@ -138,9 +136,3 @@ def _show(config: TrainTokenizerConfig, *, num_shards: int) -> None:
         " + ".join(f"{getattr(training, f'{stage}_steps')} {stage}" for stage in training.stages) + " steps",
         training.batch_size, num_shards, count, device.type, training.precision_on(device),
     )  # fmt: skip
-
-
-def _redact_argument(argument: str) -> str:
-    """An argument as it may stand in a model card, without the credentials of a URL."""
-    option = _OPTION.match(argument)
-    return option[0] + storage.redact(argument[option.end() :]) if option else storage.redact(argument)

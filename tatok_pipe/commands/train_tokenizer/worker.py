@@ -8,7 +8,7 @@ import logging
 import os
 import tempfile
 import time
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,11 @@ from torch.nn.parallel import DistributedDataParallel
 from tatok_pipe import storage
 from tatok_pipe.commands.train_tokenizer.options import TrainTokenizerConfig
 from tatok_pipe.config.load import from_dict, to_dict
+from tatok_pipe.encoding.panel import load_panel
 from tatok_pipe.errors import UserError
-from tatok_pipe.images.decode import DecodeError, decode_image
-from tatok_pipe.images.limits import IMAGES_ONLY
-from tatok_pipe.images.options import PreprocessConfig
-from tatok_pipe.images.shards import ShardError
-from tatok_pipe.images.source import open_samples, shard_info
 from tatok_pipe.images.stream import TrainingImages
 from tatok_pipe.ray_runtime.metrics import TrainingMetrics
 from tatok_pipe.ray_runtime.training import FIRST_LINE_S, Driver
-from tatok_pipe.records import ImageSample
 from tatok_pipe.runs.progress import format_duration
 from tatok_pipe.seeds import hash_seed
 from tatok_pipe.storage.json_types import to_json_types
@@ -41,7 +36,7 @@ from tatok_pipe.tokenizer.checkpoint import save_tokenizer
 from tatok_pipe.tokenizer.closed_form import fit_closed_form
 from tatok_pipe.tokenizer.heldout import measure
 from tatok_pipe.tokenizer.model import TaTok
-from tatok_pipe.tokenizer.model_card import model_card
+from tatok_pipe.tokenizer.model_card import publish_card
 from tatok_pipe.tokenizer.trainer import TokenizerTrainer, to_model_input
 from tatok_pipe.tokenizer.training_log import PATIENCE_STEPS, TrainingCurves, look
 from tatok_pipe.tokenizer.training_options import STAGES
@@ -117,7 +112,7 @@ class _Worker:
             self._board = TensorBoard(
                 storage.join(run.output_url, "tensorboard"), first_step=self.trainer.num_steps_done
             )
-            self._panel = load_images(
+            self._panel = load_panel(
                 run.held_out_shards, config.model.image_size, config.validation.panel_images
             ).to(self.device)
         is_done = self._train()
@@ -379,8 +374,8 @@ class _Worker:
                 }
             )
         size, max_images = config.model.image_size, config.validation.max_images
-        calibration = load_images(run.train_shards, size, max_images)
-        held_out = load_images(run.held_out_shards, size, max_images)
+        calibration = load_panel(run.train_shards, size, max_images)
+        held_out = load_panel(run.held_out_shards, size, max_images)
         logger.info("calibrating on %d images, measuring on %d", len(calibration), len(held_out))
         with torch.compiler.set_stance("force_eager"):
             ladders = calibrate_ladders(model, calibration.to(self.device))
@@ -404,9 +399,7 @@ class _Worker:
         }
         url = storage.join(run.output_url, "tokenizer")
         mark = save_tokenizer(url, model, ladders=ladders, training=training, half=config.output.half)
-        num_weights = sum(parameter.numel() for parameter in model.parameters())
-        card = model_card(config.model, training, fingerprint=mark, num_weights=num_weights)
-        storage.publish_bytes(card.encode(), storage.join(url, "README.md"), exclusive=False)
+        publish_card(url, model, training, fingerprint=mark)
 
 
 def _list_settings(config: dict[str, Any]) -> dict[str, Any]:
@@ -417,31 +410,3 @@ def _list_settings(config: dict[str, Any]) -> dict[str, Any]:
         parts,
         without=("training.microbatch_size", "training.compile", "training.start_crops", "input.shards"),
     )
-
-
-def load_images(shards: list[str], image_size: int, max_images: int) -> torch.Tensor:
-    """The first readable images of every shard, as many of each as `max_images` in all ask for: centre crops
-    (M, 3, S, S) float32 in [0, 1].
-
-    Raises UserError where there is none.
-    """
-    crops: list[torch.Tensor] = []
-    preprocess = PreprocessConfig(image_size=image_size)
-    per_shard = -(-max_images // len(shards))
-    for url in shards:
-        limit = min(max_images, len(crops) + per_shard)
-        try:
-            with open_samples(url, info=shard_info(url), limits=IMAGES_ONLY) as samples:
-                for sample in samples:
-                    if isinstance(sample, ImageSample):
-                        with suppress(DecodeError):
-                            crops.append(torch.from_numpy(decode_image(sample.image, preprocess)[0].copy()))
-                    if len(crops) == limit:
-                        break
-        except ShardError as error:
-            raise UserError(str(error)) from error
-        if len(crops) == max_images:
-            break
-    if not crops:
-        raise UserError(f"{storage.redact(shards[0])} and {len(shards) - 1} more: no readable image")
-    return to_model_input(torch.stack(crops).numpy(), "cpu")

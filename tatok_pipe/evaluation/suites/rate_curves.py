@@ -24,11 +24,12 @@ from tatok_pipe.evaluation.plan import EvaluationPlan
 from tatok_pipe.evaluation.statistics import Interval, bootstrap_mean
 from tatok_pipe.evaluation.suites.base import TEXTBOOK, TEXTBOOK_NOTE, Row, column, textbook_quality
 from tatok_pipe.tokenizer.analysis import CONTROLS
-from tatok_pipe.tokenizer.options import SCORES
+from tatok_pipe.tokenizer.scores.table import SCORES
 
 CURVES = (*SCORES, *CONTROLS)  # what chooses the patches that are kept
-# Rules whose value is one for all images, with the score that they go by; `budget` on `entropy` is the paper's.
-SWEEPS = (*(("threshold", score) for score in SCORES), ("budget", "entropy"))
+# Rules whose value is one for all images, with the score that they go by; `budget` on `entropy` is the paper's, and
+# `proportional` is how InfoTok shares out tokens.
+SWEEPS = (*(("threshold", score) for score in SCORES), ("proportional", "gain"), ("budget", "entropy"))
 _SHARES = (0.1, 0.22, 0.35, 0.5, 0.75)  # of the patches; 0.22 of 256 are the paper's 56 tokens
 _PERCEPTUAL_SHARES = (0.1, 0.22, 0.5)  # as dear as a decoder pass, so not at all of them
 _VERDICT_SHARES = (0.5, 0.22)
@@ -98,6 +99,7 @@ class Curves:
                 if (point.score == self._plan.filter.score or point.rule == "budget")
                 and point.target in self._verdict_counts
             ]
+            + self._not_measured()
         )
 
     def figures(self) -> list[Figure]:
@@ -182,6 +184,15 @@ class Curves:
             f"{_label(self._plan.filter.score)} is {_show(self._mean(ours - textbook))} over it ({self._n})."
         )
 
+    def _not_measured(self) -> list[str]:
+        missing = [f"{rule} on {score}" for rule, score in SWEEPS if (rule, score) not in self._known]
+        if not missing:
+            return []
+        return [
+            "Not measured, as the tokenizer is not calibrated for it (tatok_pipe.calibrate does that): "
+            f"{', '.join(missing)}."
+        ]
+
     def _judge(self, point: SweepPoint) -> str:
         gains = "; ".join(f"{name} {_show(gain)}, {_word(gain)}" for name, gain in point.gains.items())
         tokens = point.kept.mean() + self._num_globals
@@ -206,7 +217,12 @@ class Curves:
 
     @cached_property
     def _sweeps(self) -> list[SweepPoint]:
-        return [self._sweep(rule, score, count) for rule, score in SWEEPS for count in self._counts]
+        return [self._sweep(rule, score, count) for rule, score in self._known for count in self._counts]
+
+    @property
+    def _known(self) -> list[tuple[str, str]]:
+        """Those of `SWEEPS` that the checkpoint is calibrated for, which were measured."""
+        return [sweep for sweep in SWEEPS if cell("value", *sweep, self._counts[0]) in self._rows[0]]
 
     def _sweep(self, rule: str, score: str, target: int) -> SweepPoint:
         kept, bits, ours, value = (
@@ -335,7 +351,7 @@ class Curves:
         for score in dict.fromkeys((self._plan.filter.score, "entropy")):
             fixed = [float(self._top_k("psnr", score, count).mean()) for count in self._counts]
             series.append(Series(f"fixed count, {score}", self._tokens(self._counts), fixed))
-            for rule in ("threshold", "budget"):
+            for rule in dict.fromkeys(rule for rule, _ in SWEEPS):
                 if points := [each for each in self._sweeps if (each.rule, each.score) == (rule, score)]:
                     x = [float(point.kept.mean()) + self._num_globals for point in points]
                     y = [float(point.psnr.mean()) for point in points]

@@ -103,7 +103,9 @@ def _measure_batch(pictures: Sequence[Picture], images: Tensor, random: Tensor, 
             keep = keep_mask(costs[name], Filter("top_k", count))
             measure(keep, f"top_k {name} {count}", with_perceptual=count in perceptual_counts(num_patches))
         for rule, score in SWEEPS:
-            value = _value(rule, score, count, bench)
+            if not (ladder := bench.tokenizer.ladders.get(score, {}).get(rule)):
+                continue
+            value = _value(ladder, count)
             keep = keep_mask(costs[score], Filter(rule, value, score, plan.filter.min_patches))
             place = f"{rule} {score} {count}"
             measure(keep, place, with_perceptual=False)
@@ -158,15 +160,8 @@ def _put_filtered(put: Put, decoded: Tensor, images: Tensor, keep: Tensor, cost:
     put("costs", cost)
 
 
-def _value(rule: str, score: str, count: int, bench: Bench) -> float:
+def _value(ladder: list[list[float]], count: int) -> float:
     """What the checkpoint's calibration holds for a mean of `count` patches; where the costs of its training images
     were too much alike to reach that, the end of its ladder."""
-    try:
-        ladder = bench.tokenizer.ladders[score][rule]
-        reach = [kept for kept, _ in ladder]
-        return interpolate(ladder, min(max(float(count), min(reach)), max(reach)))
-    except (KeyError, ValueError):
-        raise UserError(
-            f"tokenizer={bench.plan.tokenizer}: it carries no calibration for rule={rule}, score={score}; give one "
-            "that train_tokenizer wrote"
-        ) from None
+    reach = [kept for kept, _ in ladder]
+    return interpolate(ladder, min(max(float(count), min(reach)), max(reach)))

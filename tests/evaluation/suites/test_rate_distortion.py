@@ -28,7 +28,9 @@ from tatok_pipe.evaluation.suites.rate_distortion import NUM_PROBE_IMAGES, RateD
 from tatok_pipe.images.demo import held_out_crops
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer, save_tokenizer
 from tatok_pipe.tokenizer.model import TaTok
-from tatok_pipe.tokenizer.options import PACKAGED, SCORES, DTFConfig
+from tatok_pipe.tokenizer.options import PACKAGED, DTFConfig
+from tatok_pipe.tokenizer.rules import CALIBRATED_RULES
+from tatok_pipe.tokenizer.scores.table import SCORES
 from tests.pictures import write_shard
 from tests.tokenizer.conftest import small_config
 
@@ -127,7 +129,8 @@ def test_sweeps_keep_more_step_by_step(measured: list[Row]) -> None:
         kept = np.stack([column(measured, f"kept {rule} {score} {count}") for count in COUNTS])
         value = np.stack([column(measured, f"value {rule} {score} {count}") for count in COUNTS])
         assert (np.diff(kept, axis=0) >= 0).all() and (np.diff(kept.mean(axis=1)) > 0).all()
-        assert (np.diff(value, axis=0) < 0).all()
+        sign = 1 if CALIBRATED_RULES[rule].keeps_more_when_higher else -1
+        assert (sign * np.diff(value, axis=0) > 0).all()
         assert kept.min() >= 1 and kept.max() <= 256
         counts, values = zip(*sorted(load_tokenizer(PACKAGED).ladders[score][rule]), strict=True)
         np.testing.assert_allclose(value[:, 0], np.interp(COUNTS, counts, values))
@@ -248,12 +251,23 @@ def test_probes_are_filtered_as_the_plan_says(small_plan: EvaluationPlan) -> Non
         assert column(rows, "kept filter").tolist() == wanted.tolist()
 
 
-def test_what_cannot_be_summarised_or_measured(small_plan: EvaluationPlan) -> None:
+def test_what_a_checkpoint_is_not_calibrated_for_is_left_out_and_named(small_plan: EvaluationPlan) -> None:
+    bench = Bench(small_plan, device="cpu")
+    del bench.tokenizer.ladders["synthesis"]
+    rows = SUITE.measure("000000", bench)
+    assert not [
+        name for name in rows[0] if name.startswith(("kept threshold synthesis", "kept proportional"))
+    ]
+    findings = SUITE.summarise(rows + SUITE.measure(f"probe-{PROBES[0]}", bench), small_plan)
+    told = [verdict for verdict in findings.verdicts if verdict.startswith("Not measured")]
+    assert len(told) == 1 and "threshold on synthesis, proportional on gain." in told[0]
+    table = next(table for table in findings.tables if table.name == "rules")
+    measured = {(row[0], row[1]) for row in table.rows}
+    assert measured == set(SWEEPS) - {("threshold", "synthesis"), ("proportional", "gain")}
+
+
+def test_what_cannot_be_summarised(small_plan: EvaluationPlan) -> None:
     rows: list[Row] = [{"is_probe": True}]
     with pytest.raises(UserError, match="none of its images can be decoded"):
         SUITE.summarise(rows, small_plan)
-    bench = Bench(small_plan, device="cpu")
-    bench.tokenizer.ladders.clear()
-    with pytest.raises(UserError, match="no calibration for rule=threshold, score=gain"):
-        SUITE.measure("000000", bench)
     assert "data=" in SUITE.missing(replace(small_plan, sources=()))

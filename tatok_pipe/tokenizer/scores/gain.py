@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tatok_pipe.tokenizer.scores.base import SQUARED_ERROR, Score
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tatok_pipe.tokenizer.model import Encoded, TaTok
+
+
+class Gain(Score):
+    """What the codeword of a patch alone takes off its error; the quantizer knows it, so it is free."""
+
+    name = "gain"
+    unit = SQUARED_ERROR
+    help = "what its codeword alone takes off its error, free"
+
+    def measure(
+        self, model: TaTok, images: Tensor, encoded: Encoded, *, entropy: Tensor | None = None
+    ) -> Tensor:
+        return encoded.gain
