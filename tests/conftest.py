@@ -14,7 +14,7 @@ import torch
 
 from tatok_pipe.commands.demo import server as demo_server
 from tatok_pipe.records import TokenRecord
-from tatok_pipe.tokens.spec import TokenSpec
+from tatok_pipe.tokens.spec import FilterSpec, TokenSpec
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -102,7 +102,7 @@ def token_spec() -> TokenSpec:
         image_size=32,
         patch_size=8,
         tokenizer_fingerprint="sha256:" + "ab" * 32,
-        dtf={"rule": "threshold", "score": "entropy", "value": 0.25, "min_patches": 1},
+        dtf=FilterSpec("threshold", "entropy", 0.25, 1),
         encoding={"precision": "float32"},
     )
 

@@ -32,7 +32,7 @@ from tatok_pipe.encoding.image_input import ListPlace, find_image_shards
 from tatok_pipe.tokens.dataset import create_or_check
 from tatok_pipe.tokens.format import ShardSource, ShardWriter, empty_statistics, token_shard_name
 from tatok_pipe.tokens.index import INDEX_SCHEMA, Index, save_index
-from tatok_pipe.tokens.spec import TokenSpec
+from tatok_pipe.tokens.spec import FilterSpec, TokenSpec
 
 IMAGES, TOKENS = "synthetic://bucket/images", "synthetic://bucket/tokens"
 PHOTOS = "synthetic://bucket/photos"
@@ -44,6 +44,7 @@ SPEC = TokenSpec(
     image_size=32,
     patch_size=8,
     tokenizer_fingerprint="sha256:" + "ab" * 32,
+    dtf=FilterSpec("none", "gain", 0.0, 1),
 )
 
 

@@ -23,7 +23,7 @@ from tatok_pipe.ar.model import Generator
 from tatok_pipe.ar.options import DrawConfig, GeneratorConfig, SamplingConfig
 from tatok_pipe.errors import RefusedError, UserError
 from tatok_pipe.tokenizer.options import DTFConfig
-from tatok_pipe.tokens.spec import TokenSpec
+from tatok_pipe.tokens.spec import FilterSpec, TokenSpec
 from tests.generation.models import Models, save_models
 from tests.token_datasets import make_rows, write_token_dataset
 
@@ -85,6 +85,7 @@ def quickstart(packaged: ImageTokenizer, tmp_path_factory: pytest.TempPathFactor
         image_size=config.image_size,
         patch_size=config.patch_size,
         tokenizer_fingerprint=packaged.fingerprint,
+        dtf=FilterSpec("none", "gain", 0.0, 1),
     )
     write_token_dataset(str(folder / "tatok_out"), [make_rows(9, spec=spec)], spec=spec)
     small = GeneratorConfig(width=32, depth=1, heads=2, num_classes=20)

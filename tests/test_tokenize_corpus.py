@@ -327,7 +327,7 @@ def test_other_crops_are_refused(checkpoint: str, shards: list[str], tmp_path: P
         assert spec.crops_per_image == {"center": 1, "ten": 10, "random": 3}[name]
         assert ("crops" in spec.encoding) == (name != "center")
         dataset.create_or_check(f"{tmp_path}/{name}", spec, {})
-        assert tokenize_run.make_job(config, spec, tokenizer).crops == config.input.crops
+        assert tokenize_run.make_job(config, spec).crops == config.input.crops
     for name, crops, message in (
         ("center", made["ten"], r"encoding.crops.kind: unset, not \"ten_crop\""),
         ("ten", made["center"], r"encoding.crops.kind: \"ten_crop\", not unset"),

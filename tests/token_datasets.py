@@ -11,7 +11,7 @@ import numpy as np
 from tatok_pipe.records import TokenRecord
 from tatok_pipe.tokens.dataset import commit_shard, create_or_check
 from tatok_pipe.tokens.format import ShardSource, ShardWriter, token_shard_name
-from tatok_pipe.tokens.spec import TokenSpec
+from tatok_pipe.tokens.spec import FilterSpec, TokenSpec
 
 TINY = TokenSpec(
     num_globals=2,
@@ -21,7 +21,7 @@ TINY = TokenSpec(
     image_size=32,
     patch_size=8,
     tokenizer_fingerprint="12" * 32,
-    dtf={"rule": "threshold", "score": "entropy", "value": 0.25, "min_patches": 1},
+    dtf=FilterSpec("threshold", "entropy", 0.25, 1),
 )
 
 

@@ -47,7 +47,7 @@ from tatok_pipe.tokenizer.dtf import Filter
 from tatok_pipe.tokens.check import verify_written
 from tatok_pipe.tokens.dataset import commit_shard
 from tatok_pipe.tokens.format import ShardSource, ShardWriter, token_shard_name, write_quarantine
-from tatok_pipe.tokens.spec import TokenSpec
+from tatok_pipe.tokens.spec import FilterSpec, TokenSpec
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def token_spec(
         image_size=model.image_size,
         patch_size=model.patch_size,
         tokenizer_fingerprint=tokenizer.fingerprint,
-        dtf=asdict(filter),
+        dtf=FilterSpec(**asdict(filter)),
         encoding=encoding,
         class_names=class_names,
     )

@@ -65,8 +65,7 @@ class Drawing:
 
     def has_filter(self, filter: Filter) -> bool:
         """Whether the generator was trained on what this filter leaves."""
-        told = self.generator.tokens.dtf
-        return all(told.get(name) == value for name, value in asdict(filter).items())
+        return asdict(self.generator.tokens.dtf) == asdict(filter)
 
     def groups(self, part: int, *, touch: Callable[[int], None] = lambda _: None) -> Iterator[Drawn]:
         """The images of a part. `touch` is told of each that is drawn."""

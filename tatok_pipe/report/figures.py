@@ -5,18 +5,16 @@ Letters: K globals, M kept of N patches, V_g and V_p codebook sizes.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from tatok_pipe.report.inventory import Inventory
 from tatok_pipe.tokenizer.scores.base import NATS
 from tatok_pipe.tokenizer.scores.table import SCORES
-from tatok_pipe.tokens.spec import TokenSpec
+from tatok_pipe.tokens.spec import FilterSpec, TokenSpec
 from tatok_pipe.tokens.statistics import ShardStatistics, perplexity, used_share
 
 PERCENTILES = (5, 25, 50, 75, 95)
@@ -114,18 +112,14 @@ def describe_geometry(spec: TokenSpec) -> str:
     )
 
 
-def describe_filter(dtf: Mapping[str, Any]) -> str:
-    """`threshold on entropy, value 2.845 nats, at least 1 patch`; other contents as JSON."""
-    if not {"rule", "score", "value", "min_patches"} <= dtf.keys():
-        return json.dumps(dict(dtf), sort_keys=True) if dtf else "not stated"
-    if dtf["rule"] == "none":
+def describe_filter(dtf: FilterSpec) -> str:
+    """`threshold on entropy, value 2.845 nats, at least 1 patch`."""
+    if dtf.rule == "none":
         return "none: all patches are kept"
-    floor = f"at least {count(dtf['min_patches'], 'patch', 'patches')}"
-    in_nats = dtf["score"] in SCORES and SCORES[dtf["score"]].unit == NATS
-    unit = {"top_k": " patches", "coverage": "", "proportional": ""}.get(
-        dtf["rule"], " nats" if in_nats else ""
-    )
-    return f"{dtf['rule']} on {dtf['score']}, value {dtf['value']:.4g}{unit}, {floor}"
+    in_nats = dtf.score in SCORES and SCORES[dtf.score].unit == NATS
+    unit = {"top_k": " patches", "coverage": "", "proportional": ""}.get(dtf.rule, " nats" if in_nats else "")
+    floor = f"at least {count(dtf.min_patches, 'patch', 'patches')}"
+    return f"{dtf.rule} on {dtf.score}, value {dtf.value:.4g}{unit}, {floor}"
 
 
 def describe_correlation(sizes: SourceSizes) -> str:

@@ -109,8 +109,8 @@ def check_spec(url: str, spec: TokenSpec) -> None:
         )
         raise RefusedError(
             f"{storage.redact(url)}: holds tokens of tokenizer {found.tokenizer_fingerprint} with DTF "
-            f"{_one_line(found.dtf)}; this run has tokenizer {spec.tokenizer_fingerprint} with DTF "
-            f"{_one_line(spec.dtf)}. Give another output.url, or the checkpoint and settings of the dataset "
+            f"{found.dtf}; this run has tokenizer {spec.tokenizer_fingerprint} with DTF "
+            f"{spec.dtf}. Give another output.url, or the checkpoint and settings of the dataset "
             f"(its {'; its '.join(differences)}){earlier}"
         )
 
@@ -416,7 +416,3 @@ def _tell_what_is_there(url: str) -> str:
 
 def _to_json(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
-
-
-def _one_line(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, sort_keys=True)

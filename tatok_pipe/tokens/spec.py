@@ -17,6 +17,20 @@ MAX_VOCAB = 1 << 24  # every shard carries a count per code
 
 
 @dataclass(frozen=True)
+class FilterSpec:
+    """How the patches that rows hold were chosen, in the tokenizer's words: the names of a rule and a score, the rule's
+    number, and how many patches an image has at least."""
+
+    rule: str
+    score: str
+    value: float
+    min_patches: int
+
+    def __str__(self) -> str:
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+
+@dataclass(frozen=True)
 class TokenSpec:
     """Everything that two token shards must have in common to belong to one dataset."""
 
@@ -27,7 +41,7 @@ class TokenSpec:
     image_size: int  # pixels, of the square crop that was encoded
     patch_size: int  # pixels
     tokenizer_fingerprint: str
-    dtf: dict[str, Any] = field(default_factory=dict)  # rule, score, value, min_patches, ...
+    dtf: FilterSpec
     encoding: dict[str, Any] = field(
         default_factory=dict
     )  # other settings that change codes: precision, versions
@@ -82,7 +96,10 @@ class TokenSpec:
         expected = [each.name for each in dataclasses.fields(cls)]
         if sorted(value) != sorted(expected):
             raise ValueError(f"token spec has fields {sorted(value)}, expected {sorted(expected)}")
-        return cls(**value)
+        try:
+            return cls(**{**value, "dtf": FilterSpec(**value["dtf"])})
+        except TypeError as error:
+            raise ValueError(f"token spec: dtf={value['dtf']!r}: {error}") from None
 
     def differences(self, other: TokenSpec) -> list[str]:
         """One line "field: mine, not theirs" for each field, or key of `dtf` and `encoding`, that differs. Names of

@@ -26,7 +26,7 @@ from tatok_pipe.tokens.layout import DATASET_FILE
 from tatok_pipe.tokens.loader import TokenLoader
 from tatok_pipe.tokens.packing import pack
 from tatok_pipe.tokens.sequences import SequenceReader, concatenate
-from tatok_pipe.tokens.spec import TokenSpec
+from tatok_pipe.tokens.spec import FilterSpec, TokenSpec
 from tatok_pipe.tokens.training_set import read_training_set
 from tatok_pipe.tokens.window_stream import LoaderConfig
 from tatok_pipe.tokens.windows import EpochPlanner
@@ -45,6 +45,7 @@ SPEC = TokenSpec(
     image_size=256,
     patch_size=16,
     tokenizer_fingerprint="benchmark",
+    dtf=FilterSpec("none", "gain", 0.0, 1),
 )
 
 

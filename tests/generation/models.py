@@ -15,7 +15,7 @@ from tatok_pipe.ar.options import GeneratorConfig
 from tatok_pipe.tokenizer.checkpoint import save_tokenizer
 from tatok_pipe.tokenizer.model import TaTok
 from tatok_pipe.tokenizer.options import GlobalQuantizerConfig, GridStackConfig, StackConfig, TaTokConfig
-from tatok_pipe.tokens.spec import TokenSpec
+from tatok_pipe.tokens.spec import FilterSpec, TokenSpec
 from tests.ar.packed import widen
 
 _NARROW = StackConfig(width=32, depth=1, heads=2)
@@ -66,6 +66,7 @@ def save_models(
         image_size=TOKENIZER.image_size,
         patch_size=TOKENIZER.patch_size,
         tokenizer_fingerprint=fingerprint,
+        dtf=FilterSpec("none", "gain", 0.0, 1),
         class_names=class_names,
     )
     torch.manual_seed(seed + 1)  # so that the tokenizer's weights do not decide the generator's

@@ -22,7 +22,7 @@ from tatok_pipe.report.figures import (
 )
 from tatok_pipe.report.inventory import Inventory
 from tatok_pipe.tokens.format import empty_statistics
-from tatok_pipe.tokens.spec import TokenSpec
+from tatok_pipe.tokens.spec import FilterSpec, TokenSpec
 
 MakeRecords = Callable[..., list[TokenRecord]]
 NO_SIZES = SourceSizes(np.zeros(0), np.zeros(0), np.zeros(0), np.zeros(0, np.bool_))
@@ -119,17 +119,15 @@ def test_rows_of_an_image_are_told_from_images(
 @pytest.mark.parametrize(
     ("dtf", "expected"),
     [
-        ({"rule": "none", "score": "entropy", "value": 0.0, "min_patches": 1}, "none: all patches are kept"),
-        (
-            {"rule": "top_k", "score": "entropy", "value": 64.0, "min_patches": 0},
-            "top_k on entropy, value 64 patches, at least 0 patches",
-        ),
-        ({"mode": "other"}, '{"mode": "other"}'),
-        ({}, "not stated"),
+        (("none", "entropy", 0.0, 1), "none: all patches are kept"),
+        (("top_k", "entropy", 64.0, 0), "top_k on entropy, value 64 patches, at least 0 patches"),
+        (("budget", "entropy", 64.0, 1), "budget on entropy, value 64 nats, at least 1 patch"),
+        (("threshold", "gain", 0.5, 1), "threshold on gain, value 0.5, at least 1 patch"),
+        (("best", "beauty", 0.5, 1), "best on beauty, value 0.5, at least 1 patch"),  # of a later version
     ],
 )
-def test_filters(dtf: dict[str, object], expected: str) -> None:
-    assert describe_filter(dtf) == expected
+def test_filters(dtf: tuple[str, str, float, int], expected: str) -> None:
+    assert describe_filter(FilterSpec(*dtf)) == expected
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from tatok_pipe.report.gallery import Exhibit
 from tatok_pipe.report.inventory import Inventory, Shard
 from tatok_pipe.report.page import Report, render_page
 from tatok_pipe.tokens.format import ShardSource, empty_statistics
-from tatok_pipe.tokens.spec import TokenSpec
+from tatok_pipe.tokens.spec import FilterSpec, TokenSpec
 
 MakeRecords = Callable[..., list[TokenRecord]]
 EVIL = "<script>alert(1)</script>\"'&"
@@ -59,7 +59,7 @@ class Page(HTMLParser):
 @pytest.fixture
 def report(token_spec: TokenSpec, make_token_records: MakeRecords) -> Report:
     """Everything there, and everything that is text hostile."""
-    spec = replace(token_spec, tokenizer_fingerprint=EVIL, dtf={"rule": EVIL})
+    spec = replace(token_spec, tokenizer_fingerprint=EVIL, dtf=FilterSpec(EVIL, "gain", 0.0, 1))
     records = [replace(record, key=f"{EVIL}{record.key}") for record in make_token_records(spec, 9)]
     statistics = empty_statistics(spec)
     statistics.update(records)

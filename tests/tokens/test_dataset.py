@@ -37,7 +37,7 @@ from tatok_pipe.tokens.format import (
     write_quarantine,
 )
 from tatok_pipe.tokens.layout import INDEX_FILE, data_url
-from tatok_pipe.tokens.spec import TokenSpec
+from tatok_pipe.tokens.spec import FilterSpec, TokenSpec
 from tests.token_datasets import TINY, make_rows, write_token_dataset
 
 MakeRecords = Callable[..., list[TokenRecord]]
@@ -138,7 +138,7 @@ def test_another_tokenizer_or_dtf_is_refused(output: str, token_spec: TokenSpec)
         create_or_check(output, other, DESCRIPTION)
     for part in (output, token_spec.tokenizer_fingerprint, "sha256:ff", "output.url"):
         assert part in str(raised.value)
-    other = dataclasses.replace(token_spec, dtf={**token_spec.dtf, "value": 0.5})
+    other = dataclasses.replace(token_spec, dtf=dataclasses.replace(token_spec.dtf, value=0.5))
     with pytest.raises(RefusedError, match=r"dtf\.value: 0\.25, not 0\.5"):
         create_or_check(output, other, DESCRIPTION)
     assert storage.read_bytes(storage.join(output, "_dataset.json")) == before
@@ -217,7 +217,7 @@ def test_the_loser_of_a_race_is_checked_too(
     output: str, tmp_path: Path, token_spec: TokenSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_or_check(output, token_spec, DESCRIPTION)
-    other = dataclasses.replace(token_spec, dtf={"rule": "none"})
+    other = dataclasses.replace(token_spec, dtf=FilterSpec("none", "gain", 0.0, 1))
     finish_shard(output, other, "s3://b/0.tar", [], tmp_path)
     monkeypatch.setattr(storage, "exists", lambda url: False)  # it looked before the other one committed
     with pytest.raises(RefusedError, match=r"dtf\.rule"):
@@ -252,7 +252,7 @@ def test_a_foreign_shard_is_found_out(
 ) -> None:
     output = str(tmp_path / "out")
     create_or_check(output, token_spec, DESCRIPTION)
-    other = dataclasses.replace(token_spec, dtf={"rule": "none"})
+    other = dataclasses.replace(token_spec, dtf=FilterSpec("none", "gain", 0.0, 1))
     finish_shard(output, other, "s3://b/0.tar", make_token_records(other, 3), tmp_path)
     with pytest.raises(RefusedError, match=r"0-.*\.parquet.*dtf\.rule"):
         write_summary(output, planned=[], failed={})
@@ -262,7 +262,9 @@ def test_rows_of_a_shard_with_other_settings_are_refused(tmp_path: Path) -> None
     mine, other = str(tmp_path / "mine"), str(tmp_path / "other")
     write_token_dataset(mine, [make_rows(2), make_rows(3, first=2)])
     write_token_dataset(
-        other, [make_rows(2), make_rows(3, first=2)], spec=dataclasses.replace(TINY, dtf={"rule": "none"})
+        other,
+        [make_rows(2), make_rows(3, first=2)],
+        spec=dataclasses.replace(TINY, dtf=FilterSpec("none", "gain", 0.0, 1)),
     )
     name = TokenDataset(mine).shards[1]
     Path(mine, "data", f"{name}.parquet").write_bytes(Path(other, "data", f"{name}.parquet").read_bytes())

@@ -36,7 +36,7 @@ from tatok_pipe.tokens.index import (
     save_index,
 )
 from tatok_pipe.tokens.layout import INDEX_FILE, data_url
-from tatok_pipe.tokens.spec import TokenSpec
+from tatok_pipe.tokens.spec import FilterSpec, TokenSpec
 
 Commit = Callable[..., str]
 
@@ -210,7 +210,7 @@ def wrong_bytes(output: str, spec: TokenSpec, kind: str) -> bytes:
     if kind == "cut":
         return good[: len(good) // 2]
     if kind == "other spec":
-        other = dataclasses.replace(spec, dtf={"rule": "none"})
+        other = dataclasses.replace(spec, dtf=FilterSpec("none", "gain", 0.0, 1))
         save_index(output, other, load(output, spec))
     elif kind == "sums":
         index = load(output, spec)
@@ -367,7 +367,7 @@ def test_jobs_that_refresh_at_once(output: str, token_spec: TokenSpec, commit: C
 
 def test_a_shard_of_another_spec_is_refused(output: str, token_spec: TokenSpec, commit: Commit) -> None:
     commit(output, 0)
-    other = dataclasses.replace(token_spec, dtf={"rule": "none"})
+    other = dataclasses.replace(token_spec, dtf=FilterSpec("none", "gain", 0.0, 1))
     name = commit(output, 1, spec=other)
     with pytest.raises(RefusedError, match=rf"{name}\.parquet: was made with other settings .*dtf\.rule"):
         refresh_index(output, token_spec)

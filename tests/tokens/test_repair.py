@@ -15,7 +15,7 @@ from tatok_pipe.records import TokenRecord
 from tatok_pipe.tokens.check import Damage
 from tatok_pipe.tokens.remedies import Remedy
 from tatok_pipe.tokens.repair import Outcome, Result, repair_dataset
-from tatok_pipe.tokens.spec import TokenSpec
+from tatok_pipe.tokens.spec import FilterSpec, TokenSpec
 from tatok_pipe.tokens.verify import verify_dataset
 
 from .damage import NUM_SHARDS, WITH_QUARANTINE, Made, flip, make, make_older
@@ -99,7 +99,7 @@ def test_on_s3(s3_url: str, tmp_path: Path, token_spec: TokenSpec, make_token_re
 def test_a_shard_of_other_settings_is_made_again(made: Made) -> None:
     before = made.files()
     made.remove(made.data(2))
-    made.write_shard(made.shards[2], dataclasses.replace(made.spec, dtf={"rule": "none"}))
+    made.write_shard(made.shards[2], dataclasses.replace(made.spec, dtf=FilterSpec("none", "gain", 0.0, 1)))
     assert results(repair(made)) == {made.data(2): Result.REMOVED, "_summary.json": Result.REWRITTEN}
     made.run()
     assert made.files() == before

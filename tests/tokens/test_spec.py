@@ -22,7 +22,10 @@ def test_json_of_another_shape(token_spec: TokenSpec) -> None:
 
 def test_differences_name_the_field(token_spec: TokenSpec) -> None:
     other = dataclasses.replace(
-        token_spec, tokenizer_fingerprint="sha256:00", dtf={**token_spec.dtf, "value": 0.5}, encoding={}
+        token_spec,
+        tokenizer_fingerprint="sha256:00",
+        dtf=dataclasses.replace(token_spec.dtf, value=0.5),
+        encoding={},
     )
     assert token_spec.differences(token_spec) == []
     assert token_spec.differences(other) == [

@@ -124,7 +124,7 @@ def test_a_damaged_data_file(
 
 
 def test_a_shard_of_other_settings(made: Made) -> None:
-    other = dataclasses.replace(made.spec, dtf={**made.spec.dtf, "value": 0.5})
+    other = dataclasses.replace(made.spec, dtf=dataclasses.replace(made.spec.dtf, value=0.5))
     made.remove(made.data(2))
     made.write_shard(made.shards[2], other)
     finding = find_one(made)

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -50,6 +50,7 @@ from tatok_pipe.runs.stop_signal import StopSignal
 from tatok_pipe.storage import ShardFile
 from tatok_pipe.storage.temporary import temporary_folder
 from tatok_pipe.tokenizer.checkpoint import Tokenizer, load_tokenizer
+from tatok_pipe.tokenizer.dtf import Filter
 from tatok_pipe.tokenizer.options import PACKAGED
 from tatok_pipe.tokens import dataset
 from tatok_pipe.tokens.index_keeper import keep_index_fresh
@@ -139,7 +140,7 @@ def _do(
     logger.info(
         "%d image shards, %d done before, %d to do; %s, fingerprint %s; %s",
         plan.num_planned, plan.num_done, len(plan.todo), storage.redact(config.tokenizer.checkpoint),
-        tokenizer.fingerprint[:12], _show_filter(spec.dtf),
+        tokenizer.fingerprint[:12], f"dtf {spec.dtf.rule} on {spec.dtf.score}, value {spec.dtf.value:.4g}",
     )  # fmt: skip
     summary.add(
         {
@@ -157,7 +158,7 @@ def _do(
             logger.warning("%s", broken)
         try:
             with stop:
-                _tokenize(config, make_job(config, spec, tokenizer), plan.todo, stop, outcome)
+                _tokenize(config, make_job(config, spec), plan.todo, stop, outcome)
         except KeyboardInterrupt:
             stop.request()
         finally:
@@ -251,14 +252,14 @@ def _class_names(
     return names
 
 
-def make_job(config: TokenizeCorpusConfig, spec: TokenSpec, tokenizer: Tokenizer) -> TokenizeJob:
+def make_job(config: TokenizeCorpusConfig, spec: TokenSpec) -> TokenizeJob:
     """What the actors are told."""
     checkpoint = config.tokenizer.checkpoint
     return TokenizeJob(
         checkpoint=checkpoint if checkpoint == PACKAGED else storage.openable_url(checkpoint),
         output_url=storage.openable_url(config.output.url),
         spec=spec,
-        filter=tokenizer.filter(config.dtf),
+        filter=Filter(**asdict(spec.dtf)),
         preprocess=PreprocessConfig(image_size=spec.image_size, max_pixels=config.input.max_pixels),
         limits=config.input.limits,
         precision=spec.encoding["precision"],
@@ -301,7 +302,7 @@ def _show_plan(
     plan = _make_plan(config, spec, shards)
     sample, num_actors, look = None, None, None
     if plan.todo:
-        job = make_job(config, spec, tokenizer)
+        job = make_job(config, spec)
         look = look_at_shards(job, plan.todo)
         start_ray()
         actors = plan_actors(config.actors, num_shards=len(plan.todo))
@@ -472,7 +473,3 @@ def _describe(config: TokenizeCorpusConfig, tokenizer: Tokenizer) -> dict[str, A
 def _show_rows(spec: TokenSpec, num_rows: int) -> str:
     per_image = spec.crops_per_image
     return f"{num_rows} images" if per_image == 1 else f"{num_rows} crops of {num_rows // per_image} images"
-
-
-def _show_filter(dtf: dict[str, Any]) -> str:
-    return f"dtf {dtf['rule']} on {dtf['score']}, value {dtf['value']:.4g}"

@@ -36,7 +36,7 @@ from tatok_pipe.tokens.spec import FORMAT_VERSION
 from tests.token_datasets import TINY, make_rows, write_token_dataset
 
 SUITE = Corpus()
-OTHER_FILTER = replace(TINY, dtf={**TINY.dtf, "value": 0.5})
+OTHER_FILTER = replace(TINY, dtf=replace(TINY.dtf, value=0.5))
 Write = Callable[..., str]
 
 

@@ -31,6 +31,7 @@ from tatok_pipe.evaluation.plan import EvaluationPlan
 from tatok_pipe.evaluation.suites import SUITES, generation
 from tatok_pipe.evaluation.suites.base import Row, column
 from tatok_pipe.tokenizer.options import DTFConfig
+from tatok_pipe.tokens.spec import FilterSpec
 from tests.generation.models import CLASSES, Models, save_models
 from tests.pictures import crop_members, write_shard
 
@@ -315,9 +316,7 @@ def test_generators_know_their_filter(models: Models, plan: EvaluationPlan) -> N
     generator = load_generator(models.generator)
     drawn = Bench(plan, device="cpu").generator
     assert drawn is not None and not drawn.has_filter(plan.filter)  # the tiny one was told none
-    spec = replace(
-        generator.tokens, dtf={"rule": "coverage", "score": "synthesis", "value": 0.6, "min_patches": 1}
-    )
+    spec = replace(generator.tokens, dtf=FilterSpec("coverage", "synthesis", 0.6, 1))
     drawn.generator = replace(generator, tokens=spec)
     assert drawn.has_filter(plan.filter) and not drawn.has_filter(replace(plan.filter, value=0.5))
     assert drawn.num_classes == CLASSES.num_classes
