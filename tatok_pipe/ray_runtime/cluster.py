@@ -34,8 +34,10 @@ _FORWARDED = (
 )  # fmt: skip
 
 
-# What every healthy training prints; the log files of Ray's session have it.
-_NEEDLESS = re.compile(r"core_worker\.cc:\d+: Actor with class name: 'PreemptionWatcher'")
+# What healthy trainings print, the second where the machine is busy; the log files of Ray's session have it.
+_NEEDLESS = re.compile(
+    r"core_worker\.cc:\d+: Actor with class name: 'PreemptionWatcher'|Failed to query Ray Train Controller actor"
+)
 _FILTER = "tatok_pipe"
 _VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")  # in Ray's word of two that do not fit
 # What Ray puts behind its temporary folder for the longest name of a socket, and what systems allow a name.
