@@ -9,7 +9,9 @@ from torch import Tensor
 from tatok_pipe.tokenizer.mix import KINDS, Mix, draw_mix, keep_masks
 from tatok_pipe.tokenizer.training_options import MixConfig
 
-MIX = MixConfig(gain=0.0, entropy=0.1, drop_cost=0.25, synthesis=0.15, random=0.2, globals_only=0.1)
+MIX = MixConfig(
+    gain=0.0, entropy=0.1, drop_cost=0.25, synthesis=0.15, random=0.2, prefix=0.1, globals_only=0.1
+)
 CPU = torch.device("cpu")
 
 
@@ -26,9 +28,10 @@ def test_a_batch_holds_every_kind_in_its_share() -> None:
         "drop_cost": 10,
         "synthesis": 6,
         "random": 8,
+        "prefix": 4,
         "globals_only": 4,
     }
-    assert int((draw(0).kind == len(KINDS)).sum()) == 8
+    assert int((draw(0).kind == len(KINDS)).sum()) == 4
 
 
 def test_the_counts_depend_on_the_number_of_images_alone() -> None:
@@ -67,7 +70,8 @@ def test_masks_keep_the_dearest_patches_of_their_own_costs() -> None:
             assert counts[row] == 64
         else:
             assert counts[row] == round(float(mix.keep_rate[row]) * 64)
-            cost = (costs | {"random": mix.draw})[name][row]
+            place = -torch.arange(64).expand(40, 64)
+            cost = (costs | {"random": mix.draw, "prefix": place})[name][row]
             if 0 < counts[row] < 64:
                 assert cost[keep[row]].min() > cost[~keep[row]].max()
 
