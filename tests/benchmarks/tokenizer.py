@@ -62,6 +62,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--tokenizer", default=PACKAGED, help="folder that train_tokenizer wrote")
     parser.add_argument("--baseline", help="the same without globals and filtering")
     parser.add_argument("--shards", help="image shards that neither was trained on")
+    parser.add_argument("--max-images", type=int, help="the first of them alone")
     parser.add_argument("--write", help="Markdown file to put the tables in")
     parser.add_argument(
         "--textbook",
@@ -72,7 +73,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--beside", action="store_true", help="the first table alone")
     options = parser.parse_args(argv)
     tokenizer = load_tokenizer(options.tokenizer)
-    samples = read_samples(options.shards)
+    samples = read_samples(options.shards)[: options.max_images]
     report = Report(tokenizer, samples)
     sections = [report.heading(options.shards), report.beside(options.textbook)]
     sections += (
