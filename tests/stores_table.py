@@ -5,7 +5,6 @@ python -m tests.stores_table [--jobs] [--write docs/stores.md]
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from tatok_pipe import storage
+from tools.pages import write_page
 
 from .storage import servers
 from .storage.job_checks import ROOT, Jobs
@@ -148,19 +148,10 @@ def make_page(*, with_jobs: bool) -> str:
     return INTRODUCTION + "\n".join(lines) + "\n" + ENDING + (OF_JOBS if with_jobs else "")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.stores_table", description=(__doc__ or "").split("\n\n")[0]
-    )
-    parser.add_argument("--write", type=Path, help="the file to write; without it the page is printed")
-    parser.add_argument("--jobs", action="store_true", help="whole jobs too: some minutes a store")
-    arguments = parser.parse_args()
-    page = make_page(with_jobs=arguments.jobs)
-    if arguments.write is None:
-        print(page, end="")
-    else:
-        arguments.write.write_text(page, encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    write_page(
+        "tests.stores_table",
+        __doc__,
+        lambda jobs: make_page(with_jobs=jobs),
+        jobs="whole jobs too: some minutes a store",
+    )

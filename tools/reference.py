@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import textwrap
-from pathlib import Path
 
 from tatok_pipe.__main__ import COMMANDS, find_entry
 from tatok_pipe.config.help import format_help
 from tatok_pipe.config.schema import describe
+from tools.pages import write_page
 
 _INTRODUCTION = """# Reference
 
@@ -39,16 +38,5 @@ def _section(name: str) -> str:
     return f"\n## {name}\n\n```\n{text}\n```"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tools.reference", description=__doc__)
-    parser.add_argument("--write", type=Path, help="the file to write; without it the page is printed")
-    arguments = parser.parse_args()
-    page = make_page()
-    if arguments.write is None:
-        print(page, end="")
-    else:
-        arguments.write.write_text(page, encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    write_page("tools.reference", __doc__, make_page)

@@ -17,14 +17,13 @@ from tatok_pipe.class_names import difference_of_names, names_of_metadata
 from tatok_pipe.images.limits import DEFAULT_LIMITS, ShardLimits
 from tatok_pipe.images.notices import Notices
 from tatok_pipe.images.parquet_columns import Columns, Row, find_columns
-from tatok_pipe.images.parquet_footer import Footer, parse_footer
+from tatok_pipe.images.parquet_footer import Footer, NoFooter, read_footer
 from tatok_pipe.images.parquet_pages import BadPage, Chunk, PageGuard
 from tatok_pipe.images.parquet_rows import RowReader
 from tatok_pipe.images.shards import LastingShardError, ShardError, UnusableShard
 from tatok_pipe.records import ImageSample, Quarantined
 from tatok_pipe.storage.random_access import RandomAccess
 
-_MAX_FOOTER_BYTES = 8 << 20  # a hundred thousand columns; parsed, it may take 70 times as much
 _BUFFER_BYTES = 1 << 20
 _MAX_BATCH_ROWS = 32
 _MAX_BATCH_BYTES = 256 << 20
@@ -182,38 +181,15 @@ def _check_class_names(opened: _Opened, shard: str, expected: tuple[str, ...]) -
 
 def _open_footer(guard: PageGuard, shard: str) -> tuple[Footer, pq.ParquetFile]:
     """The footer as we read it, and, where that found it in order, as pyarrow does."""
-    data = _read_footer(guard, shard)
-    footer = parse_footer(data, data_stop=guard.seek(0, 2) - 8 - len(data))
-    guard.seek(0)
+    try:
+        footer = read_footer(guard)
+    except NoFooter as error:
+        raise (LastingShardError if error.is_lasting else ShardError)(shard, 0, str(error)) from None
     # Without pre_buffer and with a buffer pages are read one by one.
     parquet = pq.ParquetFile(
         guard, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True
     )
     return footer, parquet
-
-
-def _read_footer(guard: PageGuard, shard: str) -> bytes:
-    """The footer, checked for size: pyarrow would read and parse any."""
-    size = guard.seek(0, 2)
-    if size == 0:
-        raise LastingShardError(shard, 0, "the file has 0 bytes")
-    guard.seek(max(0, size - 8))
-    tail = guard.read(8)
-    if tail[4:] != b"PAR1":
-        guard.seek(0)
-        begin = guard.read(16)
-        if begin.startswith(b"PAR1"):
-            raise ShardError(shard, 0, "cut off: the footer of a Parquet file is missing")
-        raise LastingShardError(shard, 0, f"not a Parquet file: it begins with {begin!r}")
-    num_bytes = int.from_bytes(tail[:4], "little")
-    if num_bytes > min(_MAX_FOOTER_BYTES, size - 12):
-        raise ShardError(
-            shard,
-            0,
-            f"a Parquet footer of {num_bytes} bytes in a file of {size}, expected at most {_MAX_FOOTER_BYTES}",
-        )
-    guard.seek(size - 8 - num_bytes)
-    return guard.read(num_bytes)
 
 
 def _check_limits(footer: Footer, chunks: Sequence[Chunk], shard: str, limits: ShardLimits) -> None:

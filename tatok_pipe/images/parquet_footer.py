@@ -8,8 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tatok_pipe.images.parquet_pages import Chunk
+from tatok_pipe.images.parquet_pages import Chunk, Seekable
 from tatok_pipe.images.thrift import read_struct
+
+_MAX_FOOTER_BYTES = 8 << 20  # a hundred thousand columns; parsed, it may take 70 times as much
+_MAGIC = b"PAR1"
+_TRAILER_BYTES = 8  # length of the footer (4 bytes, little-endian) and the magic bytes
 
 
 @dataclass(frozen=True)
@@ -24,12 +28,46 @@ class Footer:
         chosen = [
             group[column] for group in self.row_groups for column in columns if group[column].num_values
         ]
-        previous = 4  # behind the magic bytes
+        previous = len(_MAGIC)
         for chunk in sorted(chosen, key=lambda chunk: chunk.start):
             if chunk.start < previous:
                 raise ValueError(f"columns overlap at byte {chunk.start}")
             previous = chunk.stop
         return chosen
+
+
+class NoFooter(ValueError):
+    """A file without a Parquet footer. `is_lasting`: it is of another kind, no part of one that may yet come whole."""
+
+    def __init__(self, message: str, *, is_lasting: bool = False) -> None:
+        super().__init__(message)
+        self.is_lasting = is_lasting
+
+
+def read_footer(file: Seekable) -> Footer:
+    """The footer of a file, read at its end, and the file at its beginning again. Raises NoFooter, and ValueError as
+    `parse_footer` does. To be called before pyarrow, which would read and parse a footer of any size."""
+    size = file.seek(0, 2)
+    if size == 0:
+        raise NoFooter("the file has 0 bytes", is_lasting=True)
+    file.seek(max(0, size - _TRAILER_BYTES))
+    trailer = file.read(_TRAILER_BYTES)
+    if trailer[4:] != _MAGIC:
+        file.seek(0)
+        begin = file.read(16)
+        if begin.startswith(_MAGIC):
+            raise NoFooter("cut off: the footer of a Parquet file is missing")
+        raise NoFooter(f"not a Parquet file: it begins with {begin!r}", is_lasting=True)
+    num_bytes = int.from_bytes(trailer[:4], "little")
+    stop = size - _TRAILER_BYTES
+    if num_bytes > min(_MAX_FOOTER_BYTES, stop - len(_MAGIC)):
+        raise NoFooter(
+            f"a Parquet footer of {num_bytes} bytes in a file of {size}, expected at most {_MAX_FOOTER_BYTES}"
+        )
+    file.seek(stop - num_bytes)
+    footer = parse_footer(file.read(num_bytes), data_stop=stop - num_bytes)
+    file.seek(0)
+    return footer
 
 
 def parse_footer(data: bytes, *, data_stop: int) -> Footer:

@@ -67,13 +67,16 @@ class Chunk:
 class PageGuard:
     """A binary file for pyarrow that refuses to deliver pages of more than `max_page_bytes`.
 
+    `option` is what a user who has a say in that calls it.
+
     What is wrong is raised as BadPage through pyarrow, and, since that may turn it into something else, kept
     with every other error of the file in `error`.
     """
 
-    def __init__(self, file: Seekable, max_page_bytes: int) -> None:
+    def __init__(self, file: Seekable, max_page_bytes: int, *, option: str = "max_page_bytes") -> None:
         self._file = file
         self._max_page_bytes = max_page_bytes
+        self._option = option
         self._chunks: list[Chunk] = []
         self._starts: list[int] = []
         self.error: Exception | None = None
@@ -128,10 +131,13 @@ class PageGuard:
         at = chunk.next_header
         header = self._read_header(at, chunk.stop)
         if max(header.uncompressed_bytes, header.compressed_bytes) > self._max_page_bytes:
+            sizes = f"{header.uncompressed_bytes} bytes ({header.compressed_bytes} stored)"
+            told = f"byte {at}: a page of {sizes}, more than "
+            if not self._option:
+                raise BadPage(f"{told}{self._max_page_bytes}")
             raise BadPage(
-                f"byte {at}: a page of {header.uncompressed_bytes} bytes ({header.compressed_bytes} stored), "
-                f"more than max_page_bytes={self._max_page_bytes}",
-                "raise max_page_bytes, or write the file with smaller pages "
+                f"{told}{self._option}={self._max_page_bytes}",
+                f"raise {self._option}, or write the file with smaller pages "
                 "(pyarrow.parquet.write_table(..., write_batch_size=16))",
             )
         end = at + header.header_bytes + header.compressed_bytes

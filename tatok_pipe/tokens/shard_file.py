@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pyarrow import compute
 
 from tatok_pipe import storage
-from tatok_pipe.images.parquet_footer import Footer, parse_footer
+from tatok_pipe.images.parquet_footer import read_footer
 from tatok_pipe.images.parquet_pages import BadPage, PageGuard, Seekable
 
 pc: Any = compute  # its functions are made when it is imported, out of sight of type checkers
@@ -26,7 +26,6 @@ MAX_COLUMN_BYTES = 128 << 20  # of a row group: its texts, or its numbers at 4 b
 _NUMBER_BYTES = 4
 _BLOCK_BYTES = 1 << 20  # about a row group of a token shard; the last block holds most footers
 _NUM_AHEAD = 4
-_TRAILER_BYTES = 8  # footer length (4 bytes, little-endian) and "PAR1"
 
 
 class ShardFile:
@@ -40,8 +39,8 @@ class ShardFile:
     ) -> None:
         """`read_ahead` is told which byte ranges will be read, before they are."""
         self._read_ahead = read_ahead
-        self._guard = PageGuard(source, MAX_COLUMN_BYTES)
-        footer = _read_footer(source)
+        self._guard = PageGuard(source, MAX_COLUMN_BYTES, option="")
+        footer = read_footer(source)  # pyarrow's objects of a damaged one may end the process
         plain = pq.ParquetFile(self._guard)
         texts = [name for name in TEXT_COLUMNS if name in plain.schema_arrow.names]
         self.schema: pa.Schema = plain.schema_arrow
@@ -97,20 +96,6 @@ def check_texts(table: pa.Table) -> None:
 
 def _too_large(size: int, name: str) -> str:
     return f"{size} bytes of {name} in a row group, expected at most {MAX_COLUMN_BYTES}"
-
-
-def _read_footer(source: Seekable) -> Footer:
-    """The footer as we read it: pyarrow's objects of a damaged one may end the process. Raises ValueError."""
-    size = source.seek(0, 2)
-    source.seek(max(0, size - _TRAILER_BYTES))
-    trailer = source.read(_TRAILER_BYTES)
-    length = int.from_bytes(trailer[:4], "little")
-    if trailer[4:] != b"PAR1" or length > size - _TRAILER_BYTES:
-        raise ValueError("there is no Parquet footer at its end")
-    source.seek(size - _TRAILER_BYTES - length)
-    footer = parse_footer(source.read(length), data_stop=size - _TRAILER_BYTES - length)
-    source.seek(0)
-    return footer
 
 
 def _expand(table: pa.Table, num_groups: int) -> pa.Table:
