@@ -17,7 +17,7 @@ from tatok_pipe.api import load_generator
 from tatok_pipe.ar.generation.conditions import parse_classes
 from tatok_pipe.ar.options import GeneratorConfig
 from tatok_pipe.class_names import difference_of_names, find_class, names_of_metadata, parse_names
-from tatok_pipe.commands.tokenize_corpus import run as tokenize_run
+from tatok_pipe.commands.tokenize_corpus import setup as tokenize_setup
 from tatok_pipe.commands.tokenize_corpus.options import TokenizeCorpusConfig
 from tatok_pipe.config.load import load_config
 from tatok_pipe.encoding.image_input import class_names_of, read_class_names
@@ -120,7 +120,7 @@ def test_a_dataset_keeps_its_names(tmp_path: Path) -> None:
         config = load_config(
             TokenizeCorpusConfig, [f"output.url={tmp_path}/out", *argv], prog="x", description=""
         )
-        return tokenize_run.make_spec(config, tokenizer, [shard])
+        return tokenize_setup.make_spec(config, tokenizer, [shard])
 
     began = spec()
     assert began.class_names == ("tench", "tabby")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tatok_pipe.commands.tokenize_corpus.options import OutputConfig, TokenizeCorpusConfig
-from tatok_pipe.commands.tokenize_corpus.run import make_spec
+from tatok_pipe.commands.tokenize_corpus.setup import make_spec
 from tatok_pipe.encoding.shard_tokenizer import TokenizeJob
 from tatok_pipe.errors import UserError
 from tatok_pipe.images.options import PreprocessConfig

@@ -19,7 +19,7 @@ import pytest
 
 from tatok_pipe import storage, tokenize_corpus
 from tatok_pipe.commands.demo import server as demo_server
-from tatok_pipe.commands.tokenize_corpus import run as tokenize_run
+from tatok_pipe.commands.tokenize_corpus import setup as tokenize_setup
 from tatok_pipe.commands.tokenize_corpus.options import TokenizeCorpusConfig
 from tatok_pipe.config.load import load_config
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer
@@ -323,11 +323,11 @@ def test_other_crops_are_refused(checkpoint: str, shards: list[str], tmp_path: P
     for name, crops in made.items():
         given_here = [*given, f"output.url={tmp_path}/{name}", *crops]
         config = load_config(TokenizeCorpusConfig, given_here, prog="", description="")
-        spec = tokenize_run.make_spec(config, tokenizer)
+        spec = tokenize_setup.make_spec(config, tokenizer)
         assert spec.crops_per_image == {"center": 1, "ten": 10, "random": 3}[name]
         assert ("crops" in spec.encoding) == (name != "center")
         dataset.create_or_check(f"{tmp_path}/{name}", spec, {})
-        assert tokenize_run.make_job(config, spec).crops == config.input.crops
+        assert tokenize_setup.make_job(config, spec).crops == config.input.crops
     for name, crops, message in (
         ("center", made["ten"], r"encoding.crops.kind: unset, not \"ten_crop\""),
         ("ten", made["center"], r"encoding.crops.kind: \"ten_crop\", not unset"),

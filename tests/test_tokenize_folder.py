@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tatok_pipe import inspect_tokens, tokenize_corpus
-from tatok_pipe.commands.tokenize_corpus import run as tokenize_run
+from tatok_pipe.commands.tokenize_corpus import setup as tokenize_setup
 from tatok_pipe.commands.tokenize_corpus.options import TokenizeCorpusConfig
 from tatok_pipe.config.load import load_config
 from tatok_pipe.encoding.image_input import ListPlace, find_image_shards
@@ -253,14 +253,14 @@ def test_names_of_classes_can_be_given(checkpoint: str, tmp_path: Path) -> None:
     )
     place = ListPlace(f"{tmp_path}/_input.parquet")
     (shard,) = find_image_shards(str(photos), option="input.shards", place=place)
-    names = tokenize_run.make_spec(config, load_tokenizer(checkpoint), [shard]).class_names
+    names = tokenize_setup.make_spec(config, load_tokenizer(checkpoint), [shard]).class_names
     assert names == ("zebra", "beagle", "tabby")
     with open_samples(shard.url, info=shard_info(shard.url), class_names=names) as samples:
         assert {sample.label for sample in samples if isinstance(sample, ImageSample)} == {2}
     (tmp_path / "names.txt").write_text("zebra\n")
     told = "input.class_names=.*names.txt: has 1 names, and the classes of input.shards are told by theirs: not 'tabby'"
     with pytest.raises(UserError, match=told):
-        tokenize_run.make_spec(config, load_tokenizer(checkpoint), [shard])
+        tokenize_setup.make_spec(config, load_tokenizer(checkpoint), [shard])
 
 
 def test_classes_without_names_are_never_numbered_anew(checkpoint: str, tmp_path: Path) -> None:
@@ -273,7 +273,7 @@ def test_classes_without_names_are_never_numbered_anew(checkpoint: str, tmp_path
     def names(*argv: str) -> tuple[str, ...]:
         arguments = [f"output.url={tmp_path}/out", "encode.precision=fp32", "encode.batch_size=4", *argv]
         config = load_config(TokenizeCorpusConfig, arguments, prog="", description="")
-        return tokenize_run.make_spec(config, tokenizer, [shard]).class_names
+        return tokenize_setup.make_spec(config, tokenizer, [shard]).class_names
 
     assert names() == CLASSES
     with pytest.raises(
