@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tatok_pipe.config.options import option
-
 # Twice Pillow's MAX_IMAGE_PIXELS, from where Image.open refuses by itself.
 PILLOW_PIXEL_LIMIT = 178_956_970
 
@@ -14,12 +12,9 @@ PILLOW_PIXEL_LIMIT = 178_956_970
 class PreprocessConfig:
     """How image bytes become the tokenizer's input: every field changes pixels, or what is refused."""
 
-    image_size: int = option(256, help="side of the square crop given to the tokenizer", unit="pixels")
-    max_pixels: int = option(
-        64_000_000,
-        help="largest declared width x height; larger images are quarantined before any pixel is decoded",
-        unit="pixels, per image",
-    )
+    image_size: int = 256  # side of the square crop given to the tokenizer, in pixels
+    # Width x height of an image, as declared; larger ones are quarantined before any pixel is decoded.
+    max_pixels: int = 64_000_000
 
     def __post_init__(self) -> None:
         if not 1 <= self.image_size <= 8192:

@@ -11,7 +11,6 @@ import pyarrow as pa
 from pyarrow import compute
 
 from tatok_pipe import storage
-from tatok_pipe.config.options import check_choices, option
 from tatok_pipe.errors import UserError
 from tatok_pipe.tokens.columns import to_numpy
 from tatok_pipe.tokens.embeddings import COLUMN, to_lists, to_vectors
@@ -19,31 +18,24 @@ from tatok_pipe.tokens.layout import SUFFIX
 from tatok_pipe.tokens.parquet_groups import open_parquet, parquet_errors, read_groups
 
 pc: Any = compute  # its functions are made when it is imported, out of sight of type checkers
+_KINDS = ("none", "class", "embedding")
 
 
 @dataclass(frozen=True)
 class ConditionConfig:
-    kind: str = option(
-        "none", help="what the generator is told about an image", choices=("none", "class", "embedding")
-    )
-    num_classes: int = option(0, help="labels are 0 to num_classes - 1, for kind=class", unit="classes")
-    embeddings_url: str = option(
-        "",
-        help="folder of <token shard name>.parquet with the columns key and embedding (lists of numbers, or tensors), "
-        "for kind=embedding",
-    )
-    embedding_size: int = option(
-        0, help="length of every embedding, for kind=embedding", unit="numbers per image"
-    )
-    drop_condition: float = option(
-        0.1,
-        help="share of sequences whose condition is hidden in training, which classifier-free guidance needs; and of "
-        "those whose budget is",
-        unit="share of sequences",
-    )
+    kind: str = "none"  # what the generator is told about an image
+    num_classes: int = 0  # for kind "class": labels are 0 to num_classes - 1
+    # For kind "embedding": folder of <token shard name>.parquet with the columns key and embedding (lists of numbers,
+    # or tensors), and how long these are.
+    embeddings_url: str = ""
+    embedding_size: int = 0
+    # Share of sequences whose condition is hidden in training, which classifier-free guidance needs; and of those whose
+    # budget is.
+    drop_condition: float = 0.1
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        if self.kind not in _KINDS:
+            raise ValueError(f"kind={self.kind!r}: expected one of {', '.join(_KINDS)}")
         if self.kind == "class" and self.num_classes < 1:
             raise ValueError(f"num_classes={self.num_classes}: expected at least 1 with kind=class")
         if self.kind == "embedding" and not self.embeddings_url:

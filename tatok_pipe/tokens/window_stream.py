@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tatok_pipe.config.options import check_choices, option
 from tatok_pipe.errors import UserError
 from tatok_pipe.parallel import map_ahead
 from tatok_pipe.tokens.batches import PackedRows, Sequences, lay_out
@@ -18,49 +17,33 @@ from tatok_pipe.tokens.packing import pack, rank_rows
 from tatok_pipe.tokens.sequences import SequenceReader, concatenate
 from tatok_pipe.tokens.windows import Draw, EpochPlanner, RowGroup, generator, random_shares
 
+_READ_THREADS = 4  # row groups that are read at a time
+_ON_DATASET_CHANGE = ("error", "restart_epoch")
+
 
 @dataclass(frozen=True)
 class LoaderConfig:
-    row_tokens: int = option(
-        4096, help="elements of a packed row; at least 1 + globals + patches", unit="elements per row"
-    )
-    rows_per_step: int = option(
-        64, help="packed rows of an optimizer step, at any number of ranks", unit="rows, global"
-    )
-    rows_per_microbatch: int = option(
-        8, help="packed rows that go through the model at once", unit="rows per rank"
-    )
-    window_sequences: int = option(
-        32_768,
-        help="sequences that are read, shuffled and packed together; up to three times as many are in memory",
-        unit="sequences per rank",
-    )
-    held_out_share: float = option(
-        0.0,
-        help="share of samples, by a hash of the key, that is kept from training",
-        unit="share of samples",
-    )
-    read_threads: int = option(4, help="row groups that are read at a time", unit="threads per rank")
-    on_dataset_change: str = option(
-        "error",
-        help="what to do on resuming where shards or settings are not those of the saved position: stop, or begin the "
-        "next epoch with them",
-        choices=("error", "restart_epoch"),
-    )
+    """How sequences become the rows of steps."""
+
+    row_tokens: int = 4096  # elements of a packed row; at least 1 + globals + patches
+    rows_per_step: int = 64  # packed rows of an optimizer step, at any number of ranks
+    rows_per_microbatch: int = 8  # packed rows that go through the model at once, per rank
+    # Sequences that are read, shuffled and packed together, per rank; up to three times as many are in memory.
+    window_sequences: int = 32_768
+    held_out_share: float = 0.0  # of the samples, by a hash of the key: kept from training
+    # Where shards or settings are not those of the saved position: stop, or begin the next epoch with them.
+    on_dataset_change: str = "error"
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        for name in (
-            "row_tokens",
-            "rows_per_step",
-            "rows_per_microbatch",
-            "window_sequences",
-            "read_threads",
-        ):
+        for name in ("row_tokens", "rows_per_step", "rows_per_microbatch", "window_sequences"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
         if not 0 <= self.held_out_share < 1:
             raise ValueError(f"held_out_share={self.held_out_share}: expected 0 or more, and less than 1")
+        if self.on_dataset_change not in _ON_DATASET_CHANGE:
+            raise ValueError(
+                f"on_dataset_change={self.on_dataset_change!r}: expected one of {', '.join(_ON_DATASET_CHANGE)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -141,15 +124,14 @@ class WindowStream:
                 raise CancelledError
             return self._reader.read(group)
 
-        num_threads = self._config.read_threads
-        with ThreadPoolExecutor(num_threads, "token-rows") as pool:
+        with ThreadPoolExecutor(_READ_THREADS, "token-rows") as pool:
             while True:
                 epoch = begin.epoch
                 plan = self._planner.windows(epoch)
                 place = num_rows = 0  # of the next row in its step; of the epoch so far
                 for number in range(begin.window, len(plan)):
                     groups = self._planner.groups(plan[number])
-                    sequences = concatenate(list(map_ahead(pool, read, groups, max_items=num_threads)))
+                    sequences = concatenate(list(map_ahead(pool, read, groups, max_items=_READ_THREADS)))
                     first_row = begin.row if number == begin.window else 0
                     window = self._pack(sequences, Position(epoch, number, first_row), place)
                     place = (place + window.num_rows) % self._config.rows_per_step
