@@ -122,7 +122,7 @@ def test_a_shard_that_cannot_be_read_fails_alone_and_is_named(world: Path, tmp_p
         (["generator=nowhere"], "^generator=nowhere: expected a folder"),
         (["data=nowhere/*.tar"], "^data: nowhere"),
         (["max_images=1"], "max_images=1: expected at least 2"),
-        (["confidence=1.5"], "confidence=1.5: expected a probability"),
+        (["confidence=1.5"], "^confidence=1.5: expected more than 0 and less than 1"),
         (["compare=nowhere.json"], "compare=nowhere.json: no such file"),
         (["dtf.target_tokens=5000"], "dtf.target_tokens=5000"),
         (["features.kind=vgg"], "features.kind=.*vgg.*: expected one of auto, inception"),

@@ -272,7 +272,7 @@ def test_report_that_cannot_be_written(made: Made, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["input.image_shards", "gallery.images"])
 def test_counts_below_zero(key: str) -> None:
-    with pytest.raises(UserError, match=f"{key}=-1: expected 0 or more"):
+    with pytest.raises(UserError, match=f"{key}=-1: expected at least 0"):
         main([f"{key}=-1"])
 
 

@@ -300,8 +300,8 @@ def test_a_broken_shard_is_one_line_and_not_tried_again(arguments: list[str], tm
         (["validation.shards= "], "validation.shards= : empty"),
         (["validation.shards=/nowhere/*.tar"], "validation.shards: /nowhere"),
         (["workers.count=4"], "workers.count=4"),
-        (["seed=-1"], "seed=-1: expected 0 or more"),
-        (["training.joint_steps=-1"], "training"),
+        (["seed=-1"], "seed=-1: expected at least 0"),
+        (["training.joint_steps=-1"], "training.joint_steps=-1: expected at least 0"),
         (["model.patch_size=7"], "image_size=32, patch_size=7"),
         (
             [
@@ -321,11 +321,11 @@ def test_a_broken_shard_is_one_line_and_not_tried_again(arguments: list[str], tm
         ),
         (
             ["model.search_passes=1"],
-            "search_passes=1: expected 0 or more, and 0 with a patch codebook of kind fsq",
+            "search_passes=1: expected 0 with a patch codebook of kind fsq",
         ),
         (["training.mix.random=0.9"], "training.mix"),
-        (["input.plain_share=1"], "plain_share=1.0: expected a share"),
-        (["input.max_scale=0.5"], "max_scale=0.5: expected 1 or more"),
+        (["input.plain_share=1"], "input.plain_share=1.0: expected at least 0 and less than 1"),
+        (["input.max_scale=0.5"], "input.max_scale=0.5: expected at least 1"),
     ],
 )
 def test_a_mistake_is_told(arguments: list[str], changes: list[str], message: str, tmp_path: Path) -> None:

@@ -52,13 +52,13 @@ def _format_flags(flags: dict[str, str]) -> list[str]:
 
 
 def _format_option(option: Option, width: int) -> list[str]:
-    """`key  type = default (unit)` and below it, wrapped and indented, the help and the choices."""
+    """`key  type = default (unit; bounds)` and below it, wrapped and indented, the help and the choices."""
     if option.default == REQUIRED:
         head = f"{option.type_name}, required"
     else:
         head = f"{option.type_name} = {show(option.default) or repr('')}"
-    if option.unit:
-        head += f" ({option.unit})"
+    if notes := "; ".join(filter(None, (option.unit, option.limits))):
+        head += f" ({notes})"
     text = option.help
     if option.choices:
         text = f"{text.rstrip('.')}. One of: {', '.join(option.choices)}."

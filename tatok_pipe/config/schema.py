@@ -1,7 +1,7 @@
 """What a config class asks for: its keys flattened and typed, and values converted to those types.
 
-A config class is a frozen dataclass of `options.option` fields (int, float, str, bool, lists of the first
-three, or any of these `| None`) and nested config classes. This module knows the classes; `config.py` knows
+A config class is an `options.config_dataclass` of `options.option` fields (int, float, str, bool, lists of the first
+three, or any of these `| None`) and nested config classes. This module knows the classes; `load.py` knows
 files, command lines and how layers are merged.
 """
 
@@ -38,6 +38,31 @@ class Text(str):
 
 
 @dataclass(frozen=True)
+class Bounds:
+    """What a number may be, which is finite wherever it has one."""
+
+    at_least: float = -math.inf
+    above: float = -math.inf
+    at_most: float = math.inf
+    below: float = math.inf
+
+    def hold(self, number: float) -> bool:
+        return self.at_least <= number <= self.at_most and self.above < number < self.below
+
+    def __str__(self) -> str:
+        """In words; empty where there is none."""
+        if math.isfinite(self.at_least) and math.isfinite(self.at_most):
+            return f"{self.at_least} to {self.at_most}"
+        words = {
+            "at least": self.at_least,
+            "more than": self.above,
+            "at most": self.at_most,
+            "less than": self.below,
+        }
+        return " and ".join(f"{word} {bound}" for word, bound in words.items() if math.isfinite(bound))
+
+
+@dataclass(frozen=True)
 class Option:
     """One key: `kind` is the type of the value, or of each item where `is_list`."""
 
@@ -46,9 +71,10 @@ class Option:
     is_list: bool
     is_optional: bool
     default: Any
-    help: str
-    unit: str
-    choices: tuple[str, ...]
+    help: str = ""
+    unit: str = ""
+    choices: tuple[str, ...] = ()
+    bounds: Bounds = Bounds()
     is_url: bool = False
 
     @property
@@ -67,6 +93,22 @@ class Option:
         if self.is_list:
             return f"a list such as {_EXAMPLES[self.kind]} (list of {self.kind.__name__})"
         return _EXPECTED[self.kind]
+
+    @property
+    def limits(self) -> str:
+        """Its bounds in words; empty where it has none."""
+        text = str(self.bounds)
+        return f"{text} each" if text and self.is_list else text
+
+    def check(self, value: Any) -> None:
+        """Raise ValueError where `value`, of this option's type, is outside of its choices or bounds."""
+        items = value if self.is_list else [value]
+        if value is None and self.is_optional:
+            return
+        if self.choices and not all(item in self.choices for item in items):
+            raise ValueError(f"{self.name}={show(value)}: expected {self.expected}")
+        if self.limits and not all(map(self.bounds.hold, items)):
+            raise ValueError(f"{self.name}={show(value)}: expected {self.limits}")
 
     def convert(self, value: Any) -> Any:
         """`value` as this option's type, or UserError with one line.
@@ -233,11 +275,15 @@ def _describe_option(path: str, hint: Any, default: Any, metadata: Any) -> Optio
         )
     if default is None and not is_optional:
         raise TypeError(f"{path}: its default is None, so its type must be `{kind.__name__} | None`")
-    help, unit, choices, is_url = (
-        metadata.get(name, empty)
-        for name, empty in (("help", ""), ("unit", ""), ("choices", ()), ("is_url", False))
-    )
-    return Option(path, kind, is_list, is_optional, default, help, unit, choices, is_url)
+    option = Option(path, kind, is_list, is_optional, default, **metadata)
+    if option.limits and kind not in (int, float):
+        raise TypeError(f"{path}: {kind.__name__} has no bounds, and is declared with {option.limits}")
+    if default != REQUIRED:
+        try:
+            option.check(default)
+        except ValueError as error:
+            raise TypeError(f"{path}: its default: {error}") from None
+    return option
 
 
 def _to_int(value: Any) -> int:

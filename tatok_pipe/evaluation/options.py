@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from tatok_pipe.config.options import check_choices, option
+from tatok_pipe.config.options import config_dataclass, option
 
 KINDS = ("auto", "inception", "efficientnet_lite0")
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class FeaturesConfig:
     kind: str = option(
         "auto",
@@ -23,9 +21,6 @@ class FeaturesConfig:
         "downloads it",
         is_url=True,
     )
-
-    def __post_init__(self) -> None:
-        check_choices(self)
 
     @property
     def network(self) -> str:

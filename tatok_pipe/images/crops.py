@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tatok_pipe.config.options import option
+from tatok_pipe.config.options import config_dataclass, option
 from tatok_pipe.seeds import hash_words
 
 # What each kind can be told, with its defaults, and how it may flip. 1.1 is LlamaGen's range for ten-crop, 1 to 1.25
@@ -23,7 +23,8 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 _FLIPS = {"center": ("no", "both"), "ten_crop": ("both",), "random": ("no", "both", "random")}
 KINDS = tuple(_SETTINGS)
 FLIPS = _FLIPS["random"]
-_MAX_SCALE = 10.0
+_MIN_SCALE = 1  # below it the picture would be smaller than its crop
+_MAX_SCALE = 10
 _MAX_COUNT = 128  # all crops of an image are in memory at once
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -38,7 +39,7 @@ class Square:
     is_mirrored: bool = False
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class CropConfig:
     """Which crops an image is cut into; each is a row. An option that is null is the default of its kind."""
 
@@ -50,28 +51,38 @@ class CropConfig:
     )
     scale: float | None = option(
         None,
+        at_least=_MIN_SCALE,
+        at_most=_MAX_SCALE,
         help="center, ten_crop: the picture's short side is scaled to this many image sizes before it is cut; "
         "null: 1.0, for ten_crop 1.1",
         unit="image sizes",
     )
     min_scale: float | None = option(
-        None, help="random: the smallest scale, drawn for each crop; null: 1.0", unit="image sizes"
+        None,
+        at_least=_MIN_SCALE,
+        at_most=_MAX_SCALE,
+        help="random: the smallest scale, drawn for each crop; null: 1.0",
+        unit="image sizes",
     )
     max_scale: float | None = option(
-        None, help="random: the largest scale, drawn for each crop; null: 1.25", unit="image sizes"
+        None,
+        at_least=_MIN_SCALE,
+        at_most=_MAX_SCALE,
+        help="random: the largest scale, drawn for each crop; null: 1.25",
+        unit="image sizes",
     )
-    count: int | None = option(None, help="random: how many; null: 1", unit="crops per image")
+    count: int | None = option(
+        None, at_least=1, at_most=_MAX_COUNT, help="random: how many; null: 1", unit="crops per image"
+    )
     flip: str | None = option(
         None,
         choices=FLIPS,
         help="both: all crops, then the mirror image of each; random: each is mirrored or not; null: no, for ten_crop "
         "both",
     )
-    seed: int | None = option(None, help="random: other crops for another number; null: 0")
+    seed: int | None = option(None, at_least=0, help="random: other crops for another number; null: 0")
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"kind={self.kind!r}: expected one of {', '.join(KINDS)}")
         for name in ("scale", "min_scale", "max_scale", "count", "seed"):
             if getattr(self, name) is not None and name not in _SETTINGS[self.kind]:
                 kinds = " or ".join(kind for kind in KINDS if name in _SETTINGS[kind])
@@ -85,22 +96,10 @@ class CropConfig:
                 f"flip={settings['flip']!r}: expected {' or '.join(_FLIPS[self.kind])} with kind={self.kind}; "
                 "leave it out for the default"
             )
-        for name in ("scale", "min_scale", "max_scale"):
-            if name in settings and not 1 <= settings[name] <= _MAX_SCALE:
-                raise ValueError(
-                    f"{name}={settings[name]}: expected 1 to {_MAX_SCALE:g}; below 1 the picture would be smaller than "
-                    "its crop"
-                )
-        if self.kind != "random":
-            return
-        if settings["min_scale"] > settings["max_scale"]:
+        if self.kind == "random" and settings["min_scale"] > settings["max_scale"]:
             raise ValueError(
                 f"min_scale={settings['min_scale']}: expected at most max_scale={settings['max_scale']}; give both"
             )
-        if not 1 <= settings["count"] <= _MAX_COUNT:
-            raise ValueError(f"count={settings['count']}: expected 1 to {_MAX_COUNT} crops an image")
-        if settings["seed"] < 0:
-            raise ValueError(f"seed={settings['seed']}: expected 0 or more")
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 
-from tatok_pipe.config.options import option
+from tatok_pipe.config.options import config_dataclass, option
 from tatok_pipe.images.fields import CAPTION_NAMES, IGNORABLE, LABEL_NAMES, MAX_METADATA_BYTES
 
 IMAGE_EXTENSIONS = (
@@ -25,23 +24,27 @@ CAPTION_EXTENSIONS = tuple(sorted(CAPTION_NAMES, key=lambda name: name != "txt")
 METADATA_EXTENSIONS = (*CAPTION_EXTENSIONS, *LABEL_EXTENSIONS, "json")
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class ShardLimits:
     """What is accepted of an image shard."""
 
     max_member_bytes: int = option(
         256 << 20,
+        at_least=1,
         help="largest image, label, caption or JSON file (the last three: 16 MiB at most); larger is quarantined",
         unit="bytes",
     )
     max_members: int = option(
-        1_000_000, help="most members of a tar, or rows of a Parquet file; a shard with more is refused"
+        1_000_000,
+        at_least=1,
+        help="most members of a tar, or rows of a Parquet file; a shard with more is refused",
     )
     max_shard_bytes: int = option(
-        128 << 30, help="largest image shard, as stored or by the sizes it declares", unit="bytes"
+        128 << 30, at_least=1, help="largest image shard, as stored or by the sizes it declares", unit="bytes"
     )
     max_page_bytes: int = option(
         512 << 20,
+        at_least=1,
         help="largest page of a Parquet file, of which up to four times as much is held; a shard with a larger one "
         "is refused",
         unit="bytes",
@@ -55,14 +58,6 @@ class ShardLimits:
         help="what is left unread of a sample, as if it had none; for corpora whose labels or captions are of another "
         "kind than ours",
     )
-
-    def __post_init__(self) -> None:
-        for name in ("max_member_bytes", "max_members", "max_shard_bytes", "max_page_bytes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
-        for name in self.ignore:
-            if name not in IGNORABLE:
-                raise ValueError(f"ignore={name!r}: expected a list from {', '.join(IGNORABLE)}")
 
     def wants(self, field: str) -> bool:
         """Whether "label", "caption" or "meta" is read."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from tatok_pipe.config.options import option
+from tatok_pipe.config.options import config_dataclass, option
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class ActorsConfig:
     min: int = option(
-        1, help="actors that are kept to the end; more than that are released as they run out of shards",
+        1, at_least=1, help="actors that are kept to the end; more than that are released as they run out of shards",
         unit="processes",
     )  # fmt: skip
     max: int | None = option(
@@ -21,72 +19,60 @@ class ActorsConfig:
     )
     cpus: float | None = option(
         None,
+        above=0,
         help="CPUs of an actor, its threads; null: a share of its node, at most 4 without GPU",
         unit="CPUs per actor",
     )
     gpus: float | None = option(
         None,
+        at_least=0,
         help="GPUs of an actor, fractions allowed; null: 1 where Ray sees a GPU, else 0",
         unit="GPUs per actor",
     )
 
     memory_gib: float | None = option(
         None,
+        above=0,
         help="memory that Ray sets aside for an actor, so that it places no more of them on a node than fit; null: "
         "none",
         unit="GiB per actor",
     )
 
     def __post_init__(self) -> None:
-        if self.min < 1:
-            raise ValueError(f"min={self.min}: expected at least 1")
         if self.max is not None and self.max < self.min:
             raise ValueError(f"max={self.max}: expected at least min={self.min}")
-        if self.cpus is not None and self.cpus <= 0:
-            raise ValueError(f"cpus={self.cpus}: expected more than 0")
-        if self.gpus is not None and self.gpus < 0:
-            raise ValueError(f"gpus={self.gpus}: expected 0 or more")
-        if self.memory_gib is not None and self.memory_gib <= 0:
-            raise ValueError(f"memory_gib={self.memory_gib}: expected more than 0")
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class WorkersConfig:
-    count: int = option(1, help="training workers", unit="processes")
+    count: int = option(1, at_least=1, help="training workers", unit="processes")
     cpus: float | None = option(
-        None, help="CPUs of each worker; null: an equal share of all", unit="CPUs per worker"
+        None, above=0, help="CPUs of each worker; null: an equal share of all", unit="CPUs per worker"
     )
 
-    def __post_init__(self) -> None:
-        if self.count < 1 or (self.cpus is not None and self.cpus <= 0):
-            raise ValueError(
-                f"count={self.count}, cpus={self.cpus}: expected at least 1 worker, and more than 0 CPUs"
-            )
 
-
-@dataclass(frozen=True)
+@config_dataclass
 class ElasticWorkersConfig:
     min: int = option(
-        1, help="fewest workers that the training goes on with where others are lost", unit="processes"
+        1,
+        at_least=1,
+        help="fewest workers that the training goes on with where others are lost",
+        unit="processes",
     )
     max: int | None = option(
         None, help="workers that are asked for; null: one for each GPU, at least `min`", unit="processes"
     )
     cpus: float | None = option(
-        None, help="CPUs of each worker; null: an equal share of all", unit="CPUs per worker"
+        None, above=0, help="CPUs of each worker; null: an equal share of all", unit="CPUs per worker"
     )
     max_failures: int = option(
         20,
+        at_least=0,
         help="times that a failed worker is forgiven and the training goes on from its last checkpoint; preempted "
         "nodes do not count",
         unit="failures",
     )
 
     def __post_init__(self) -> None:
-        if self.min < 1 or (self.cpus is not None and self.cpus <= 0) or self.max_failures < 0:
-            raise ValueError(
-                f"min={self.min}, cpus={self.cpus}, max_failures={self.max_failures}: expected at least 1 worker, "
-                "more than 0 CPUs, and 0 failures or more"
-            )
         if self.max is not None and self.max < self.min:
             raise ValueError(f"max={self.max}: expected at least min={self.min}")

@@ -9,52 +9,47 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
-from tatok_pipe.config.options import option
+from tatok_pipe.config.options import config_dataclass, option
 
 # One shard in work and one whose first bytes are being fetched: the device never waits for a shard's beginning.
 SHARDS_PER_WORKER = 2
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class FailuresConfig:
     max_failed_shards: int | None = option(
         None,
+        at_least=0,
         help="failed shards that are tolerated: the run ends with exit code 0 up to this number, and stops when one "
         "more fails; null: everything else is done, and any failed shard gives exit code 1",
         unit="shards",
     )
     max_attempts: int = option(
         3,
+        at_least=1,
         help="times that a shard may lose its actor's process before it counts as failed",
         unit="attempts per shard",
     )
     stall_s: float = option(
-        600.0, help="a shard without any progress for so long costs its actor's process", unit="seconds"
+        600.0,
+        above=0,
+        help="a shard without any progress for so long costs its actor's process",
+        unit="seconds",
     )
     shard_timeout_s: float = option(
         14_400.0,
+        above=0,
         help="a shard that is in work for so long costs its actor's process",
         unit="seconds per attempt",
     )
     stop_grace_s: float = option(
         20.0,
+        at_least=0,
         help="after SIGTERM or Ctrl-C no shard is begun, and those in work have so long to finish; a second signal "
         "stops at once",
         unit="seconds",
     )
-
-    def __post_init__(self) -> None:
-        if self.max_failed_shards is not None and self.max_failed_shards < 0:
-            raise ValueError(f"max_failed_shards={self.max_failed_shards}: expected 0 or more, or null")
-        if self.max_attempts < 1:
-            raise ValueError(f"max_attempts={self.max_attempts}: expected at least 1")
-        for name in ("stall_s", "shard_timeout_s"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected more than 0")
-        if self.stop_grace_s < 0:
-            raise ValueError(f"stop_grace_s={self.stop_grace_s}: expected 0 or more")
 
 
 class ShardQueue:

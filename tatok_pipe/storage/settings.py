@@ -10,12 +10,12 @@ import functools
 import json
 import os
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from fsspec.config import conf
 
-from tatok_pipe.config.options import option
+from tatok_pipe.config.options import config_dataclass, option
 
 ENVIRONMENT = "TATOK_STORAGE"
 # Spellings of one store, by the one that settings are compared in.
@@ -36,7 +36,7 @@ OTHER_STORES_HELP = (
 _SEVERAL = ("anonymous", "requester_pays", "endpoints")
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class StorageConfig:
     anonymous: list[str] = option(
         [],

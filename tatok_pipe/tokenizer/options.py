@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
-from tatok_pipe.config.options import check_choices, option, section
+from tatok_pipe.config.options import config_dataclass, option, section
 from tatok_pipe.tokenizer.rules import RULES
 from tatok_pipe.tokenizer.scores.table import SCORES
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class QuantizerConfig:
     kind: str = option(
         "vq",
@@ -19,13 +18,18 @@ class QuantizerConfig:
     )
     levels: list[int] = option(
         [8, 8, 8, 8, 4],
+        at_least=2,
         help="levels of each FSQ dimension; their product is the codebook size",
         unit="levels",
     )
-    codebook_size: int = option(16384, help="codebook size of vq", unit="codes")
-    code_dim: int = option(64, help="dimension of a vq code vector", unit="channels")
+    codebook_size: int = option(16384, at_least=2, help="codebook size of vq", unit="codes")
+    code_dim: int = option(64, at_least=1, help="dimension of a vq code vector", unit="channels")
     ema_decay: float = option(
-        0.99, help="decay of the moving average of how often a vq code is used", unit="per forward pass"
+        0.99,
+        above=0,
+        below=1,
+        help="decay of the moving average of how often a vq code is used",
+        unit="per forward pass",
     )
     revive_below: float = option(
         0.0,
@@ -35,17 +39,8 @@ class QuantizerConfig:
     )
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        if not self.levels or min(self.levels) < 2:
-            raise ValueError(
-                f"levels={list(self.levels)}: expected at least one dimension of 2 or more levels"
-            )
-        if self.codebook_size < 2 or self.code_dim < 1:
-            raise ValueError(
-                f"codebook_size={self.codebook_size}, code_dim={self.code_dim}: expected at least 2 and 1"
-            )
-        if not 0 < self.ema_decay < 1:
-            raise ValueError(f"ema_decay={self.ema_decay}: expected a number between 0 and 1")
+        if not self.levels:
+            raise ValueError("levels=[]: expected at least one dimension")
 
     @property
     def vocab_size(self) -> int:
@@ -56,63 +51,58 @@ class QuantizerConfig:
         return len(self.levels) if self.kind == "fsq" else self.code_dim
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class GlobalQuantizerConfig(QuantizerConfig):
     """The same of the globals, each of which has a codebook of its own and few dimensions."""
 
-    codebook_size: int = option(1024, help="codebook size of vq, of each global", unit="codes")
-    code_dim: int = option(4, help="dimension of a vq code vector", unit="channels")
+    codebook_size: int = option(1024, at_least=2, help="codebook size of vq, of each global", unit="codes")
+    code_dim: int = option(4, at_least=1, help="dimension of a vq code vector", unit="channels")
 
 
 MAX_THUMBNAIL_SIDE = 16
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class StackConfig:
     """One transformer."""
 
-    width: int = option(768, help="width of the residual stream", unit="channels")
-    depth: int = option(12, help="number of blocks", unit="blocks")
-    heads: int = option(12, help="attention heads; width / heads must be a multiple of 4", unit="heads")
-
-    def __post_init__(self) -> None:
-        if (
-            min(self.width, self.depth, self.heads) < 1
-            or self.width % self.heads
-            or self.width // self.heads % 4
-        ):
-            raise ValueError(
-                f"width={self.width}, depth={self.depth}, heads={self.heads}: expected width / heads to be a "
-                "multiple of 4, and all three at least 1"
-            )
-
-
-@dataclass(frozen=True)
-class GridStackConfig:
-    """One stack of convolutions, MLPs and attention over globals and the grid of patches."""
-
-    width: int = option(768, help="width of the residual stream", unit="channels")
-    depth: int = option(12, help="number of blocks", unit="blocks")
-    heads: int = option(12, help="attention heads, which divide the width", unit="heads")
-    attend_every: int = option(
-        2, help="of so many blocks in a row, the middle one has attention", unit="blocks"
+    width: int = option(768, at_least=1, help="width of the residual stream", unit="channels")
+    depth: int = option(12, at_least=1, help="number of blocks", unit="blocks")
+    heads: int = option(
+        12, at_least=1, help="attention heads; width / heads must be a multiple of 4", unit="heads"
     )
 
     def __post_init__(self) -> None:
-        if min(self.width, self.heads, self.attend_every) < 1 or self.depth < 0 or self.width % self.heads:
+        if self.width % self.heads or self.width // self.heads % 4:
             raise ValueError(
-                f"width={self.width}, depth={self.depth}, heads={self.heads}, attend_every={self.attend_every}: "
-                "expected heads that divide the width, a depth of at least 0, and the others of at least 1"
+                f"width={self.width}, heads={self.heads}: expected width / heads to be a multiple of 4"
             )
 
 
-@dataclass(frozen=True)
+@config_dataclass
+class GridStackConfig:
+    """One stack of convolutions, MLPs and attention over globals and the grid of patches."""
+
+    width: int = option(768, at_least=1, help="width of the residual stream", unit="channels")
+    depth: int = option(12, at_least=0, help="number of blocks", unit="blocks")
+    heads: int = option(12, at_least=1, help="attention heads, which divide the width", unit="heads")
+    attend_every: int = option(
+        2, at_least=1, help="of so many blocks in a row, the middle one has attention", unit="blocks"
+    )
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"width={self.width}, heads={self.heads}: expected heads that divide the width")
+
+
+@config_dataclass
 class TaTokConfig:
-    image_size: int = option(256, help="side of the square images", unit="pixels")
-    patch_size: int = option(16, help="side of a patch", unit="pixels")
-    num_globals: int = option(32, help="global tokens an image, K", unit="tokens")
+    image_size: int = option(256, at_least=1, help="side of the square images", unit="pixels")
+    patch_size: int = option(16, at_least=1, help="side of a patch", unit="pixels")
+    num_globals: int = option(32, at_least=0, help="global tokens an image, K", unit="tokens")
     search_passes: int = option(
         1,
+        at_least=0,
         help="passes of analysis by synthesis over the codes of the patches of an image; 0: the nearest codewords",
         unit="passes",
     )
@@ -128,12 +118,10 @@ class TaTokConfig:
     patch_codebook: QuantizerConfig = section(QuantizerConfig, help="quantizer of the patch tokens")
 
     def __post_init__(self) -> None:
-        if self.patch_size < 1 or self.image_size < 1 or self.image_size % self.patch_size:
+        if self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size={self.image_size}, patch_size={self.patch_size}: expected a multiple of the patch size"
             )
-        if self.num_globals < 0:
-            raise ValueError(f"num_globals={self.num_globals}: expected 0 or more")
         if self.decoder.depth < 1:
             raise ValueError(f"decoder.depth={self.decoder.depth}: expected at least 1")
         if self.num_patches > 65_536:
@@ -141,9 +129,9 @@ class TaTokConfig:
                 f"{self.num_patches} patches: positions are stored in 16 bits, so at most 65,536"
             )
 
-        if self.search_passes < 0 or (self.search_passes and self.patch_codebook.kind != "vq"):
+        if self.search_passes and self.patch_codebook.kind != "vq":
             raise ValueError(
-                f"search_passes={self.search_passes}: expected 0 or more, and 0 with a patch codebook of kind "
+                f"search_passes={self.search_passes}: expected 0 with a patch codebook of kind "
                 f"{self.patch_codebook.kind} (vq can be searched)"
             )
         values = 3 * self.patch_size**2
@@ -174,7 +162,7 @@ _UNITS_HELP = "costs being " + ", or ".join(
 )
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class DTFConfig:
     """What a user asks for. `resolve` turns it into a `Filter` with the help of a checkpoint's ladder."""
 
@@ -205,12 +193,11 @@ class DTFConfig:
         + f"), {_UNITS_HELP}; null: taken from the checkpoint's calibration",
         unit="by rule and score",
     )
-    min_patches: int = option(1, help="patches that an image keeps whatever the rule says", unit="patches")
+    min_patches: int = option(
+        1, at_least=0, help="patches that an image keeps whatever the rule says", unit="patches"
+    )
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        if self.min_patches < 0:
-            raise ValueError(f"min_patches={self.min_patches}: expected 0 or more")
         aims = {name: getattr(self, name) for name in ("value", "target_tokens", "percentile")}
         given = [f"{name}={aim}" for name, aim in aims.items() if aim is not None]
         if len(given) > 1:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
-from tatok_pipe.config.options import check_choices, option, section
+from tatok_pipe.config.options import config_dataclass, option, section
 from tatok_pipe.training.schedule import ScheduleConfig
 
 if TYPE_CHECKING:
@@ -21,54 +21,71 @@ _SYNTHESIS_FROM = (
 _FLOOR_SHARE = 0.02  # of the peak learning rate, at the end of every stage
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class MixConfig:
     """Shares of a batch by how its patches are filtered; what is left of 1 stays unfiltered."""
 
     gain: float = option(
         0.55,
+        at_least=0,
         help="kept by what their codewords gain, with noise, keep rate uniform over 0 to 1",
         unit="share of batch",
     )
     entropy: float = option(
-        0.0, help="kept by conditional entropy, keep rate uniform over 0 to 1", unit="share of batch"
+        0.0,
+        at_least=0,
+        help="kept by conditional entropy, keep rate uniform over 0 to 1",
+        unit="share of batch",
     )
     drop_cost: float = option(
-        0.0, help="kept by the drop-cost head, keep rate uniform over 0 to 1", unit="share of batch"
+        0.0,
+        at_least=0,
+        help="kept by the drop-cost head, keep rate uniform over 0 to 1",
+        unit="share of batch",
     )
     synthesis: float = option(
-        0.0, help="kept by analysis by synthesis, keep rate uniform over 0 to 1", unit="share of batch"
+        0.0,
+        at_least=0,
+        help="kept by analysis by synthesis, keep rate uniform over 0 to 1",
+        unit="share of batch",
     )
     random: float = option(
-        0.06, help="kept by chance, keep rate uniform over 0 to 1; what the drop-cost head learns from",
+        0.06, at_least=0, help="kept by chance, keep rate uniform over 0 to 1; what the drop-cost head learns from",
         unit="share of batch",
     )  # fmt: skip
     prefix: float = option(
         0.0,
+        at_least=0,
         help="kept by place, the first ones in raster order, keep rate uniform over 0 to 1 (nested dropout)",
         unit="share of batch",
     )
     globals_only: float = option(
-        0.06, help="without patches, so that globals carry what patches share", unit="share of batch"
+        0.06,
+        at_least=0,
+        help="without patches, so that globals carry what patches share",
+        unit="share of batch",
     )
 
     def __post_init__(self) -> None:
         shares = {field.name: getattr(self, field.name) for field in fields(self)}
-        if min(shares.values()) < 0 or sum(shares.values()) > 1 + 1e-9:
+        if sum(shares.values()) > 1 + 1e-9:
             shown = ", ".join(f"{name}={share}" for name, share in shares.items())
-            raise ValueError(f"{shown}: expected shares of 0 or more, together at most 1")
+            raise ValueError(f"{shown}: expected at most 1 together")
 
 
 NORMS = ("group", "spectral", "none")
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class DiscriminatorConfig:
     """Defaults for images of 256 pixels; a depth of 2 suits 64 to 128."""
 
-    width: int = option(64, help="channels of the first layer, a multiple of 8", unit="channels")
+    width: int = option(64, at_least=8, help="channels of the first layer, a multiple of 8", unit="channels")
     depth: int = option(
-        3, help="layers of stride 2; a logit sees 34, 70 or 142 pixels at depth 2, 3 or 4", unit="layers"
+        3,
+        at_least=1,
+        help="layers of stride 2; a logit sees 34, 70 or 142 pixels at depth 2, 3 or 4",
+        unit="layers",
     )
     norm: str = option(
         "group",
@@ -77,12 +94,8 @@ class DiscriminatorConfig:
     )
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        if self.width < 8 or self.width % 8 or self.depth < 1:
-            raise ValueError(
-                f"width={self.width}, depth={self.depth}: expected a width that is a multiple of 8, and a depth of 1 "
-                "or more"
-            )
+        if self.width % 8:
+            raise ValueError(f"width={self.width}: expected a multiple of 8")
 
     @property
     def receptive_field(self) -> int:
@@ -98,56 +111,47 @@ class DiscriminatorConfig:
 FEATURES = ("efficientnet_lite0", "lpips", "none")
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class LossConfig:
-    l1: float = option(0.0, help="weight of the mean absolute error of pixels in [0, 1]")
-    l2: float = option(0.0, help="weight of the mean squared error of pixels in [0, 1]")
+    l1: float = option(0.0, at_least=0, help="weight of the mean absolute error of pixels in [0, 1]")
+    l2: float = option(0.0, at_least=0, help="weight of the mean squared error of pixels in [0, 1]")
     log_l2: float = option(
         1.0,
+        at_least=0,
         help="weight of the logarithm of each image's mean squared error, so that images count alike whatever share of "
         "their patches is kept",
     )
-    perceptual: float = option(0.1, help="weight of the distance of features")
+    perceptual: float = option(0.1, at_least=0, help="weight of the distance of features")
     perceptual_features: str = option(
         "efficientnet_lite0",
         choices=FEATURES,
         help="whose features: EfficientNet-Lite0's, or the network of the lpips package",
     )
     adversarial: float = option(
-        0.0, help="weight of the PatchGAN discriminator's verdict, on top of the adaptive one (LlamaGen: 0.5)"
+        0.0,
+        at_least=0,
+        help="weight of the PatchGAN discriminator's verdict, on top of the adaptive one (LlamaGen: 0.5)",
     )
     adversarial_start_step: int = option(
-        20_000, help="from when on the discriminator is trained and heard", unit="steps"
+        20_000, at_least=0, help="from when on the discriminator is trained and heard", unit="steps"
     )
     discriminator: DiscriminatorConfig = section(
         DiscriminatorConfig, help="the discriminator, where adversarial is above 0"
     )
-    commitment: float = option(0.25, help="weight of the commitment of vq latents to their codes")
+    commitment: float = option(0.25, at_least=0, help="weight of the commitment of vq latents to their codes")
     evenness: float = option(
         0.02,
+        at_least=0,
         help="weight of how unevenly fsq latents use their grid, which keeps codes from falling out of use",
     )
     rate: float = option(
         0.0,
+        at_least=0,
         help="weight λ of the nats of a code, mean of the globals plus mean of the patches, in the joint stage: the "
         "encoder is asked for codes that are cheap to predict, and to predict others from (fsq only)",
     )
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        for name in (
-            "l1",
-            "l2",
-            "log_l2",
-            "perceptual",
-            "adversarial",
-            "commitment",
-            "evenness",
-            "rate",
-            "adversarial_start_step",
-        ):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
         if self.l1 + self.l2 + self.log_l2 == 0:
             raise ValueError(
                 f"l1={self.l1}, l2={self.l2}, log_l2={self.log_l2}: expected one of them above 0"
@@ -157,19 +161,20 @@ class LossConfig:
 PATCHED_SHARE = 4  # one crop in so many is looked at by its patches, all of them by their thumbnails
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class DecoderMixConfig(MixConfig):
     """The same kinds for the decoder's stage, where codes are final and synthesis is worth its price."""
 
     synthesis: float = option(
         0.06,
+        at_least=0,
         help="kept by analysis by synthesis, keep rate uniform over 0 to 1, in the last quarter of the stage (before "
         "it by what their codewords gain); the drop-cost head learns from it, and it makes a step half as long again",
         unit="share of batch",
     )
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class TrainingConfig:
     start: str = option(
         "closed_form",
@@ -177,20 +182,24 @@ class TrainingConfig:
         help="closed_form: linear maps and codewords are computed from images before the first step (vq codebooks); "
         "random: everything is learned, by the joint stage",
     )
-    start_crops: int = option(8_000, help="images that the closed form sees", unit="crops, over all workers")
+    start_crops: int = option(
+        8_000, at_least=1, help="images that the closed form sees", unit="crops, over all workers"
+    )
     decoder_steps: int = option(
         40_000,
+        at_least=0,
         help="length of the decoder's stage, on codes that do not change: the first one after a closed form, the last "
         "one after a random start",
         unit="steps",
     )
     joint_steps: int = option(
-        20_000, help="length of the joint stage: encoder, codewords and decoder", unit="steps"
+        20_000, at_least=0, help="length of the joint stage: encoder, codewords and decoder", unit="steps"
     )
-    prior_steps: int = option(15_000, help="length of the entropy model's stage", unit="steps")
-    batch_size: int = option(256, help="images a step", unit="images, over all workers")
+    prior_steps: int = option(15_000, at_least=0, help="length of the entropy model's stage", unit="steps")
+    batch_size: int = option(256, at_least=1, help="images a step", unit="images, over all workers")
     microbatch_size: int | None = option(
         None,
+        at_least=1,
         help="images of a forward and backward pass, what memory allows; null: the worker's share of a batch",
         unit="images per worker",
     )
@@ -202,35 +211,44 @@ class TrainingConfig:
     compile: str = option(
         "auto", choices=("auto", "yes", "no"), help="torch.compile of the blocks; auto: on GPUs"
     )
-    learning_rate: float = option(3e-4, help="peak of the joint stage", unit="per step")
+    learning_rate: float = option(3e-4, above=0, help="peak of the joint stage", unit="per step")
     codes_learning_rate: float | None = option(
         None,
+        above=0,
         help="peak of codewords and linear maps in the joint stage; null: 1e-5 after a closed form, else learning_rate",
         unit="per step",
     )
     prior_learning_rate: float = option(
-        3e-4, help="peak of the entropy model, in both of its stages", unit="per step"
+        3e-4, above=0, help="peak of the entropy model, in both of its stages", unit="per step"
     )
-    decoder_learning_rate: float = option(3e-4, help="peak of the decoder's stage", unit="per step")
+    decoder_learning_rate: float = option(3e-4, above=0, help="peak of the decoder's stage", unit="per step")
     matrix_ratio: float = option(
         5.0,
+        above=0,
         help="learning rate of the matrices inside blocks, which Muon trains, over that of the rest, which is AdamW's",
     )
-    warmup_steps: int = option(1_000, help="linear warm-up at the start of every stage", unit="steps")
+    warmup_steps: int = option(
+        1_000, at_least=0, help="linear warm-up at the start of every stage", unit="steps"
+    )
     weight_decay: float = option(
         0.05, help="AdamW and Muon, matrices only", unit="per step and learning rate"
     )
     clip_norm: float = option(
         1.0,
+        above=0,
         help="gradient norm: encoder with decoder, drop-cost head, entropy model and discriminator, each by itself",
         unit="L2 norm",
     )
     ema_decay: float = option(
-        0.999,
+        0.999, at_least=0, below=1,
         help="average of weights over steps, with which every stage ends; 0: none", unit="per step",
     )  # fmt: skip
     hide_globals: float = option(
-        0.15, help="images whose globals the entropy model does not see", unit="share of batch"
+        0.15,
+        at_least=0,
+        below=1,
+        help="images whose globals the entropy model does not see",
+        unit="share of batch",
     )
     mix: MixConfig = section(MixConfig, help="how the samples of a batch are filtered in the joint stage")
     decoder_mix: DecoderMixConfig = section(
@@ -239,31 +257,8 @@ class TrainingConfig:
     loss: LossConfig = section(LossConfig, help="weights of the losses")
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        counts = (self.joint_steps, self.prior_steps, self.decoder_steps, self.warmup_steps)
-        if min(counts) < 0 or self.num_steps < 1 or self.batch_size < 1:
-            raise ValueError(
-                "joint_steps, prior_steps, decoder_steps, warmup_steps: expected 0 or more, some step "
-                "to do, and batch_size of at least 1"
-            )
-        if self.start_crops < 1:
-            raise ValueError(f"start_crops={self.start_crops}: expected at least 1")
-        if self.microbatch_size is not None and self.microbatch_size < 1:
-            raise ValueError(f"microbatch_size={self.microbatch_size}: expected at least 1, or null")
-        for name in ("hide_globals", "ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more, and below 1")
-        for name in (
-            "learning_rate",
-            "codes_learning_rate",
-            "prior_learning_rate",
-            "decoder_learning_rate",
-            "matrix_ratio",
-            "clip_norm",
-        ):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name}={value}: expected more than 0")
+        if self.num_steps < 1:
+            raise ValueError("joint_steps=0, prior_steps=0, decoder_steps=0: expected one of them above 0")
         last = self.last_decoder_step
         if self.loss.adversarial and self.loss.adversarial_start_step >= last:
             raise ValueError(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
-from tatok_pipe.config.options import check_choices, option
+from tatok_pipe.config.options import config_dataclass, option
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class ScheduleConfig:
     shape: str = option(
         "cosine",
@@ -16,20 +15,14 @@ class ScheduleConfig:
         help="after the warm-up: cosine to the floor, plateau with a linear decay at the end (warm-up, stable, decay; "
         "training may be prolonged from its plateau), or no decay",
     )
-    peak: float = option(4e-4, help="learning rate after the warm-up", unit="per step")
-    warmup_steps: int = option(1_000, help="linear warm-up", unit="steps")
-    decay_share: float = option(0.2, help="of the steps, those in which wsd decays", unit="share of steps")
-    floor_share: float = option(0.05, help="learning rate at the end", unit="share of peak")
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        if self.peak <= 0 or self.warmup_steps < 0:
-            raise ValueError(
-                f"peak={self.peak}, warmup_steps={self.warmup_steps}: expected a peak above 0 and 0 steps or more"
-            )
-        for name in ("decay_share", "floor_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected a share between 0 and 1")
+    peak: float = option(4e-4, above=0, help="learning rate after the warm-up", unit="per step")
+    warmup_steps: int = option(1_000, at_least=0, help="linear warm-up", unit="steps")
+    decay_share: float = option(
+        0.2, at_least=0, at_most=1, help="of the steps, those in which wsd decays", unit="share of steps"
+    )
+    floor_share: float = option(
+        0.05, at_least=0, at_most=1, help="learning rate at the end", unit="share of peak"
+    )
 
 
 def learning_rate(config: ScheduleConfig, *, step: int, num_steps: int) -> float:

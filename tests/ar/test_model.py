@@ -334,10 +334,10 @@ def on_meta(name: str, vocabulary: Vocabulary) -> Generator:
     ("change", "message"),
     [
         ({"heads": 5}, "multiple of 8"),
-        ({"heads": 0}, "multiple of 8"),
+        ({"heads": 0}, "heads=0: expected at least 1"),
         ({"width": 24}, "multiple of 8"),
-        ({"condition": "text"}, "condition='text'"),
-        ({"num_classes": -1}, "num_classes=-1: expected 0 or more"),
+        ({"condition": "text"}, "condition=text: expected one of none, class, embedding"),
+        ({"num_classes": -1}, "num_classes=-1: expected at least 0"),
         ({"condition": "embedding"}, "embedding_dim=0"),
         ({"dropout": 1.0}, "dropout=1.0"),
     ],

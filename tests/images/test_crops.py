@@ -298,7 +298,7 @@ def test_same_pixels_from_every_thread() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "five"}, "kind='five': expected one of center, ten_crop, random"),
+        ({"kind": "five"}, "kind=five: expected one of center, ten_crop, random"),
         ({"count": 3}, "count=3: is for kind=random, this is center"),
         ({"seed": 3}, "seed=3: is for kind=random, this is center"),
         (
@@ -307,15 +307,15 @@ def test_same_pixels_from_every_thread() -> None:
         ),
         ({"kind": "ten_crop", "max_scale": 1.1}, "max_scale=1.1: is for kind=random"),
         ({"flip": "random"}, "flip='random': expected no or both with kind=center"),
-        ({"flip": "sideways"}, "flip='sideways': expected no or both"),
+        ({"flip": "sideways"}, "flip=sideways: expected one of no, both, random"),
         ({"kind": "ten_crop", "flip": "no"}, "flip='no': expected both with kind=ten_crop; leave it out"),
-        ({"scale": 0.9}, "scale=0.9: expected 1 to 10; below 1 the picture would be smaller than its crop"),
+        ({"scale": 0.9}, "scale=0.9: expected 1 to 10"),
         ({"scale": 11.0}, "scale=11.0: expected 1 to 10"),
         ({"kind": "random", "min_scale": 0.5}, "min_scale=0.5: expected 1 to 10"),
         ({"kind": "random", "min_scale": 1.5}, "min_scale=1.5: expected at most max_scale=1.25; give both"),
         ({"kind": "random", "count": 0}, "count=0: expected 1 to 128"),
         ({"kind": "random", "count": 129}, "count=129: expected 1 to 128"),
-        ({"kind": "random", "seed": -1}, "seed=-1: expected 0 or more"),
+        ({"kind": "random", "seed": -1}, "seed=-1: expected at least 0"),
     ],
 )
 def test_options_that_are_refused(options: dict, message: str) -> None:

@@ -180,9 +180,10 @@ def test_adversarial_factor_refuses_negative_numbers() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"width": 12}, "width=12, depth=3: expected a width that is a multiple of 8"),
-        ({"depth": 0}, "depth=0"),
-        ({"norm": "batch"}, "norm='batch': expected one of group, spectral, none"),
+        ({"width": 12}, "width=12: expected a multiple of 8"),
+        ({"width": 0}, "width=0: expected at least 8"),
+        ({"depth": 0}, "depth=0: expected at least 1"),
+        ({"norm": "batch"}, "norm=batch: expected one of group, spectral, none"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(options: dict[str, int | str], message: str) -> None:

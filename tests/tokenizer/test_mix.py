@@ -88,5 +88,5 @@ def test_nothing_is_asked_for_where_no_image_needs_it() -> None:
 def test_impossible_shares_are_refused() -> None:
     with pytest.raises(ValueError, match=r"entropy=0\.6, .*random=0\.6"):
         MixConfig(entropy=0.6, random=0.6)
-    with pytest.raises(ValueError, match="expected shares"):
+    with pytest.raises(ValueError, match="^random=-0.1: expected at least 0"):
         MixConfig(random=-0.1)

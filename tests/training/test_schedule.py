@@ -39,5 +39,5 @@ def test_settings_that_mean_nothing_are_refused() -> None:
         ScheduleConfig(peak=0)
     with pytest.raises(ValueError, match=r"floor_share=1\.5"):
         ScheduleConfig(floor_share=1.5)
-    with pytest.raises(ValueError, match="shape='step'"):
+    with pytest.raises(ValueError, match="shape=step"):
         ScheduleConfig(shape="step")

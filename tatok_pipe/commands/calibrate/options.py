@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from tatok_pipe.config.options import option, section
+from tatok_pipe.config.options import config_dataclass, option, section
 from tatok_pipe.storage.settings import OTHER_STORES_HELP, STORAGE_HELP, StorageConfig
 from tatok_pipe.tokenizer.options import PACKAGED
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class CheckpointConfig:
     checkpoint: str = option(
         PACKAGED,
@@ -18,21 +16,17 @@ class CheckpointConfig:
     )
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class InputConfig:
     shards: str = option(
         "", help="image shards to calibrate on, like those to be tokenized: glob, braces, @list.txt or directory, on "
         "any URL; or a folder of images, or a manifest", is_url=True,
     )  # fmt: skip
     other_stores: bool = option(False, help=OTHER_STORES_HELP)
-    max_images: int = option(256, help="images, as many of each shard", unit="images")
-
-    def __post_init__(self) -> None:
-        if self.max_images < 1:
-            raise ValueError(f"max_images={self.max_images}: expected at least 1")
+    max_images: int = option(256, at_least=1, help="images, as many of each shard", unit="images")
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class ValidationConfig:
     shards: str = option(
         "",
@@ -43,7 +37,7 @@ class ValidationConfig:
     other_stores: bool = option(False, help=OTHER_STORES_HELP)
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class OutputConfig:
     url: str = option(
         "",
@@ -52,15 +46,11 @@ class OutputConfig:
     )
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class CalibrateConfig:
     tokenizer: CheckpointConfig = section(CheckpointConfig, help="what to calibrate")
     input: InputConfig = section(InputConfig, help="what to calibrate it on")
     validation: ValidationConfig = section(ValidationConfig, help="what to measure it on")
     output: OutputConfig = section(OutputConfig, help="where the result goes")
     storage: StorageConfig = section(StorageConfig, help=STORAGE_HELP)
-    seed: int = option(0, help="seed of the random control in the figures")
-
-    def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed}: expected 0 or more")
+    seed: int = option(0, at_least=0, help="seed of the random control in the figures")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from tatok_pipe.commands.tokenize_corpus.options import DEMO, DEMO_FOLDER, ProgressConfig
-from tatok_pipe.config.options import option, section
+from tatok_pipe.config.options import config_dataclass, option, section
 from tatok_pipe.evaluation.options import FeaturesConfig
 from tatok_pipe.ray_runtime.options import ActorsConfig
 from tatok_pipe.runs.shard_queue import FailuresConfig
@@ -15,28 +13,22 @@ from tatok_pipe.tokenizer.options import PACKAGED, DTFConfig
 ALL = "all"
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class OutputConfig:
     url: str = option(
         "tatok_evaluation", help="folder for results and reports, one for each suite, on any URL", is_url=True
     )
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class GenerationConfig:
-    num_images: int = option(128, help="images drawn of each generator", unit="images")
+    num_images: int = option(128, at_least=2, help="images drawn of each generator", unit="images")
     guidance: float = option(
-        1.0, help="classifier-free guidance, for generators that were trained for it; 1: none"
+        1.0, at_least=0, help="classifier-free guidance, for generators that were trained for it; 1: none"
     )
 
-    def __post_init__(self) -> None:
-        if self.num_images < 2:
-            raise ValueError(f"num_images={self.num_images}: expected at least 2")
-        if not 0 <= self.guidance < float("inf"):
-            raise ValueError(f"guidance={self.guidance}: expected 0 or more")
 
-
-@dataclass(frozen=True)
+@config_dataclass
 class EvaluateConfig:
     suite: str = option(
         ALL,
@@ -63,7 +55,10 @@ class EvaluateConfig:
     )
     other_stores: bool = option(False, help=OTHER_STORES_HELP)
     max_images: int = option(
-        200, help="images to evaluate on, as many of each shard as equal shares allow", unit="images"
+        200,
+        at_least=2,
+        help="images to evaluate on, as many of each shard as equal shares allow",
+        unit="images",
     )
     dtf: DTFConfig = section(DTFConfig, help="the filter that is evaluated")
     features: FeaturesConfig = section(FeaturesConfig, help="network of distances between sets of images")
@@ -82,17 +77,9 @@ class EvaluateConfig:
     compare: str = option(
         "", help="results.json of earlier runs, with commas between, to draw over the plots of the same suite"
     )
-    confidence: float = option(0.95, help="of intervals", unit="probability")
-    seed: int = option(0, help="seed of resampling, of controls and of what is drawn")
+    confidence: float = option(0.95, above=0, below=1, help="of intervals", unit="probability")
+    seed: int = option(0, at_least=0, help="seed of resampling, of controls and of what is drawn")
     actors: ActorsConfig = section(ActorsConfig, help="Ray actors; each measures whole parts")
     failures: FailuresConfig = section(FailuresConfig, help="what is tried again, and for how long")
     progress: ProgressConfig = section(ProgressConfig, help="what is printed meanwhile")
     storage: StorageConfig = section(StorageConfig, help=STORAGE_HELP)
-
-    def __post_init__(self) -> None:
-        if self.max_images < 2:
-            raise ValueError(f"max_images={self.max_images}: expected at least 2")
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"confidence={self.confidence}: expected a probability between 0 and 1")
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed}: expected 0 or more")

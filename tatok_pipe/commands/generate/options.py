@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from tatok_pipe.ar.generation.layout import IMAGE_FORMATS, LAYOUTS
 from tatok_pipe.ar.options import SamplingConfig
 from tatok_pipe.commands.tokenize_corpus.options import ProgressConfig
-from tatok_pipe.config.options import check_choices, option, section
+from tatok_pipe.config.options import config_dataclass, option, section
 from tatok_pipe.ray_runtime.options import ActorsConfig
 from tatok_pipe.runs.shard_queue import FailuresConfig
 from tatok_pipe.storage.settings import STORAGE_HELP, StorageConfig
 from tatok_pipe.tokenizer.options import PACKAGED
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class StartConfig:
     url: str = option(
         "",
@@ -31,10 +29,11 @@ class StartConfig:
     columns: str = option("", help="of these rows, only the columns FROM:TO; empty: all", unit="patches")
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class DeviceConfig:
     slots: int | None = option(
         None,
+        at_least=1,
         help="images that are drawn at once; null: as the output was begun, a new one 256 on GPUs, 32 on CPUs",
         unit="images per actor",
     )
@@ -44,13 +43,8 @@ class DeviceConfig:
         help="arithmetic of the generator; auto: as the output was begun, a new one bf16 on GPUs and fp32 on CPUs",
     )
 
-    def __post_init__(self) -> None:
-        check_choices(self)
-        if self.slots is not None and self.slots < 1:
-            raise ValueError(f"slots={self.slots}: expected at least 1")
 
-
-@dataclass(frozen=True)
+@config_dataclass
 class OutputConfig:
     url: str = option("tatok_samples", help="folder for the images, on any URL", is_url=True)
     layout: str = option(
@@ -58,26 +52,22 @@ class OutputConfig:
     )
     image_format: str = option("png", choices=IMAGE_FORMATS, help="both without loss")
     images_per_shard: int = option(
-        500, help="images that an actor commits at once; what a crash may cost", unit="images per shard"
+        500,
+        at_least=1,
+        help="images that an actor commits at once; what a crash may cost",
+        unit="images per shard",
     )
     npz: bool = option(False, help="samples.npz with all images as arr_0, which ADM's evaluator reads")
-    contact_sheet: int = option(64, help="images on contact_sheet.png; 0: none", unit="images")
+    contact_sheet: int = option(64, at_least=0, help="images on contact_sheet.png; 0: none", unit="images")
     gallery: int = option(
         48,
+        at_least=0,
         help="images on gallery.html, with class, tokens and where its patches are; 0: none",
         unit="images",
     )
 
-    def __post_init__(self) -> None:
-        check_choices(self)
-        if self.images_per_shard < 1:
-            raise ValueError(f"images_per_shard={self.images_per_shard}: expected at least 1")
-        for name in ("contact_sheet", "gallery"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
 
-
-@dataclass(frozen=True)
+@config_dataclass
 class GenerateConfig:
     checkpoint: str = option(
         "tatok_generator",
@@ -101,7 +91,7 @@ class GenerateConfig:
         "tensors, whose rows are taken in turn; null: without condition",
         is_url=True,
     )
-    num_images: int = option(16, help="how many", unit="images")
+    num_images: int = option(16, at_least=1, help="how many", unit="images")
     target_tokens: int | None = option(
         None,
         help="about so many tokens an image, globals included, of a generator with model.num_budgets; null: as it "
@@ -116,10 +106,4 @@ class GenerateConfig:
     failures: FailuresConfig = section(FailuresConfig, help="what is tried again, and what is given up")
     progress: ProgressConfig = section(ProgressConfig, help="what is printed")
     storage: StorageConfig = section(StorageConfig, help=STORAGE_HELP)
-    seed: int = option(0, help="images of another seed are other images")
-
-    def __post_init__(self) -> None:
-        if self.num_images < 1:
-            raise ValueError(f"num_images={self.num_images}: expected at least 1")
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed}: expected 0 or more")
+    seed: int = option(0, at_least=0, help="images of another seed are other images")

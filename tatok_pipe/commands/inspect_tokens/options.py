@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from tatok_pipe.config.options import option, section
+from tatok_pipe.config.options import config_dataclass, option, section
 from tatok_pipe.storage.settings import STORAGE_HELP, StorageConfig
 from tatok_pipe.tokenizer.options import PACKAGED
 
@@ -12,11 +10,14 @@ NO_REPORT = "none"
 REPORT_FILE = "report.html"
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class InputConfig:
     url: str = option("tatok_out", help="folder of the token dataset, on any URL", is_url=True)
     image_shards: int = option(
-        24, help="image shards opened for originals and source sizes, at most; 0: none", unit="shards"
+        24,
+        at_least=0,
+        help="image shards opened for originals and source sizes, at most; 0: none",
+        unit="shards",
     )
 
     other_stores: bool = option(
@@ -25,12 +26,8 @@ class InputConfig:
         "host or bucket) than its own",
     )
 
-    def __post_init__(self) -> None:
-        if self.image_shards < 0:
-            raise ValueError(f"image_shards={self.image_shards}: expected 0 or more")
 
-
-@dataclass(frozen=True)
+@config_dataclass
 class CheckpointConfig:
     checkpoint: str | None = option(
         None,
@@ -40,7 +37,7 @@ class CheckpointConfig:
     )
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class OutputConfig:
     report: str | None = option(
         None,
@@ -49,20 +46,17 @@ class OutputConfig:
     )
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class GalleryConfig:
     images: int = option(
         4,
+        at_least=0,
         help="images shown of each group: cheapest, median and dearest; 0: no gallery",
         unit="images, per group",
     )
 
-    def __post_init__(self) -> None:
-        if self.images < 0:
-            raise ValueError(f"images={self.images}: expected 0 or more")
 
-
-@dataclass(frozen=True)
+@config_dataclass
 class InspectTokensConfig:
     input: InputConfig = section(InputConfig, help="what to report on")
     output: OutputConfig = section(OutputConfig, help="where the report goes")

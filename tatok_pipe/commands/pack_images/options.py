@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from tatok_pipe.commands.tokenize_corpus.options import ProgressConfig
-from tatok_pipe.config.options import check_choices, option, section
+from tatok_pipe.config.options import config_dataclass, option, section
 from tatok_pipe.images.limits import ShardLimits
 from tatok_pipe.images.options import IMAGES_PER_PART
 from tatok_pipe.ray_runtime.options import ActorsConfig
@@ -15,7 +13,7 @@ from tatok_pipe.storage.settings import OTHER_STORES_HELP, STORAGE_HELP, Storage
 LAYOUTS = {"webdataset": ".tar", "parquet": ".parquet"}  # and the ends of the names of their shards
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class PackInputConfig:
     shards: str = option(
         "",
@@ -25,17 +23,16 @@ class PackInputConfig:
         is_url=True,
     )
     images_per_part: int = option(
-        IMAGES_PER_PART, help="images of a shard that is made of a folder or manifest", unit="images"
+        IMAGES_PER_PART,
+        at_least=1,
+        help="images of a shard that is made of a folder or manifest",
+        unit="images",
     )
     other_stores: bool = option(False, help=OTHER_STORES_HELP)
     limits: ShardLimits = section(ShardLimits, help="what is accepted of a shard")
 
-    def __post_init__(self) -> None:
-        if self.images_per_part < 1:
-            raise ValueError(f"images_per_part={self.images_per_part}: expected at least 1")
 
-
-@dataclass(frozen=True)
+@config_dataclass
 class PackOutputConfig:
     url: str = option("tatok_shards", help="folder of the shards, on any URL", is_url=True)
     layout: str = option(
@@ -44,11 +41,8 @@ class PackOutputConfig:
         help="webdataset: tars of KEY.jpg, KEY.cls, KEY.txt, KEY.json; parquet: as Hugging Face datasets writes images",
     )
 
-    def __post_init__(self) -> None:
-        check_choices(self)
 
-
-@dataclass(frozen=True)
+@config_dataclass
 class PackImagesConfig:
     input: PackInputConfig = section(PackInputConfig, help="what to pack")
     output: PackOutputConfig = section(PackOutputConfig, help="where the shards go")

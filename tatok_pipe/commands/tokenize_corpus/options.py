@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
-from tatok_pipe.config.options import check_choices, option, section
+from tatok_pipe.config.options import config_dataclass, option, section
 from tatok_pipe.images.crops import CropConfig
-from tatok_pipe.images.options import IMAGES_PER_PART, PreprocessConfig
+from tatok_pipe.images.options import IMAGES_PER_PART, PILLOW_PIXEL_LIMIT, PreprocessConfig
 from tatok_pipe.images.shards import ShardLimits
 from tatok_pipe.ray_runtime.options import ActorsConfig
 from tatok_pipe.runs.shard_queue import FailuresConfig
@@ -23,7 +22,7 @@ OnMoved = Literal["error", "map", "add"]
 ON_MOVED: tuple[OnMoved, ...] = ("error", "map", "add")
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class InputConfig:
     shards: str = option(
         DEMO,
@@ -35,6 +34,7 @@ class InputConfig:
     )
     images_per_part: int = option(
         IMAGES_PER_PART,
+        at_least=1,
         help="a folder of loose images, or a manifest, is read in parts of this size",
         unit="images",
     )
@@ -61,23 +61,20 @@ class InputConfig:
     limits: ShardLimits = section(ShardLimits, help="what is accepted of a shard")
     max_pixels: int = option(
         PreprocessConfig().max_pixels,
+        at_least=1,
+        at_most=PILLOW_PIXEL_LIMIT,
         help="images that declare more are quarantined undecoded",
         unit="pixels, width × height",
     )
     crops: CropConfig = section(CropConfig, help="what is cut out of an image; every crop is a row")
 
-    def __post_init__(self) -> None:
-        check_choices(self)
-        if self.images_per_part < 1:
-            raise ValueError(f"images_per_part={self.images_per_part}: expected at least 1")
 
-
-@dataclass(frozen=True)
+@config_dataclass
 class OutputConfig:
     url: str = option("tatok_out", help="folder of the token dataset, on any URL", is_url=True)
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class CheckpointConfig:
     checkpoint: str = option(
         PACKAGED,
@@ -86,7 +83,7 @@ class CheckpointConfig:
     )
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class EncodeConfig:
     precision: str = option(
         "auto",
@@ -94,17 +91,13 @@ class EncodeConfig:
         help="arithmetic of the model; auto: as the dataset was begun, a new one bf16 on GPUs and fp32 on CPUs",
     )
     batch_size: int | None = option(
-        None, help="images encoded at once; null: as the dataset was begun, a new one 128 on GPUs, 16 on CPUs",
+        None, at_least=1,
+        help="images encoded at once; null: as the dataset was begun, a new one 128 on GPUs, 16 on CPUs",
         unit="images per GPU or CPU thread",
     )  # fmt: skip
 
-    def __post_init__(self) -> None:
-        check_choices(self)
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size}: expected at least 1")
 
-
-@dataclass(frozen=True)
+@config_dataclass
 class RecordConfig:
     mutual_information: bool = option(
         False, help="estimate I(G; P) of every image, nats; one more pass of the entropy model"
@@ -112,16 +105,12 @@ class RecordConfig:
     patch_entropy: bool = option(False, help="store the entropies of all patches, nats as float16")
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class ProgressConfig:
-    every_s: float = option(10.0, help="a line of progress this often", unit="seconds")
-
-    def __post_init__(self) -> None:
-        if self.every_s <= 0:
-            raise ValueError(f"every_s={self.every_s}: expected more than 0")
+    every_s: float = option(10.0, above=0, help="a line of progress this often", unit="seconds")
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class TokenizeCorpusConfig:
     input: InputConfig = section(InputConfig, help="what to tokenize")
     output: OutputConfig = section(OutputConfig, help="where the tokens go")

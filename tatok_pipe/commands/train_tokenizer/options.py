@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
-from tatok_pipe.config.options import option, section
+from tatok_pipe.config.options import config_dataclass, option, section
 from tatok_pipe.ray_runtime.options import WorkersConfig
 from tatok_pipe.storage.settings import OTHER_STORES_HELP, STORAGE_HELP, StorageConfig
 from tatok_pipe.tokenizer.options import TaTokConfig
 from tatok_pipe.tokenizer.training_options import PATCHED_SHARE, TrainingConfig
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class InputConfig:
     shards: str = option(
         "",
@@ -23,44 +22,37 @@ class InputConfig:
     other_stores: bool = option(False, help=OTHER_STORES_HELP)
     max_scale: float = option(
         1.6,
+        at_least=1,
         help="crops are cut at a random scale, from 1 to this many image sizes on the short side",
         unit="image sizes",
     )
     plain_share: float = option(
         0.0,
+        at_least=0,
+        below=1,
         help="images that are replaced by one random colour, so that globals alone can carry any colour; photographs "
         "hold few of the bright ones",
         unit="share of images",
     )
 
-    def __post_init__(self) -> None:
-        if self.max_scale < 1:
-            raise ValueError(f"max_scale={self.max_scale}: expected 1 or more")
-        if not 0 <= self.plain_share < 1:
-            raise ValueError(f"plain_share={self.plain_share}: expected a share of 0 or more, and below 1")
 
-
-@dataclass(frozen=True)
+@config_dataclass
 class ValidationConfig:
     shards: str = option("", help="image shards to measure on; nothing of them is trained on", is_url=True)
     other_stores: bool = option(False, help=OTHER_STORES_HELP)
     max_images: int = option(
         256,
+        at_least=1,
         help="images to measure on, and of the training shards to calibrate on, as many of each shard",
         unit="images",
     )
     every_steps: int = option(
-        1_000, help="PSNR and pictures of the first held-out images this often", unit="steps"
+        1_000, at_least=1, help="PSNR and pictures of the first held-out images this often", unit="steps"
     )
-    panel_images: int = option(8, help="how many images these are", unit="images")
-
-    def __post_init__(self) -> None:
-        for name in ("max_images", "every_steps", "panel_images"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+    panel_images: int = option(8, at_least=1, help="how many images these are", unit="images")
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class OutputConfig:
     url: str = option(
         "", help="folder for checkpoints/, tensorboard/ and the finished tokenizer/, on any URL", is_url=True
@@ -68,18 +60,15 @@ class OutputConfig:
     half: bool = option(False, help="store the finished weights as bfloat16, half the size")
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class LoggingConfig:
-    every_steps: int = option(50, help="a line of losses this often", unit="steps")
-    checkpoint_every_steps: int = option(500, help="a checkpoint to resume from this often", unit="steps")
-
-    def __post_init__(self) -> None:
-        for name in ("every_steps", "checkpoint_every_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+    every_steps: int = option(50, at_least=1, help="a line of losses this often", unit="steps")
+    checkpoint_every_steps: int = option(
+        500, at_least=1, help="a checkpoint to resume from this often", unit="steps"
+    )
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class TrainTokenizerConfig:
     input: InputConfig = section(InputConfig, help="what to train on")
     validation: ValidationConfig = section(ValidationConfig, help="what to measure on")
@@ -89,15 +78,13 @@ class TrainTokenizerConfig:
     workers: WorkersConfig = section(WorkersConfig, help="Ray Train workers")
     logging: LoggingConfig = section(LoggingConfig, help="what is logged and saved, how often")
     storage: StorageConfig = section(StorageConfig, help=STORAGE_HELP)
-    seed: int = option(0, help="seed of weights, order, augmentation and masks")
+    seed: int = option(0, at_least=0, help="seed of weights, order, augmentation and masks")
     dry_run: bool = option(
         False, help="print weights, arithmetic of an image and memory of a worker, and train nothing"
     )
 
     def __post_init__(self) -> None:
         training, loss = self.training, self.training.loss
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed}: expected 0 or more")
         if training.batch_size % self.workers.count:
             raise ValueError(
                 f"training.batch_size={training.batch_size}: expected a multiple of "
