@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from tatok_pipe.__main__ import COMMANDS
-from tatok_pipe.commands.tokenize_corpus.options import DEMO_FOLDER
 from tatok_pipe.config.help import format_help
 from tatok_pipe.config.load import load_config
 from tatok_pipe.config.schema import Option, Section, Text, describe
+from tatok_pipe.config.shared_options import DEMO_FOLDER
 from tatok_pipe.errors import UserError
 from tools.simulation.options import SimulateCorpusConfig
 

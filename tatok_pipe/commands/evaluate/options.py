@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tatok_pipe.commands.tokenize_corpus.options import DEMO, DEMO_FOLDER, ProgressConfig
 from tatok_pipe.config.options import config_dataclass, option, section
+from tatok_pipe.config.shared_options import DEMO, DEMO_FOLDER, ProgressConfig
 from tatok_pipe.evaluation.options import FeaturesConfig
 from tatok_pipe.ray_runtime.options import ActorsConfig
 from tatok_pipe.runs.shard_queue import FailuresConfig

@@ -12,7 +12,7 @@ from tatok_pipe import __version__, storage
 from tatok_pipe.ar.checkpoint import LoadedGenerator, load_generator
 from tatok_pipe.ar.generation.conditions import check_pair, check_trained, trained_classes
 from tatok_pipe.commands.evaluate.options import ALL, EvaluateConfig
-from tatok_pipe.commands.tokenize_corpus.options import DEMO, DEMO_FOLDER
+from tatok_pipe.config.shared_options import DEMO, DEMO_FOLDER
 from tatok_pipe.errors import EXIT_DONE, EXIT_FAILED_SHARDS, EXIT_INTERRUPTED, UserError
 from tatok_pipe.evaluation.output import Earlier, read_earlier, write_suite
 from tatok_pipe.evaluation.pictures import plan_sources

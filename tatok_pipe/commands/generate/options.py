@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tatok_pipe.ar.generation.layout import IMAGE_FORMATS, LAYOUTS
 from tatok_pipe.ar.options import SamplingConfig
-from tatok_pipe.commands.tokenize_corpus.options import ProgressConfig
 from tatok_pipe.config.options import config_dataclass, option, section
+from tatok_pipe.config.shared_options import ProgressConfig
 from tatok_pipe.ray_runtime.options import ActorsConfig
 from tatok_pipe.runs.shard_queue import FailuresConfig
 from tatok_pipe.storage.settings import STORAGE_HELP, StorageConfig

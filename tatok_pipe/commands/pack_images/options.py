@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tatok_pipe.commands.tokenize_corpus.options import ProgressConfig
 from tatok_pipe.config.options import config_dataclass, option, section
+from tatok_pipe.config.shared_options import ProgressConfig
 from tatok_pipe.images.limits import ShardLimits
 from tatok_pipe.images.options import IMAGES_PER_PART
 from tatok_pipe.ray_runtime.options import ActorsConfig

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from tatok_pipe.config.options import config_dataclass, option, section
+from tatok_pipe.config.shared_options import DEMO, DEMO_FOLDER, ProgressConfig
 from tatok_pipe.images.crops import CropConfig
 from tatok_pipe.images.options import IMAGES_PER_PART, PILLOW_PIXEL_LIMIT, PreprocessConfig
 from tatok_pipe.images.shards import ShardLimits
@@ -13,8 +14,6 @@ from tatok_pipe.runs.shard_queue import FailuresConfig
 from tatok_pipe.storage.settings import OTHER_STORES_HELP, STORAGE_HELP, StorageConfig
 from tatok_pipe.tokenizer.options import PACKAGED, DTFConfig
 
-DEMO = "demo"
-DEMO_FOLDER = "tatok_demo"
 NO_NAMES = "none"
 OnSourceChange = Literal["error", "report", "retokenize", "ignore"]
 ON_SOURCE_CHANGE: tuple[OnSourceChange, ...] = ("error", "report", "retokenize", "ignore")
@@ -103,11 +102,6 @@ class RecordConfig:
         False, help="estimate I(G; P) of every image, nats; one more pass of the entropy model"
     )
     patch_entropy: bool = option(False, help="store the entropies of all patches, nats as float16")
-
-
-@config_dataclass
-class ProgressConfig:
-    every_s: float = option(10.0, above=0, help="a line of progress this often", unit="seconds")
 
 
 @config_dataclass

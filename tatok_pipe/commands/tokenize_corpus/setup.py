@@ -10,14 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tatok_pipe import __version__, storage
-from tatok_pipe.commands.tokenize_corpus.options import (
-    DEMO,
-    DEMO_FOLDER,
-    NO_NAMES,
-    InputConfig,
-    TokenizeCorpusConfig,
-)
+from tatok_pipe.commands.tokenize_corpus.options import NO_NAMES, InputConfig, TokenizeCorpusConfig
 from tatok_pipe.config.load import to_dict
+from tatok_pipe.config.shared_options import DEMO, DEMO_FOLDER
 from tatok_pipe.encoding.image_input import (
     ListPlace,
     are_parts,
