@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,7 @@ _PERMANENT = (
 )
 _PERMANENT_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.ENOSYS, errno.ELOOP}
 _TRANSIENT_STATUS = {408, 409, 425, 429}  # 409: another conditional write to the same key is under way
+_TRANSIENT_OF_CLIENT = {"huggingface_hub": {412}}  # another commit came first
 _TRANSIENT_CODES = {"RequestTimeout", "IncompleteBody", "BadDigest"}  # S3 answers these with 400
 _TRANSIENT_NAMES = {
     "botocore": {
@@ -78,6 +80,7 @@ class Fault:
     names: frozenset[str] = frozenset()  # of the classes of the exception and its causes
     is_local: bool = False  # whether no client was in it, but this program and its system alone
     is_mute: bool = False  # whether it is S3's answer to a HEAD: a status without the reason
+    wait_s: float = 0.0  # for which the store wants not to be asked again
 
 
 def find_fault(error: BaseException) -> Fault | None:
@@ -96,6 +99,7 @@ def find_fault(error: BaseException) -> Fault | None:
         names=names,
         is_mute=_error_code(causes).isdigit() and status in (301, 307, 400, 403),
         is_local=not any(map(_client, causes)),
+        wait_s=_wait_s(causes),
     )
 
 
@@ -111,7 +115,10 @@ def is_transient(error: BaseException) -> bool:
     if any(_class_names(each) & (_LASTING_NAMES | _CREDENTIAL_NAMES) for each in causes):
         return False
     if status is not None:
-        return status >= 500 or status in _TRANSIENT_STATUS or _error_code(causes) in _TRANSIENT_CODES
+        of_client = set().union(*(_TRANSIENT_OF_CLIENT.get(_client(each), ()) for each in causes))
+        if status >= 500 or status in _TRANSIENT_STATUS or status in of_client:
+            return True
+        return _error_code(causes) in _TRANSIENT_CODES
     if any(_class_names(each) & _TRANSIENT_NAMES.get(_client(each).rstrip("2"), set()) for each in causes):
         return True
     return isinstance(told, OSError) and told.errno not in _PERMANENT_ERRNO
@@ -193,6 +200,21 @@ def _error_code(causes: list[BaseException]) -> str:
             if _client(cause) == "azure" and isinstance(code := getattr(cause, name, None), str):
                 return str(getattr(code, "value", code))
     return ""
+
+
+def _wait_s(causes: list[BaseException]) -> float:
+    """What `Retry-After` says, in seconds; 0 where nothing does. Its other form, a date, no store is known to use."""
+    for cause in causes:
+        response = getattr(cause, "response", None)
+        if isinstance(response, dict):
+            headers = response.get("ResponseMetadata", {}).get("HTTPHeaders")
+        else:
+            headers = getattr(response if response is not None else cause, "headers", None)
+        if _client(cause) and isinstance(headers, Mapping):
+            told = {str(name).lower(): str(value) for name, value in headers.items()}
+            if (seconds := told.get("retry-after", "").strip()).isdecimal():
+                return float(seconds)
+    return 0.0
 
 
 def _client(error: BaseException) -> str:

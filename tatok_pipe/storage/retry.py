@@ -24,6 +24,9 @@ NUM_PATIENT_ATTEMPTS = 2
 _PATIENT = ("az", "gs")
 FIRST_DELAY_S = 0.25
 MAX_DELAY_S = 10.0
+# The longest time that a store may ask one to wait for. Where it wants more, its word is told at once, and the same
+# command goes on later.
+MAX_ASKED_DELAY_S = 120.0
 
 
 def call(
@@ -33,7 +36,8 @@ def call(
     num_attempts: int = NUM_ATTEMPTS,
     pause: Callable[[float], object] = time.sleep,
 ) -> Result:
-    """`action()`, tried again with exponential backoff while its error may pass.
+    """`action()`, tried again with exponential backoff while its error may pass, and not before the time that the store
+    asks for (`Retry-After`), up to two minutes of it.
 
     Raises the last error with the URL in its message and what to do about it: an OSError of the same kind
     (FileNotFoundError, PermissionError, ...) and number, LastingError where none says more and it would be the same
@@ -51,10 +55,11 @@ def call(
                 error, fault = told
             is_patient = not fault.is_local and protocol_of(url) in _PATIENT
             most = min(num_attempts, NUM_PATIENT_ATTEMPTS) if is_patient else num_attempts
-            if attempt >= most or not fault.passes:
+            if attempt >= most or not fault.passes or fault.wait_s > MAX_ASKED_DELAY_S:
                 raise _named(error, fault, url) from error
             # Jitter keeps the actors that met one outage from returning all at once.
             delay_s = min(FIRST_DELAY_S * 2 ** (attempt - 1), MAX_DELAY_S) * random.uniform(0.5, 1.0)
+            delay_s += fault.wait_s
             logger.warning("%s: %s; attempt %d of %d", redact(url), redact(fault.text), attempt, most)
             pause(delay_s)
     raise ValueError(f"num_attempts={num_attempts}: expected at least 1")

@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
+from multidict import CIMultiDict, CIMultiDictProxy
 
 from tatok_pipe.storage.faults import LastingError, find_fault, is_transient
 
@@ -81,6 +82,7 @@ def translated(error: Exception) -> OSError:
         httpx2.ConnectError("refused"),
         httpx2.ReadTimeout("slow"),
         hub_error(HfHubHTTPError, 502),
+        hub_error(HfHubHTTPError, 412),
         ServiceRequestError("no connection"),
         azure_error(503),
         caused(RuntimeError("failed to upload"), azure_error(500)),
@@ -175,3 +177,25 @@ def test_the_text_is_one_line_in_the_words_of_who_said_it() -> None:
     fault = find_fault(masked(aiohttp_error(503)))
     assert fault is not None and fault.text.startswith("503, message=")
     assert find_fault(TimeoutError()).text == "TimeoutError"  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def test_how_long_a_store_wants_not_to_be_asked() -> None:
+    told = {"retry-after": "30"}
+    of_s3 = client_error(503, "SlowDown")
+    of_s3.response["ResponseMetadata"]["HTTPHeaders"] = told  # pyright: ignore[reportTypedDictNotRequiredAccess]
+    of_web = aiohttp_error(429)
+    of_web.headers = CIMultiDictProxy(CIMultiDict({"Retry-After": "30"}))
+    response = httpx2.Response(429, headers=told, request=httpx2.Request("GET", "http://hub/x"))
+    of_hub = HfHubHTTPError("?", response=response)
+    for error in (of_s3, translated(of_s3), of_web, of_hub):
+        assert find_fault(error).wait_s == 30  # pyright: ignore[reportOptionalMemberAccess]
+    date = httpx2.Response(
+        429, headers={"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, request=response.request
+    )
+    for error in (
+        client_error(503, "SlowDown"),
+        aiohttp_error(429),
+        HfHubHTTPError("?", response=date),
+        OSError(),
+    ):
+        assert find_fault(error).wait_s == 0  # pyright: ignore[reportOptionalMemberAccess]
