@@ -42,6 +42,7 @@ def stores() -> dict[str, tuple[servers.Start, str]]:
             f"gcp-storage-emulator {version('gcp-storage-emulator')}, {google}",
         ),
         "`az://`": (servers.azurite, f"Azurite {servers.azurite_version()}, {azure}"),
+        "`hf://`": (servers.hub, f"tests/storage/hub.py, huggingface_hub {version('huggingface_hub')}"),
     }
 
 
@@ -109,15 +110,17 @@ Made by `make docs-stores`, which tries all of it on servers on loopback; change
 (`tests/stores_table.py`), not this page.
 
 A shard is committed, and a dataset begun, by creating a file only where none is there. On S3 and Azure that is
-`If-None-Match: *`, on Google `ifGenerationMatch=0`, on a local disk a hard link. Some servers that speak like one of
-these take the condition and ignore it, and other filesystems of fsspec (SFTP, FTP, SMB, …) have none. So each run of
-tokenize_corpus and generate that has something to do tries it first, with a small hidden file in `output.url` that it
-removes again: where the second of two creations is not refused, a line of the log says what is not promised there. One
-job at a time is safe on such a store; of two at the same instant both could be told that they had won.
+`If-None-Match: *`, on Google `ifGenerationMatch=0`, in a repository of the Hugging Face hub a commit that names its
+parent, on a local disk a hard link. Some servers that speak like one of these take the condition and ignore it, and
+other filesystems of fsspec (SFTP, FTP, SMB, the hub's buckets, …) have none. So each run of tokenize_corpus and
+generate that has something to do tries it first, with a small hidden file in `output.url` that it removes again: where
+the second of two creations is not refused, a line of the log says what is not promised there. One job at a time is safe
+on such a store; of two at the same instant both could be told that they had won.
 
 """
 ENDING = """
 - fake-gcs-server keeps the condition of multipart uploads, which gcsfs makes of small files, and of no other upload.
+- The hub itself is not tried, but a server with the answers that huggingface_hub and the hub's documentation speak of.
 - `memory://` is of one process, so that the actors of a job do not share it.
 """
 

@@ -24,7 +24,7 @@ _MAY_NOT = {
     "gs": "its credentials may not do this, or the bucket is public (storage.anonymous) or has its reader pay "
     "(storage.requester_pays)",
     "az": "check the account's key or the role of its identity",
-    "hf": "set HF_TOKEN to a token that may read it",
+    "hf": "set HF_TOKEN to a token that may do this; to write takes one with the right to",
 }
 
 
@@ -125,6 +125,9 @@ def _explain_hub(fault: Fault, url: str) -> str:
         return f"{hub} has disabled access to the repository"
     if "OfflineModeIsEnabled" in fault.names:
         return "HF_HUB_OFFLINE is set, so the Hub is not asked; unset it, or give a local copy"
+    if fault.status == 429:
+        wait = f"come again in {fault.wait_s:.0f} s" if fault.wait_s else "come again later"
+        return f"{hub} is asked too often ({fault.text}); {wait}: the same command does the rest"
     if fault.status is None and fault.passes:
         return f"{hub} does not answer ({fault.text}); check the network and HF_ENDPOINT"
     return ""

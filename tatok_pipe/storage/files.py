@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tatok_pipe.errors import mark_outside_cause
-from tatok_pipe.storage import http, local, retry
+from tatok_pipe.storage import http, hub, local, retry
 from tatok_pipe.storage.advice import no_such_place
 from tatok_pipe.storage.faults import LastingError, http_status
 from tatok_pipe.storage.listing import forget_listings, list_folder
@@ -19,6 +19,8 @@ NO_SIZE = (
     "download it first"
 )
 
+# The content tag, as filesystems call it: the last two are the hub's, of repositories and of buckets.
+_TAGS = ("ETag", "etag", "blob_id", "xet_hash")
 # The time of modification, as filesystems call it.
 _TIMES = ("LastModified", "mtime", "last_modified", "updated", "modified", "created")
 
@@ -74,6 +76,8 @@ def exists(url: str) -> bool:
 def _ask(filesystem: Any, path: str) -> dict[str, Any]:
     if is_http(filesystem):
         return http.file_entry(filesystem, path)
+    if hub.is_repository(filesystem, path):
+        return hub.file_entry(filesystem, path)
     forget_listings(filesystem)
     entry = filesystem.info(path)
     # fsspec's float is short of nanoseconds.
@@ -97,6 +101,8 @@ def missing_place(filesystem: Any, path: str, url: str) -> str:
 def read_bytes(url: str) -> bytes:
     """The whole content of a file that fits into memory."""
     filesystem, path = open_filesystem(url)
+    if hub.is_repository(filesystem, path):
+        return retry.call(lambda: hub.read(filesystem, path), url=url)
     return retry.call(lambda: filesystem.cat_file(path), url=url)
 
 
@@ -149,6 +155,8 @@ def read_range(filesystem: Any, path: str, start: int, stop: int) -> bytes:
         return b""
     if is_http(filesystem):
         return http.read_range(filesystem, path, start, stop)
+    if hub.is_repository(filesystem, path):
+        return hub.read(filesystem, path, start, stop)
     return filesystem.cat_file(path, start=start, end=stop)
 
 
@@ -195,6 +203,7 @@ def remove_folder(url: str) -> None:
     path = path.rstrip("/")
     # Some object stores keep an emptied folder, as an object whose name ends with a slash, and go on listing it.
     folders = retry.call(lambda: _folders_below(filesystem, path), url=url) if is_s3(filesystem) else []
+    forget_listings(filesystem)
     try:
         retry.call(lambda: filesystem.rm(path, recursive=True), url=url)
     except FileNotFoundError:
@@ -221,7 +230,8 @@ def remove(url: str) -> None:
 
 def etag_of(entry: dict[str, Any]) -> str:
     """The content tag in an entry of fsspec's `info` or listings, without quotes; empty where it has none."""
-    return str(entry.get("ETag") or entry.get("etag") or "").removeprefix("W/").strip('"')
+    tag = next((entry[name] for name in _TAGS if entry.get(name)), "")
+    return str(tag).removeprefix("W/").strip('"')
 
 
 def _time_of(entry: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Stores that take an object whole or not at all, and that can be told to take it only where none is there: S3, Google,
-Azure and fsspec's memory. What each wants to be told, and what it tells of an object.
+Azure, repositories of the Hugging Face hub and fsspec's memory. What each wants to be told, and what it tells of an
+object.
 
 Some servers that speak like one of these ignore the condition: see `promise`.
 """
@@ -7,18 +8,17 @@ Some servers that speak like one of these ignore the condition: see `promise`.
 from __future__ import annotations
 
 import base64
-import hashlib
-import io
 import mimetypes
-import os
-import shutil
+import secrets
 import threading
-from dataclasses import dataclass
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, Protocol
 
 from fsspec.asyn import sync
 
+from tatok_pipe.storage import hub
 from tatok_pipe.storage.faults import http_status
+from tatok_pipe.storage.hub_commits import Repositories
+from tatok_pipe.storage.published import Content, Found, new_hasher
 from tatok_pipe.storage.urls import speaks
 
 _PART_BYTES = 50 << 20
@@ -26,47 +26,6 @@ _PART_BYTES = 50 << 20
 # condition and write in two steps (SeaweedFS 4.48: up to three of three racers told 200), so an exclusive
 # file is one PUT up to twice this size, although that holds it in memory; a token shard has a few MiB.
 _EXCLUSIVE_PART_BYTES = 512 << 20
-
-
-@dataclass(frozen=True)
-class Content:
-    """What is published: bytes, or a finished local file."""
-
-    data: bytes | None = None
-    local_path: str = ""
-    part_bytes: int | None = None  # on S3; None for what suits
-
-    def open(self) -> BinaryIO:
-        return open(self.local_path, "rb") if self.data is None else io.BytesIO(self.data)
-
-    def read(self) -> bytes:
-        with self.open() as file:
-            return file.read()
-
-    def copy(self, target: BinaryIO) -> None:
-        with self.open() as file:
-            shutil.copyfileobj(file, target, 1 << 20)
-
-    def digest(self) -> bytes:
-        """MD5."""
-        with self.open() as file:
-            return hashlib.file_digest(cast(Any, file), md5).digest()
-
-    def upload(self, filesystem: Any, path: str, **options: Any) -> None:
-        """By the driver's own way, which takes `options`."""
-        if self.data is not None:
-            filesystem.pipe_file(path, self.data, **options)
-        else:
-            filesystem.put_file(self.local_path, path, **options)
-
-
-@dataclass(frozen=True)
-class Found:
-    """An object as the store tells it."""
-
-    size_bytes: int
-    md5: str  # hexadecimal; empty where the store tells none
-    writer: str  # the mark that `create` left on it; empty where there is none
 
 
 class ObjectStore(Protocol):
@@ -81,15 +40,16 @@ class ObjectStore(Protocol):
         """None where there is no object."""
         ...
 
+    def keeps_condition(self, filesystem: Any, path: str) -> bool:
+        """Whether of two creations of the object the second is refused, tried where none is; one is there then."""
+        ...
 
-def object_store(filesystem: Any) -> ObjectStore | None:
-    """How the store behind `filesystem` is asked; None where it is none of these."""
+
+def object_store(filesystem: Any, path: str) -> ObjectStore | None:
+    """How the store behind `filesystem` that `path` is in is asked; None where it is none of these."""
+    if speaks(filesystem, "hf"):
+        return _REPOSITORIES if hub.is_repository(filesystem, path) else None
     return next((store for protocol, store in _STORES.items() if speaks(filesystem, protocol)), None)
-
-
-def md5(data: bytes = b"") -> Any:
-    # The only checksum that all of these stores take or tell; it is not there for security.
-    return hashlib.md5(data, usedforsecurity=False)
 
 
 def _content_type(path: str) -> str:
@@ -97,7 +57,18 @@ def _content_type(path: str) -> str:
     return mimetypes.guess_type(path)[0] or "application/octet-stream"
 
 
-class _S3:
+class _OneRequest:
+    """A store whose `create` is one request, with the condition in it."""
+
+    def keeps_condition(self: ObjectStore, filesystem: Any, path: str) -> bool:
+        refused = [
+            not self.create(filesystem, path, Content(data=data), writer=secrets.token_hex(16))
+            for data in (b"first", b"second")
+        ]
+        return refused[1] and filesystem.cat_file(path) == b"first"
+
+
+class _S3(_OneRequest):
     def create(self, filesystem: Any, path: str, content: Content, *, writer: str) -> bool:
         options = self._options(path, content, _EXCLUSIVE_PART_BYTES)
         try:
@@ -139,7 +110,7 @@ class _S3:
         return options
 
 
-class _Google:
+class _Google(_OneRequest):
     def create(self, filesystem: Any, path: str, content: Content, *, writer: str) -> bool:
         try:
             filesystem.pipe_file(
@@ -166,7 +137,7 @@ class _Google:
         return Found(int(found["size"]), digest, (found.get("metadata") or {}).get("writer", ""))
 
 
-class _Azure:
+class _Azure(_OneRequest):
     # By adlfs's client: adlfs itself sets the metadata, and so leaves no room for the writer's mark.
     def create(self, filesystem: Any, path: str, content: Content, *, writer: str) -> bool:
         from azure.core.exceptions import ResourceExistsError
@@ -205,7 +176,7 @@ class _Azure:
                 with content.open() as file:
                     await blob.upload_blob(
                         file,
-                        length=os.fstat(file.fileno()).st_size if content.data is None else len(content.data),
+                        length=content.size_bytes,
                         overwrite=overwrite,
                         # As adlfs marks what is no folder.
                         metadata={"is_directory": "false"} | ({"writer": writer} if writer else {}),
@@ -220,7 +191,7 @@ class _Azure:
         return filesystem.service_client.get_blob_client(container=container, blob=name)
 
 
-class _Memory:
+class _Memory(_OneRequest):
     # The driver looks and then writes.
     _lock = threading.Lock()
 
@@ -242,7 +213,10 @@ class _Memory:
             data = filesystem.cat_file(path)
         except FileNotFoundError:
             return None
-        return Found(len(data), md5(data).hexdigest(), "")
+        hasher = new_hasher("md5", len(data))
+        hasher.update(data)
+        return Found(len(data), hasher.hexdigest(), "")
 
 
 _STORES: dict[str, ObjectStore] = {"s3": _S3(), "gs": _Google(), "abfs": _Azure(), "memory": _Memory()}
+_REPOSITORIES = Repositories()

@@ -8,7 +8,7 @@ import tempfile
 from typing import Any
 
 from tatok_pipe.storage import retry
-from tatok_pipe.storage.object_store import Content, ObjectStore, object_store
+from tatok_pipe.storage.object_store import ObjectStore, object_store
 from tatok_pipe.storage.publish import NO_HARD_LINKS, outside
 from tatok_pipe.storage.urls import is_local, join, open_filesystem, redact
 
@@ -24,7 +24,7 @@ def find_broken_promise(url: str) -> str:
     filesystem, path = open_filesystem(url)
     if is_local(filesystem):
         reason = retry.call(lambda: _try_hard_link(path), url=url)
-    elif (store := object_store(filesystem)) is None:
+    elif (store := object_store(filesystem, path)) is None:
         reason = "has no way to create a file only where none is there"
     else:
         probe_url = join(url, _PROBE + secrets.token_hex(8))
@@ -40,15 +40,11 @@ def find_broken_promise(url: str) -> str:
 
 def _try_two_creates(store: ObjectStore, filesystem: Any, path: str) -> str:
     try:
-        refused = [
-            not store.create(filesystem, path, Content(data=data), writer=secrets.token_hex(16))
-            for data in (b"first", b"second")
-        ]
-        found = filesystem.cat_file(path)
+        keeps_condition = store.keeps_condition(filesystem, path)
     finally:
         if store.look(filesystem, path) is not None:
             filesystem.rm_file(path)
-    if refused[1] and found == b"first":
+    if keeps_condition:
         return ""
     return "let a second writer replace the file of the first (it ignores the condition of the request)"
 

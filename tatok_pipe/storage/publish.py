@@ -11,7 +11,9 @@ from typing import Any, BinaryIO
 
 from tatok_pipe.errors import mark_outside_cause
 from tatok_pipe.storage import local, retry
-from tatok_pipe.storage.object_store import Content, Found, ObjectStore, md5, object_store
+from tatok_pipe.storage.files import read_range
+from tatok_pipe.storage.object_store import ObjectStore, object_store
+from tatok_pipe.storage.published import Content, Found, new_hasher
 from tatok_pipe.storage.urls import is_local, open_filesystem
 
 _READ_BYTES = 16 << 20
@@ -34,6 +36,8 @@ def publish_file(
       own condition (`If-None-Match: *`, `ifGenerationMatch=0`). On S3 from two `part_bytes` (512 MiB where
       exclusive, else 50 MiB) a multipart upload with a conditional completion. Whether a store keeps the condition
       is what `promise.find_broken_promise` tries;
+    - a repository of the Hugging Face hub: a commit, where exclusive onto a head that has no such file
+      (`hub_commits`);
     - any other filesystem: upload under a temporary name, then move. There exclusive is a check before the
       upload, so two writers of the same instant may both be told True; the last one's file stays.
 
@@ -58,7 +62,7 @@ def _publish(url: str, content: Content, *, exclusive: bool) -> bool:
     filesystem, path = open_filesystem(url)
     if is_local(filesystem):
         return _publish_locally(path, exclusive=exclusive, write=content.copy)
-    store = object_store(filesystem)
+    store = object_store(filesystem, path)
     if store is None:
         return retry.call(
             lambda: _upload_and_move(filesystem, path, content.upload, exclusive=exclusive), url=url
@@ -149,19 +153,23 @@ def _create(store: ObjectStore, filesystem: Any, path: str, content: Content, *,
         found = store.look(filesystem, path)
         if found is None:
             raise OSError("the object that was created is not there")
+        if found.writer not in ("", writer):
+            return False
     else:
         # A request whose answer got lost comes back as "exists already" from the next one. The writer's mark on the
         # object tells whose it is; equal bytes would not, since every writer has those.
         found = found or store.look(filesystem, path)
         if found is None or found.writer != writer:
             return False
-    _check_arrived(filesystem, path, found, digest=content.digest(), writer=writer)
+    _check_arrived(filesystem, path, found, content, writer=writer)
     return True
 
 
-def _check_arrived(filesystem: Any, path: str, found: Found, *, digest: bytes, writer: str) -> None:
+def _check_arrived(filesystem: Any, path: str, found: Found, content: Content, *, writer: str) -> None:
     """Raise OSError, one that may pass, where the object has other content, and remove it if it is this `writer`'s."""
-    if found.md5 == digest.hex() or _digest_of_object(filesystem, path, found.size_bytes) == digest:
+    if found.digest == content.digest(found.checksum).hex():
+        return
+    if _digest_of_object(filesystem, path, found.size_bytes) == content.digest():
         return
     if found.writer == writer:
         filesystem.rm_file(path)
@@ -169,10 +177,10 @@ def _check_arrived(filesystem: Any, path: str, found: Found, *, digest: bytes, w
 
 
 def _digest_of_object(filesystem: Any, path: str, size_bytes: int) -> bytes:
-    found = md5()
+    hasher = new_hasher("md5", size_bytes)
     for start in range(0, size_bytes, _READ_BYTES):
-        found.update(filesystem.cat_file(path, start=start, end=min(start + _READ_BYTES, size_bytes)))
-    return found.digest()
+        hasher.update(read_range(filesystem, path, start, min(start + _READ_BYTES, size_bytes)))
+    return hasher.digest()
 
 
 def _upload_and_move(filesystem: Any, path: str, upload: Callable[..., None], *, exclusive: bool) -> bool:

@@ -36,6 +36,8 @@ _WITHIN_ANOTHER = frozenset(
     )
 )
 _LOCAL_PROTOCOLS = ("file", "local")
+# Our extras that bring the drivers of protocols.
+_EXTRAS = {"az": "azure", "abfs": "azure", "abfss": "azure", "gs": "gcs", "gcs": "gcs", "hf": "hub"}
 LOCAL_STORE = ("",)
 # Several streams share one filesystem object, each with eight ranges in flight; botocore's own limit is 10.
 _S3_CONNECTIONS = 64
@@ -78,7 +80,11 @@ def open_filesystem(url: str) -> tuple[Any, str]:
         options = driver._get_kwargs_from_urls(url) | _driver_options(url)
         return fsspec.filesystem(protocol, **options), driver._strip_protocol(url)
     except ImportError as error:
-        raise UserError(f"{redact(url)}: the driver of {protocol}:// is not installed: {error}") from error
+        extra = _EXTRAS.get(protocol or "")
+        how = f'; pip install "tatok_pipe[{extra}]"' if extra else ""
+        raise UserError(
+            f"{redact(url)}: the driver of {protocol}:// is not installed: {error}{how}"
+        ) from error
     except Exception as error:
         if protocol not in (None, *available_protocols()) and isinstance(error, ValueError):
             known = ", ".join(f"{name}://" for name in ("s3", "gs", "az", "hf", "http", "file"))

@@ -26,12 +26,9 @@ _TIMEOUT_S = 240
 _PUT = """
 import sys
 from tatok_pipe import storage
-from tatok_pipe.storage.urls import is_local
+from tests.storage.servers import make_bucket
 folder, names = sys.argv[1], sys.argv[2:]
-filesystem, path = storage.open_filesystem(folder)
-bucket = path.strip("/").partition("/")[0]
-if not is_local(filesystem) and not filesystem.exists(bucket):
-    filesystem.mkdir(bucket)
+make_bucket(folder)
 for name in names:
     storage.publish_file(name, storage.join(folder, name.rpartition("/")[2]), exclusive=False)
 """

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from tatok_pipe import storage
-from tatok_pipe.storage.urls import is_local
 
-from .servers import Store, clean_environment
+from .servers import Store, clean_environment, make_bucket
 
 NUM_WRITERS = 2
 
@@ -37,10 +36,7 @@ def race(url: str, contents: list[bytes]) -> list[bool]:
 
 
 def run(base: str, num_rounds: int) -> dict[str, Any]:
-    filesystem, path = storage.open_filesystem(base)
-    bucket = path.strip("/").partition("/")[0]
-    if not is_local(filesystem) and not filesystem.exists(bucket):
-        filesystem.mkdir(bucket)
+    make_bucket(base)
     contents = [f"writer {number}".encode() * 100 for number in range(NUM_WRITERS)]
     rounds = []
     broken_promise = storage.find_broken_promise(base)

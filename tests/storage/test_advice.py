@@ -1,9 +1,8 @@
-"""What stores answer is told in one line that says what is so and what to do. The answers are those of AWS's and the
-Hub's documentation, given by a server on loopback to the real clients."""
+"""What stores answer is told in one line that says what is so and what to do. The answers are those of AWS's
+documentation, given by a server on loopback to the real client. Of the hub: `test_hub`."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 import pytest
@@ -20,8 +19,7 @@ Answered = tuple[int, dict[str, str], bytes]
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "FIRST_DELAY_S", retry.FIRST_DELAY_S / 1000)
-    for name in ("HF_TOKEN", "AWS_ENDPOINT_URL_S3"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "nobody")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
@@ -144,130 +142,3 @@ def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
         UserError, match=rf"s3://b/x/0.tar: {server.url} does not answer \(Could not connect to the"
     ):
         storage.expand_shards("s3://b/x/0.tar")
-
-
-# --- the Hub
-
-
-class Hub:
-    """As much of the Hub as listing and reading a dataset takes: a repository of one file, and what it says else."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.repository: Answered | None = None  # instead of the repository
-        self.statuses: list[int] = []  # to answer the next requests with
-
-    def __call__(self, request: Request) -> Answered:
-        if self.statuses:
-            return self.statuses.pop(0), {}, b"busy"
-        path = request.path.partition("?")[0]
-        if path.startswith("/api/datasets/me/images/tree/main/data"):
-            entry = {"type": "file", "path": "data/0.parquet", "size": len(self.data), "oid": "ab" * 20}
-            return 200, {"Content-Type": "application/json"}, json.dumps([entry]).encode()
-        if path.startswith(("/api/datasets/me/images/tree", "/api/datasets/me/images/paths-info")):
-            entry = {"type": "directory", "path": "data", "oid": "cd" * 20}
-            return 200, {"Content-Type": "application/json"}, json.dumps([entry]).encode()
-        if path == "/api/datasets/me/images":
-            told = {"id": "me/images", "sha": "ef" * 20, "siblings": []}
-            return self.repository or (200, {"Content-Type": "application/json"}, json.dumps(told).encode())
-        if path == "/datasets/me/images/resolve/main/data/0.parquet":
-            return self._part(request.headers.get("Range", request.headers.get("range", "")))
-        return 404, {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"}, b""
-
-    def _part(self, asked: str) -> Answered:
-        start, _, last = asked.removeprefix("bytes=").partition("-")
-        part = self.data[int(start) : int(last) + 1] if asked else self.data
-        if not asked:
-            return 200, {}, part
-        return 206, {"Content-Range": f"bytes {start}-{int(start) + len(part) - 1}/{len(self.data)}"}, part
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    hub = Hub(bytes(range(256)) * 40)
-    # A server of its own, since the client remembers which repositories there are.
-    with AnsweringServer(hub) as server:
-        # huggingface_hub reads HF_ENDPOINT when it is imported; the option is passed with every access.
-        storage.configure(storage.StorageConfig(endpoints=[f"hf://={server.url}"]))
-        yield hub
-    storage.configure(storage.StorageConfig())
-
-
-SPECS = (
-    "hf://datasets/me/images/data/0.parquet",
-    "hf://datasets/me/images/data/*.parquet",
-    "hf://datasets/me/images/data",
-)
-
-
-def test_a_dataset_of_the_hub(hub: Hub) -> None:
-    for spec in SPECS:
-        (shard,) = storage.expand_shards(spec)
-        assert (shard.url, shard.size_bytes) == (SPECS[0], len(hub.data))
-    with storage.open_stream(SPECS[0], part_bytes=1000) as stream:
-        assert stream.read() == hub.data
-    assert storage.read_tail(SPECS[0], 100) == hub.data[-100:]
-
-
-def gone(code: str, status: int, message: str) -> Answered:
-    return status, {"X-Error-Code": code, "X-Error-Message": message}, b""
-
-
-@pytest.mark.parametrize(
-    ("answer", "told"),
-    [
-        (
-            gone("RepoNotFound", 401, "Repository not found"),
-            r"has no such repository, or one that is private",
-        ),
-        (
-            gone("RepoNotFound", 404, "Repository not found"),
-            r"has no such repository, or one that is private",
-        ),
-        (gone("GatedRepo", 403, "Access is restricted"), "the repository is gated: accept its terms"),
-        (gone("GatedRepo", 401, "Access is restricted"), "the repository is gated: accept its terms"),
-        ((503, {}, b"busy"), "503 Service Unavailable"),
-        ((403, {}, b"no"), r"access denied \(.*403 Forbidden.*\); set HF_TOKEN"),
-        ((429, {}, b"slow down"), "429 Too Many Requests"),
-    ],
-)
-def test_what_the_hub_says(hub: Hub, answer: Answered, told: str) -> None:
-    hub.repository = answer
-    for spec in SPECS:
-        with pytest.raises(UserError, match=told) as raised:
-            storage.expand_shards(spec)
-        assert "\n" not in str(raised.value) and "hf://datasets/me/images/data" in str(raised.value)
-
-
-def test_a_busy_hub_is_asked_again(hub: Hub) -> None:
-    for spec in SPECS:
-        hub.statuses = [503, 502]
-        assert [shard.url for shard in storage.expand_shards(spec)] == [SPECS[0]]
-        assert not hub.statuses
-
-
-@pytest.mark.parametrize(
-    ("spec", "told"),
-    [
-        ("hf://datasets/me/images/data/1.parquet", "1 of 1 image shards do not exist"),
-        ("hf://images", "Repository id must be 'namespace/name'"),
-        ("hf://datasets/me/images/data/*.tar", "no .tar, .zip or .parquet file there"),
-    ],
-)
-def test_names_that_are_wrong(hub: Hub, spec: str, told: str) -> None:
-    with pytest.raises(UserError, match=told):
-        storage.expand_shards(spec)
-
-
-def test_no_hub() -> None:
-    with AnsweringServer(lambda request: (200, {}, b"")) as server:
-        pass
-    storage.configure(storage.StorageConfig(endpoints=[f"hf://={server.url}"]))
-    try:
-        for spec in SPECS:
-            with pytest.raises(
-                UserError, match=rf"{server.url} does not answer \(.*refused\); check the network"
-            ):
-                storage.expand_shards(spec)
-    finally:
-        storage.configure(storage.StorageConfig())

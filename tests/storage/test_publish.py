@@ -25,7 +25,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from tatok_pipe import storage
 from tatok_pipe.commands.demo.server import S3Server
 from tatok_pipe.errors import has_outside_cause
-from tatok_pipe.storage import object_store, publish, retry
+from tatok_pipe.storage import publish, published, retry
 
 from .race_checks import race
 
@@ -104,7 +104,7 @@ def test_a_full_disk_leaves_nothing_and_replaces_nothing(
         with open("/dev/full", "wb", buffering=0) as full:
             full.write(content.read())
 
-    monkeypatch.setattr(object_store.shutil, "copyfileobj", fill_the_disk)
+    monkeypatch.setattr(published.shutil, "copyfileobj", fill_the_disk)
     with pytest.raises(OSError) as caught:
         storage.publish_file(source, str(target), exclusive=exclusive)
     assert caught.value.errno == errno.ENOSPC

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
         (servers.moto, ()),
         (servers.fake_gcs_server, ()),
         (servers.azurite, ()),
+        (servers.hub, ()),
         (servers.gcp_storage_emulator, ("a;b.tar",)),  # it ends a name there
     ],
 )

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 NUM_ROUNDS = 2
 
 
-@pytest.mark.parametrize("name", ["local", "SeaweedFS", "fake-gcs-server", "azurite"])
+@pytest.mark.parametrize("name", ["local", "SeaweedFS", "fake-gcs-server", "azurite", "hub"])
 def test_two_jobs_on_one_output(name: str, tmp_path: Path) -> None:
     with servers.ATOMIC[name](tmp_path) as store:
         jobs = Jobs(store, tmp_path)
@@ -24,7 +24,7 @@ def test_two_jobs_on_one_output(name: str, tmp_path: Path) -> None:
             assert not jobs.warnings(f"equal-{number}-0.log")
 
 
-@pytest.mark.parametrize("name", ["SeaweedFS", "fake-gcs-server", "azurite"])
+@pytest.mark.parametrize("name", ["SeaweedFS", "fake-gcs-server", "azurite", "hub"])
 def test_a_killed_job_is_completed_by_the_same_command(name: str, tmp_path: Path) -> None:
     with servers.ATOMIC[name](tmp_path) as store:
         Jobs(store, tmp_path).kill_and_resume("killed")
