@@ -30,7 +30,9 @@ def list_folder(filesystem: Any, path: str, *, url: str) -> list[Entry]:
 
     def ask() -> list[Entry]:
         forget_listings(filesystem)
-        return filesystem.ls(path, detail=True)
+        entries = filesystem.ls(path, detail=True)
+        forget_listings(filesystem)
+        return entries
 
     folder = path.rstrip("/")
     # An object store may hold an empty object that stands for the folder itself; it is nothing in it.
@@ -38,8 +40,8 @@ def list_folder(filesystem: Any, path: str, *, url: str) -> list[Entry]:
 
 
 def forget_listings(filesystem: Any) -> None:
-    """Let what is asked next be asked of the store."""
-    if speaks(filesystem, "hf"):  # which keeps its listings whatever it was told
+    """Let what is asked next be asked of the store, and no memory be held by what was."""
+    if speaks(filesystem, "hf"):  # which keeps its listings whatever it was told, and copies them for every thread
         filesystem.dircache.clear()
 
 
@@ -59,6 +61,7 @@ def find_files(filesystem: Any, path: str, *, url: str) -> dict[str, Entry]:
             files = retry.call(lambda: filesystem.find(path, detail=True), url=url)
         except FileNotFoundError:
             return {}
+        forget_listings(filesystem)
         if isinstance(files, list):  # adlfs, of a file
             return {path: retry.call(lambda: filesystem.info(path), url=url)}
         return files

@@ -74,6 +74,8 @@ def test_listings_come_in_pages(hub: HubServer) -> None:
     assert sorted(shard.size_bytes or 0 for shard in shards) == list(range(20))
     assert len(storage.expand_shards(f"{BASE}/many")) == 20
     assert storage.list_files(f"{BASE}/many/1") == {f"{number:02d}.tar": number for number in range(1, 20, 3)}
+    # Nothing is held of them, for the driver copies what it holds for every thread.
+    assert not storage.open_filesystem(BASE)[0].dircache
 
 
 def test_a_range_is_fetched_and_no_more(hub: HubServer) -> None:
