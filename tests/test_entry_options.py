@@ -93,6 +93,18 @@ def test_bounds_hold(entry: str, key: str) -> None:
         option.check(taken)
 
 
+@pytest.mark.parametrize("entry", CONFIGS)
+def test_choices_hold(entry: str) -> None:
+    for section in describe(CONFIGS[entry]).walk():
+        for option in section.options:
+            if option.choices:
+                given = ["nonsense"] if option.is_list else "nonsense"
+                with pytest.raises(
+                    ValueError, match=f"^{option.name}=.*nonsense.*: expected {option.expected}$"
+                ):
+                    section.config_class(**{option.name: given})
+
+
 def declared() -> Iterator[tuple[type, str]]:
     """All options of the package, with the class that each is in."""
     for path in (ROOT / "tatok_pipe").rglob("*.py"):
