@@ -1,4 +1,4 @@
-"""The options of decoding, without Pillow and torch."""
+"""How images are decoded, without Pillow and torch."""
 
 from __future__ import annotations
 
