@@ -26,9 +26,9 @@ from tatok_pipe.runs.lease import LEASE, hold_output
 from tatok_pipe.runs.stop_signal import StopSignal
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer
 from tatok_pipe.tokenizer.model import TaTok
-from tests.ar.test_training_log import read_events
 from tests.entries import assert_told
 from tests.jobs import IN_A_HURRY, running, wait_for
+from tests.training.test_tensorboard import read_events
 
 from .pictures import crop_members, write_shard
 
@@ -105,6 +105,7 @@ def test_a_training_learns_and_leaves_what_it_promises(straight: Path) -> None:
     assert [point["step"] for point in held_out] == [25, 50]
     assert held_out[1]["psnr_all"] > held_out[1]["psnr_globals"]
     assert tokenizer.training["held_out"]["num_images"] == 6
+    assert len(list((straight / "checkpoints").glob("step-*"))) == 2
     card = (straight / "tokenizer/README.md").read_text()
     assert tokenizer.fingerprint in card and f"{tokenizer.training['held_out']['psnr_none']:.2f}" in card
 
@@ -207,23 +208,6 @@ def test_two_workers_train_and_go_on_as_one(arguments: list[str], tmp_path: Path
     assert {"adversarial", "discriminator", "patch_rate_nats", "perceptual"} <= set(curve[2])
 
 
-@pytest.mark.slow
-def test_other_settings_in_the_same_output_are_one_line(
-    arguments: list[str], straight: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(straight, tmp_path / "out")
-    done = train(
-        *arguments, f"output.url={tmp_path}/out", "model.num_globals=3", "training.joint_steps=40",
-        "training.ema_decay=0", "training.loss.rate=0.1",
-    )  # fmt: skip
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
-    assert (
-        "model.num_globals=2 (now 3), training.joint_steps=30 (now 40), training.ema_decay=0.9 (now 0.0), "
-        "training.loss.rate=0.0 (now 0.1)"
-    ) in done.stderr
-
-
 def test_images_to_measure_on_come_from_every_shard(arguments: list[str]) -> None:
     shards = [arguments[1].split("=")[1].replace("*", str(number)) for number in range(2)]
     both, first = load_panel(shards, 32, 4), load_panel(shards[:1], 32, 100)
@@ -234,8 +218,8 @@ def test_images_to_measure_on_come_from_every_shard(arguments: list[str]) -> Non
 def wait_for_checkpoint(process: subprocess.Popen[Any], folder: Path, *, at_least: int = 0) -> None:
     deadline = time.monotonic() + 200
     while not any(
-        int(path.parent.name.removeprefix("step-")) >= at_least
-        for path in folder.glob("out/checkpoints/step-*/state.safetensors")
+        int(path.parent.name.split("-")[1]) >= at_least
+        for path in folder.glob("out/checkpoints/step-*/rank-0.json")
     ):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
@@ -267,6 +251,25 @@ def test_a_training_that_is_ended_comes_to_the_same_weights(
 
 
 @pytest.mark.slow
+def test_a_damaged_checkpoint_is_passed_over(arguments: list[str], straight: Path, tmp_path: Path) -> None:
+    """One bit of the newest one, of a training that was done: its last steps are done again."""
+    shutil.copytree(straight, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out/tokenizer")
+    before, newest = sorted((tmp_path / "out/checkpoints").glob("step-*"))
+    data = bytearray((newest / "state.safetensors").read_bytes())
+    data[len(data) // 2] ^= 1
+    (newest / "state.safetensors").write_bytes(data)
+    done = train(*arguments, f"output.url={tmp_path}/out")
+    assert done.returncode == 0, done.stderr
+    told = done.stdout + done.stderr
+    assert f"{newest.name}: state.safetensors is not what was written; going back to the one before" in told
+    assert f"resumed at step 45 from {before.name}" in told
+    assert not newest.exists()
+    weights = "tokenizer/model.safetensors"
+    assert (tmp_path / "out" / weights).read_bytes() == (straight / weights).read_bytes()
+
+
+@pytest.mark.slow
 @pytest.mark.s3
 def test_a_killed_worker_is_back_and_comes_to_the_same_weights(
     arguments: list[str], straight: Path, s3_url: str, tmp_path: Path
@@ -281,6 +284,24 @@ def test_a_killed_worker_is_back_and_comes_to_the_same_weights(
     again, tokenizer = load_tokenizer(f"{s3_url}/out/tokenizer"), load_tokenizer(f"{straight}/tokenizer")
     assert again.fingerprint == tokenizer.fingerprint
     assert again.training["curve"] == tokenizer.training["curve"]
+
+
+@pytest.mark.slow
+def test_what_is_changed_on_the_way_is_written_down(
+    arguments: list[str], straight: Path, tmp_path: Path
+) -> None:
+    """The newest checkpoint is torn, so that there are steps to do otherwise."""
+    shutil.copytree(straight, tmp_path / "out")
+    (newest,) = (tmp_path / "out/checkpoints").glob("step-000000050-*")
+    (newest / "rank-0.json").unlink()
+    done = train(*arguments, f"output.url={tmp_path}/out", "training.learning_rate=1e-3")
+    assert done.returncode == 0, done.stderr
+    told = "from step 45 on: training.learning_rate=0.001 (0.003 before)"
+    assert "rank-0.json is missing" in done.stdout + done.stderr and told in done.stdout + done.stderr
+    changes = {"training.learning_rate": [0.003, 0.001]}
+    assert load_tokenizer(f"{tmp_path}/out/tokenizer").training["changes"] == [
+        {"step": 45, "settings": changes}
+    ]
 
 
 @pytest.mark.slow
@@ -343,6 +364,35 @@ def test_nothing_is_begun_where_another_training_lives_or_nothing_can_be_written
         assert [path.name for path in (tmp_path / "out").iterdir()] == [LEASE]
     told = "output.url=/proc/nothing/out: cannot be written: "
     assert_told(train_tokenizer.main, [*given, "output.url=/proc/nothing/out"], told)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_tokenizer_run, "start_ray", lambda **_: pytest.fail("Ray was started"))
+    (tmp_path / "out/checkpoints/step-0000020").mkdir(parents=True)
+    told = f"{tmp_path}/out/checkpoints/step-0000020: a checkpoint of an earlier version.* remove {tmp_path}/out/check"
+    assert_told(train_tokenizer.main, [*arguments, f"output.url={tmp_path}/out"], told, code=3)
+
+
+def test_a_training_that_is_done_is_not_done_otherwise(
+    arguments: list[str], straight: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_tokenizer_run, "start_ray", lambda **_: pytest.fail("Ray was started"))
+    given = [*arguments, f"output.url={straight}"]
+    told = r"50 steps are done.* training.learning_rate=0.001 \(0.003 before\)"
+    assert_told(train_tokenizer.main, [*given, "training.learning_rate=1e-3"], told, code=3)
+    changed = [
+        "model.num_globals=3",
+        "training.joint_steps=40",
+        "training.ema_decay=0",
+        "training.loss.rate=0.1",
+    ]
+    told = (
+        r"model.num_globals=2 \(now 3\), training.joint_steps=30 \(now 40\), training.ema_decay=0.9 \(now 0.0\), "
+        r"training.loss.rate=0.0 \(now 0.1\)"
+    )
+    assert_told(train_tokenizer.main, [*given, *changed], told)
 
 
 def test_training_on_the_held_out_shards_is_refused(arguments: list[str], tmp_path: Path) -> None:

@@ -1,46 +1,18 @@
-"""What a training tells: one line a logged step, TensorBoard scalars, and the curve that travels with checkpoints."""
+"""What a training tells: figures of its curve and of its speed, in words."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from tatok_pipe.storage.json_types import to_json_types
-from tatok_pipe.training.tensorboard import TensorBoard
-
 _PARTS = ("global", "position", "patch")
 
 
-class TrainingLog:
-    """Process 0's. `curve` holds what does not depend on the machine: a resumed training has the same one."""
-
-    def __init__(self, tensorboard_url: str, *, curve: list[dict[str, Any]], first_step: int) -> None:
-        self.curve = curve
-        self._board = TensorBoard(tensorboard_url, first_step=first_step)
-
-    def train(self, step: int, losses: dict[str, float], speed: dict[str, float]) -> None:
-        """A line's worth of training: `losses` are exact, `speed` is this machine's."""
-        self.curve.append({"step": step, "split": "train"} | to_json_types(losses))
-        self._board.scalars("train", step, losses)
-        self._board.scalars("speed", step, speed)
-
-    def held_out(self, step: int, losses: dict[str, float]) -> None:
-        self.curve.append({"step": step, "split": "held_out"} | to_json_types(losses))
-        self._board.scalars("held_out", step, losses)
-
-    @property
-    def last_losses(self) -> dict[str, float | None]:
-        """Nats a code of the last logged line, `loss`, and of the last held-out images, `held_out_loss`; None: there
-        is no such number."""
-        names = {"train": "loss", "held_out": "held_out_loss"}
-        last = {names[point["split"]]: point["loss"] for point in self.curve if "loss" in point}
-        return {name: None if value is None else round(value, 4) for name, value in last.items()}
-
-    def publish(self) -> None:
-        """Put the scalars beside the checkpoints."""
-        self._board.publish()
-
-    def close(self) -> None:
-        self._board.close()
+def last_losses(curve: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Nats a code of the last logged line, `loss`, and of the last held-out images, `held_out_loss`; None: there is no
+    such number."""
+    names = {"train": "loss", "held_out": "held_out_loss"}
+    last = {names[point["split"]]: point["loss"] for point in curve if "loss" in point}
+    return {name: None if value is None else round(value, 4) for name, value in last.items()}
 
 
 def loss_terms(losses: dict[str, float]) -> dict[str, float]:

@@ -1,8 +1,8 @@
-"""Ray Train workers for a training loop, with checkpoints on any URL."""
+"""A training from its driver's side: Ray Train workers are started, watched and asked to stop. What each of them runs
+is the `TrainingLoop`."""
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import sys
@@ -20,10 +20,15 @@ from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tatok_pipe import storage
-from tatok_pipe.errors import EXIT_FAILED_SHARDS, UserError
+from tatok_pipe.errors import EXIT_DONE, EXIT_FAILED_SHARDS, EXIT_INTERRUPTED, UserError
+from tatok_pipe.ray_runtime.checkpoints import STORAGE_MARKER, is_hopeless
 from tatok_pipe.ray_runtime.cluster import check_ray, has_gpu
 from tatok_pipe.ray_runtime.options import ElasticWorkersConfig
+from tatok_pipe.ray_runtime.training_loop import TrainingLoop
+from tatok_pipe.ray_runtime.training_task import Driver, Training, TrainingRun, Worker
+from tatok_pipe.runs.job import JobSummary
 from tatok_pipe.runs.log_format import configure_logging
+from tatok_pipe.runs.progress import format_duration
 from tatok_pipe.runs.stop_signal import StopSignal
 
 logger = logging.getLogger(__name__)
@@ -36,14 +41,8 @@ _RAY_TRAIN_DEFAULTS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
 }
 _RESIZE_EVERY_S = 30.0
-_SIGNAL_FIRST_S = (
-    2.0  # a signal to every process of the job reaches the driver within so long of the first one
-)
-FIRST_LINE_S = 5.0  # after so long a training says how it goes, however many steps a logged line takes
-_HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_SIGNAL_FIRST_S = 2.0  # in which a signal to every process of the job reaches the driver after the first one
 _SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's memory of a run's checkpoints
-# What Ray Train puts beside checkpoints before anything starts; a worker that does not see it has another disk.
-STORAGE_MARKER = ".validate_storage_marker"
 
 
 class TrainingLostError(UserError):
@@ -59,43 +58,40 @@ def plan_workers(config: ElasticWorkersConfig) -> tuple[int, int]:
 
 
 def run_training(
-    train_loop: Callable[[dict[str, Any]], None],
-    loop_config: dict[str, Any],
+    make: Callable[[Any, Worker], Training],
+    run: TrainingRun,
     *,
-    num_workers: int | tuple[int, int],
-    cpus: float | None = None,
-    output_url: str,
-    num_to_keep: int | None = 2,
+    num_workers: tuple[int, int],
+    cpus: float | None,
     max_failures: int = 3,
     stop: StopSignal,
-) -> dict[str, Any]:
-    """Run `train_loop(loop_config)` in Ray Train workers and return what one of them told the driver at last.
+    summary: JobSummary,
+) -> int:
+    """Train what `make` makes of the run on every worker, from the newest checkpoint in `<output_url>/checkpoints` on,
+    and tell how it ended: the exit code.
 
-    `num_workers` may be (fewest, most): the group shrinks with nodes that are lost and grows with nodes that come.
-    Checkpoints that the loop reports go to `<output_url>/checkpoints`. With `num_to_keep`, Ray Train removes old ones,
-    and a job started again with the same output finds the newest one through `ray.train.get_checkpoint()`; with None
-    finding and removing them is the loop's business. The loop's config has a "driver" besides, a `Driver`:
-    what a worker tells it, and whether `stop` is requested. What fails is tried again up to `max_failures` times, but
-    a UserError, and a storage without space or permission, are raised here at once.
+    `num_workers` is (fewest, most): where they differ, the group shrinks with nodes that are lost and grows with nodes
+    that come. What fails is tried again up to `max_failures` times, but a UserError, and a storage without space or
+    permission, are raised here at once. `stop` is entered.
     """
+    start = time.monotonic()
     use_gpu = has_gpu()
-    most = num_workers if isinstance(num_workers, int) else num_workers[1]
+    fewest, most = num_workers
     cpus = cpus or max(1, int(ray.cluster_resources().get("CPU", 1)) // most)
-    path, filesystem = _training_storage(output_url)
+    path, filesystem = _training_storage(run.output_url)
     for name, value in _RAY_TRAIN_DEFAULTS.items():
         os.environ.setdefault(name, value)
-    _check_writable(output_url)
-    if num_to_keep is None:
-        # Ray Train would refuse to start where one that it remembers is gone.
-        storage.remove(storage.join(output_url, "checkpoints", _SNAPSHOT))
+    _check_writable(run.output_url)
+    # Ray Train would refuse to start where one that it remembers is gone; finding and removing them is the loop's.
+    storage.remove(storage.join(run.output_url, "checkpoints", _SNAPSHOT))
     # Here, on a node that stays as long as the driver does.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board: Any = ray.remote(num_cpus=0)(_Board).options(scheduling_strategy=here).remote()
     trainer = TorchTrainer(
         _work,
-        train_loop_config=loop_config | {"driver": Driver(board), "train_loop": train_loop},
+        train_loop_config={"make": make, "run": run, "driver": Driver(board)},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=num_workers,
+            num_workers=num_workers if fewest < most else most,
             use_gpu=use_gpu,
             resources_per_worker={"CPU": cpus} | ({"GPU": 1} if use_gpu else {}),
             elastic_resize_monitor_interval_s=_RESIZE_EVERY_S,
@@ -104,7 +100,6 @@ def run_training(
             name="checkpoints",
             storage_path=path,
             storage_filesystem=filesystem,
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=num_to_keep),
             failure_config=ray.train.FailureConfig(max_failures=max_failures),
             # Its warnings are of what passes or changes nothing, some with a traceback; its log files have them.
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
@@ -114,12 +109,14 @@ def run_training(
     failed: UserError | None = ray.get(board.error.remote())
     if failed is not None:
         raise failed
-    return ray.get(board.told.remote())
-
-
-def is_hopeless(error: OSError) -> bool:
-    """Whether it is no use to try again: no space, or no permission."""
-    return isinstance(error, PermissionError) or error.errno in _HOPELESS
+    told: dict[str, Any] = ray.get(board.told.remote())
+    summary.add({"step": told["step"]} | told["figures"])
+    entry = logging.getLogger(f"tatok_pipe.{run.entry}")
+    if not told["made"]:
+        entry.warning("interrupted at step %d of %d; the same command goes on", told["step"], run.num_steps)
+        return EXIT_INTERRUPTED
+    entry.info("done in %s: %s", format_duration(time.monotonic() - start), told["made"])
+    return EXIT_DONE
 
 
 def _work(loop: dict[str, Any]) -> None:
@@ -127,7 +124,7 @@ def _work(loop: dict[str, Any]) -> None:
     configure_logging(sys.stdout)
     driver: Driver = loop["driver"]
     try:
-        loop["train_loop"](loop)
+        TrainingLoop(loop["make"], loop["run"], driver).run()
     except UserError as error:
         driver.fail(error)
     except OSError as error:
@@ -176,7 +173,8 @@ def _fit_beside(trainer: TorchTrainer, stop: StopSignal, board: Any) -> None:
         if stop.is_requested:
             raise KeyboardInterrupt from error
         if isinstance(error, ray.exceptions.ActorDiedError):
-            raise TrainingLostError(f"a process of the training's own died: {_first_line(error)}") from error
+            told = str(error).strip().partition("\n")[0][:300]
+            raise TrainingLostError(f"a process of the training's own died: {told}") from error
         raise
 
 
@@ -186,16 +184,12 @@ def _wait_for(stop: StopSignal, *, seconds: float) -> None:
         time.sleep(0.1)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:300]
-
-
 class _Board:
     """An actor between the driver and the workers, which come and go."""
 
     def __init__(self) -> None:
         self._is_stop_requested = False
-        self._told: dict[str, Any] = {}
+        self._told: dict[str, Any] = {"step": 0, "made": "", "figures": {}}
         self._error: UserError | None = None
 
     def request_stop(self) -> None:
@@ -215,33 +209,6 @@ class _Board:
 
     def error(self) -> UserError | None:
         return self._error
-
-
-class Driver:
-    """A worker's line to the driver."""
-
-    def __init__(self, board: Any) -> None:
-        self._board = board
-        self._asking: Any = None
-        self._wants_stop = False
-
-    def wants_stop(self) -> bool:
-        """The newest answer that has come, without waiting for one."""
-        if self._asking is None:
-            self._asking = self._board.is_stop_requested.remote()
-        elif ray.wait([self._asking], timeout=0)[0]:
-            self._wants_stop |= ray.get(self._asking)
-            self._asking = None
-        return self._wants_stop
-
-    def tell(self, message: dict[str, Any]) -> None:
-        """What `run_training` returns, unless another message follows."""
-        ray.get(self._board.tell.remote(message))
-
-    def fail(self, error: UserError) -> None:
-        """`run_training` raises this, the first one of all workers, and nothing is tried again. Return from the loop
-        then; the other workers may wait for this one for ever."""
-        ray.get(self._board.fail.remote(error))
 
 
 def _training_storage(url: str) -> tuple[str, pyarrow.fs.FileSystem | None]:

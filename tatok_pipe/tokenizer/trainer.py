@@ -334,13 +334,12 @@ class TokenizerTrainer:
             self.average.num_updates = int(counters["num_average_updates"])
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        found: dict[str, torch.optim.Optimizer] = {
+        found = {
             "optimizer": self.optimizer,
             "matrix_optimizer": self.matrix_optimizer,
+            "judge": self.judge_optimizer,
         }
-        if self.judge_optimizer is not None:
-            found["judge"] = self.judge_optimizer
-        return found
+        return {name: optimizer for name, optimizer in found.items() if optimizer is not None}
 
 
 def to_model_input(batch: np.ndarray, device: torch.device | str) -> Tensor:

@@ -29,7 +29,6 @@ class TrainingCurves:
     train_s: float = 0.0  # time spent in training, over all attempts up to their last checkpoint
     losses: list[dict[str, Any]] = field(default_factory=list)  # every `logging.every_steps`
     held_out: list[dict[str, Any]] = field(default_factory=list)  # every `validation.every_steps`
-    changes: list[dict[str, Any]] = field(default_factory=list)  # of settings, and from which step on
     start_s: float = 0.0  # spent in the closed form
     behind_since: int | None = None  # the step from which on held-out images are worse than at the start
 

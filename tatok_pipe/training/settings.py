@@ -37,9 +37,12 @@ def show_changes(changes: dict[str, list[Any]]) -> str:
     return ", ".join(f"{name}={now} ({before} before)" for name, (before, now) in changes.items())
 
 
-def check_changes(changes: dict[str, list[Any]], *, num_steps_done: int, num_steps: int, output: str) -> None:
+def check_changes(
+    before: dict[str, Any], now: dict[str, Any], *, num_steps_done: int, num_steps: int, output: str
+) -> None:
     """Raise RefusedError where settings were changed and no step is left that would be done with them: what would be
     written down of the weights would be untrue. `output` is what the user calls the folder."""
+    changes = find_changes(before, now)
     if changes and num_steps_done >= num_steps:
         raise RefusedError(
             f"output.url={output}: holds a training of which {num_steps_done} steps are done, and none is left to do "

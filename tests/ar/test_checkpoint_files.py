@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from tatok_pipe.ar import training_state
 from tatok_pipe.ar.checkpoint_files import LoadPlanner, Reader
 from tatok_pipe.errors import UserError
-from tests.ar.trainings import make_trainer
+from tatok_pipe.training.checkpoint_folder import fetched
+from tests.ar.trainings import load, make_trainer, save_part
 
 
 class Payload:
@@ -45,7 +45,7 @@ def sign(folder: Path) -> None:
 def checkpoint(tmp_path: Path) -> Path:
     folder = tmp_path / "step-000000001-00000000"
     folder.mkdir()
-    training_state.save_part(folder, make_trainer(), {}, rank=0, num_ranks=1)
+    save_part(folder, make_trainer(), {})
     return folder
 
 
@@ -57,10 +57,10 @@ def test_a_payload_in_the_metadata_is_not_run(checkpoint: Path, tmp_path: Path) 
     (checkpoint / ".metadata").write_bytes(pickle.dumps(Payload(made)))
     sign(checkpoint)
     with (
-        training_state.fetched(str(checkpoint), tmp_path / "copy") as folder,
+        fetched(str(checkpoint), tmp_path / "copy") as folder,
         pytest.raises(UserError, match="is no checkpoint of a training: posix.mkdir"),
     ):
-        training_state.load(folder, make_trainer())
+        load(folder, make_trainer())
     assert not made.exists()
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from tatok_pipe.ar import training_state
 from tatok_pipe.ar.batch import to_tensors
 from tatok_pipe.ar.loss_parts import NUM_BUCKETS, LossParts
 from tatok_pipe.ar.options import OptimizerConfig
@@ -20,9 +19,11 @@ from tests.ar.trainings import (
     MODEL,
     TRAINING,
     VOCABULARY,
+    load,
     make_loader,
     make_trainer,
     run_processes,
+    save_part,
     tensors,
     train,
 )
@@ -102,10 +103,9 @@ def test_a_resumed_training_is_bit_identical(url: str, tmp_path: Path, at: int) 
 
     first, loader = make_trainer(model=model), make_loader(url)
     losses = train(first, iter(loader), at)
-    training_state.save_part(_folder(tmp_path), first, {"loader": loader.state_dict()}, rank=0, num_ranks=1)
+    save_part(_folder(tmp_path), first, {"loader": loader.state_dict()})
     second, loader = make_trainer(model=model, seed=0), make_loader(url)
-    training_state.load(tmp_path / "part", second)
-    loader.load_state_dict(training_state.read_extra(tmp_path / "part")["loader"])
+    loader.load_state_dict(load(tmp_path / "part", second)["loader"])
     assert second.num_steps_done == at
     losses += train(second, iter(loader), 12 - at)
     assert losses == expected
@@ -175,10 +175,9 @@ def test_a_training_goes_on_with_another_number_of_processes(url: str, tmp_path:
     first = run_processes(2, url=url, shard=shard, num_steps=3, save=str(tmp_path / "a"))
     _merge(tmp_path / "a", num_ranks=2)
     trainer, loader = make_trainer(), make_loader(url)
-    training_state.load(tmp_path / "a" / "whole", trainer)
-    loader.load_state_dict(training_state.read_extra(tmp_path / "a" / "whole")["loader"])
+    loader.load_state_dict(load(tmp_path / "a" / "whole", trainer)["loader"])
     second = train(trainer, iter(loader), 3)
-    training_state.save_part(_folder(tmp_path), trainer, {"loader": loader.state_dict()}, rank=0, num_ranks=1)
+    save_part(_folder(tmp_path), trainer, {"loader": loader.state_dict()})
     third = run_processes(2, url=url, shard=shard, num_steps=3, resume=str(tmp_path / "part"))
     losses = [*first[0]["losses"], *second, *third[0]["losses"]]  # type: ignore[misc]
     assert losses == pytest.approx(expected, rel=1e-4)

@@ -9,9 +9,11 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from tatok_pipe.ar import training_state
 from tatok_pipe.ar.batch import BatchTensors, Vocabulary, to_tensors
 from tatok_pipe.ar.model import Generator
 from tatok_pipe.ar.options import GeneratorConfig, OptimizerConfig, TrainingConfig
@@ -20,6 +22,7 @@ from tatok_pipe.ar.trainer import GeneratorTrainer
 from tatok_pipe.tokens.conditions import ConditionConfig
 from tatok_pipe.tokens.loader import LoaderConfig, StepBatch, TokenLoader
 from tatok_pipe.tokens.training_set import read_training_set
+from tatok_pipe.training.checkpoint_folder import read_manifests, write_manifest
 from tatok_pipe.training.schedule import ScheduleConfig
 from tests.token_datasets import TINY
 
@@ -96,6 +99,20 @@ def train(trainer: GeneratorTrainer, batches: Iterator[StepBatch], num_steps: in
         result = trainer.step(tensors(batch), num_codes=batch.num_codes)
         losses.append(result.losses.figures()["loss"])
     return losses
+
+
+def save_part(
+    folder: Path, trainer: GeneratorTrainer, extra: dict[str, Any], *, rank: int = 0, num_ranks: int = 1
+) -> None:
+    """This process's part of a checkpoint."""
+    write_manifest(folder, training_state.save(folder, trainer), extra, rank=rank, num_ranks=num_ranks)
+
+
+def load(folder: Path, trainer: GeneratorTrainer) -> dict[str, Any]:
+    """Go on from a checkpoint; its extra."""
+    manifest = read_manifests(folder)[0]
+    training_state.load(folder, trainer, manifest["trainer"])
+    return manifest["extra"]
 
 
 def run_processes(num_ranks: int, **options: object) -> list[dict[str, object]]:

@@ -14,8 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from tatok_pipe.ar import training_state
-from tests.ar.trainings import TRAINING, make_loader, make_trainer, train
+from tests.ar.trainings import TRAINING, load, make_loader, make_trainer, save_part, train
 
 
 def main(options: dict[str, Any]) -> None:
@@ -28,14 +27,13 @@ def main(options: dict[str, Any]) -> None:
     trainer = make_trainer(training, rank=rank, num_ranks=num_ranks)
     loader = make_loader(options["url"], rank=rank, num_ranks=num_ranks)
     if resume := options.get("resume"):
-        training_state.load(Path(resume), trainer)
-        loader.load_state_dict(training_state.read_extra(Path(resume))["loader"])
+        loader.load_state_dict(load(Path(resume), trainer)["loader"])
     losses = train(trainer, iter(loader), options["num_steps"])
     if save := options.get("save"):
         folder = Path(save, f"part-{rank}")
         folder.mkdir(parents=True)
         extra = {"loader": loader.state_dict()}
-        training_state.save_part(folder, trainer, extra, rank=rank, num_ranks=num_ranks)
+        save_part(folder, trainer, extra, rank=rank, num_ranks=num_ranks)
     whole: dict[str, Any] = get_model_state_dict(
         trainer.model, options=StateDictOptions(full_state_dict=True)
     )

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tatok_pipe.commands.train_ar.options import TrainArConfig
-from tatok_pipe.commands.train_ar.worker import list_settings
+from tatok_pipe.commands.train_ar.run import list_settings
 from tatok_pipe.config.load import load_config, to_dict
 from tatok_pipe.errors import RefusedError
 from tatok_pipe.training.settings import check_changes, find_changes, flatten, show_changes
@@ -28,14 +28,14 @@ def test_changes_by_hand() -> None:
 @pytest.mark.parametrize(("num_steps_done", "is_refused"), [(7, False), (8, True), (9, True)])
 def test_changes_that_no_step_is_left_for_are_refused(num_steps_done: int, is_refused: bool) -> None:
     given = {"num_steps_done": num_steps_done, "num_steps": 8, "output": "out"}
-    check_changes({}, **given)
+    check_changes({"a": 1}, {"a": 1}, **given)
     if not is_refused:
-        check_changes({"a": [1, 2]}, **given)
+        check_changes({"a": 1}, {"a": 2}, **given)
         return
     with pytest.raises(
         RefusedError, match=rf"^output.url=out: .* {num_steps_done} steps .* a=2 \(1 before\)"
     ):
-        check_changes({"a": [1, 2]}, **given)
+        check_changes({"a": 1}, {"a": 2}, **given)
 
 
 def test_a_generators_settings_are_those_that_make_its_weights() -> None:

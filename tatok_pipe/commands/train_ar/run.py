@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import time
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from tatok_pipe import storage
-from tatok_pipe.ar import training_state
 from tatok_pipe.ar.batch import Vocabulary
 from tatok_pipe.ar.batch_fit import BatchShape, estimate_fill, fit_batch
 from tatok_pipe.ar.memory import MemoryEstimate, estimate_memory
 from tatok_pipe.ar.model import Generator
 from tatok_pipe.ar.parallel import is_sharded
 from tatok_pipe.commands.train_ar.options import TrainArConfig
-from tatok_pipe.commands.train_ar.worker import GeneratorRun, list_settings, train_generator
+from tatok_pipe.commands.train_ar.worker import GeneratorRun, GeneratorTraining
 from tatok_pipe.config.load import to_dict
 from tatok_pipe.config.number_lists import format_numbers
-from tatok_pipe.errors import EXIT_DONE, EXIT_INTERRUPTED, RefusedError, UserError
+from tatok_pipe.errors import EXIT_DONE, RefusedError, UserError
 from tatok_pipe.ray_runtime.cluster import check_ray_can_start, has_gpu, start_ray
 from tatok_pipe.ray_runtime.training import plan_workers, run_training
 from tatok_pipe.runs.job import JobSummary
 from tatok_pipe.runs.lease import hold_output
-from tatok_pipe.runs.progress import format_duration
 from tatok_pipe.runs.stop_signal import StopSignal
 from tatok_pipe.tokens.dataset import tell_unfinished
 from tatok_pipe.tokens.spec import TokenSpec
 from tatok_pipe.tokens.splits import Split, survey_split
 from tatok_pipe.tokens.training_set import TrainingSet, read_training_set
-from tatok_pipe.training.settings import check_changes, find_changes
+from tatok_pipe.training.checkpoint_folder import newest_manifest
+from tatok_pipe.training.settings import check_changes, flatten
 
 logger = logging.getLogger("tatok_pipe.train_ar")
 
@@ -40,6 +38,10 @@ logger = logging.getLogger("tatok_pipe.train_ar")
 _FILL = 0.998
 _NUM_CLASSES = 1000  # ImageNet's
 _LOW_FILL = 0.5  # below it the rows are told not to fit the dataset
+# Of the section `training`: how it is computed. (`epochs` is in the number of steps.)
+_NO_MATTER = tuple(
+    f"training.{name}" for name in ("epochs", "microbatch_rows", "shard", "compile", "checkpoint_activations")
+)
 
 
 def run(config: TrainArConfig, *, argv: list[str], summary: JobSummary) -> int:
@@ -62,28 +64,41 @@ def run(config: TrainArConfig, *, argv: list[str], summary: JobSummary) -> int:
         1, math.ceil(config.training.epochs * steps_per_epoch(config, dataset))
     )
     output_url = storage.canonical_url(config.output.url)
-    _check_earlier(output_url, config, dataset.spec, num_steps=num_steps)
+    settings = list_settings(to_dict(config), num_steps=num_steps)
+    _check_earlier(output_url, config, dataset.spec, settings, num_steps=num_steps)
     split = _survey(config, dataset)
-    command = " ".join(["python -m tatok_pipe.train_ar", *map(storage.redact_argument, argv)])
     run = GeneratorRun(
+        entry="train_ar",
+        command=" ".join(["python -m tatok_pipe.train_ar", *map(storage.redact_argument, argv)]),
         config=to_dict(config)
         | {"input": to_dict(config)["input"] | {"url": storage.canonical_url(config.input.url)}},
-        tokens=dataset.spec.to_json(),
-        shards=dataset.shards,
-        output_url=output_url,
-        num_steps=num_steps,
+        settings=settings, output_url=output_url, num_steps=num_steps, log_every_steps=config.logging.every_steps,
+        validate_every_steps=config.validation.every_steps if split.has_held_out else None,
+        save_every_steps=config.checkpoints.every_steps, num_checkpoints=config.checkpoints.keep,
+        saves_async=config.checkpoints.upload == "async", peak_option="training.schedule.peak",
+        tokens=dataset.spec.to_json(), shards=dataset.shards, unigram_nats=dataset.unigram_nats,
         elements_per_sequence=dataset.num_elements / dataset.num_sequences,
-        unigram_nats=dataset.unigram_nats,
-        has_held_out=split.has_held_out,
         untrained_classes=_untrained(config, split),
-        command=command,
-    )
+    )  # fmt: skip
     if config.dry_run:
         _start(config, dataset, num_steps=num_steps)
         return EXIT_DONE
     stop = StopSignal()
     with hold_output(output_url, stop):
-        return _train(config, run, _start(config, dataset, num_steps=num_steps), stop, summary)
+        num_workers = _start(config, dataset, num_steps=num_steps)
+        summary.add({"output": storage.redact(config.output.url), "steps": num_steps})
+        with stop:
+            return run_training(
+                GeneratorTraining, run, num_workers=num_workers, cpus=config.workers.cpus,
+                max_failures=config.workers.max_failures, stop=stop, summary=summary,
+            )  # fmt: skip
+
+
+def list_settings(config: dict[str, Any], *, num_steps: int) -> dict[str, Any]:
+    """Of a TrainArConfig what makes the weights; how long they are trained as a number of steps."""
+    parts = {name: config[name] for name in ("training", "packing", "drop_condition", "seed")}
+    parts["validation"] = {"share": config["validation"]["share"]}
+    return flatten(parts, without=_NO_MATTER) | {"training.steps": num_steps}
 
 
 def _settle_classes(config: TrainArConfig, spec: TokenSpec) -> TrainArConfig:
@@ -101,39 +116,6 @@ def _start(config: TrainArConfig, dataset: TrainingSet, *, num_steps: int) -> tu
     _show(config, dataset, num_steps=num_steps, num_workers=num_workers[1])
     _show_fill(config, dataset, num_workers=num_workers[1])
     return num_workers
-
-
-def _train(
-    config: TrainArConfig,
-    run: GeneratorRun,
-    num_workers: tuple[int, int],
-    stop: StopSignal,
-    summary: JobSummary,
-) -> int:
-    summary.add({"output": storage.redact(config.output.url), "steps": run.num_steps})
-    start = time.monotonic()
-    with stop:
-        told = run_training(
-            train_generator,
-            {"run": run},
-            num_workers=num_workers if num_workers[0] < num_workers[1] else num_workers[1],
-            cpus=config.workers.cpus,
-            output_url=run.output_url,
-            num_to_keep=None,
-            max_failures=config.workers.max_failures,
-            stop=stop,
-        )
-    summary.add({"step": told.get("step", 0)} | told.get("figures", {}))
-    if not told.get("is_done"):
-        logger.warning(
-            "interrupted at step %d of %d; the same command goes on", told.get("step", 0), run.num_steps
-        )
-        return EXIT_INTERRUPTED
-    logger.info(
-        "done in %s: %s", format_duration(time.monotonic() - start),
-        storage.redact(storage.join(run.output_url, "generator")),
-    )  # fmt: skip
-    return EXIT_DONE
 
 
 def steps_per_epoch(config: TrainArConfig, dataset: TrainingSet) -> float:
@@ -172,38 +154,32 @@ def _untrained(config: TrainArConfig, split: Split) -> list[int]:
     return sorted(set(range(config.model.num_classes)) - split.classes)
 
 
-def _check_earlier(output_url: str, config: TrainArConfig, spec: TokenSpec, *, num_steps: int) -> None:
+def _check_earlier(
+    output_url: str, config: TrainArConfig, spec: TokenSpec, settings: dict[str, Any], *, num_steps: int
+) -> None:
     """Raise where the output holds a training of another model, on tokens of another tokenizer, or one that is done
     with other settings."""
-    url = storage.join(output_url, "checkpoints")
-    for name in training_state.list_checkpoints(url):
-        try:
-            manifest = json.loads(storage.read_bytes(storage.join(url, str(name), "rank-0.json")))
-            extra = manifest["extra"]
-        except (FileNotFoundError, ValueError, KeyError):
-            continue  # not whole; the workers go back to the one before
-        found = TokenSpec.from_json(extra["tokens"])
-        if differences := found.differences(spec):
-            raise RefusedError(
-                f"{storage.redact(output_url)}: holds a training on tokens of tokenizer {found.tokenizer_fingerprint}, "
-                f"{storage.redact(config.input.url)} has {spec.tokenizer_fingerprint}; give another output.url (its "
-                f"{'; its '.join(differences)})"
-            )
-        model = to_dict(config.model)
-        if changed := [key for key, value in extra["model"].items() if model.get(key) != value]:
-            shown = ", ".join(f"model.{key}={extra['model'][key]} (now {model.get(key)})" for key in changed)
-            raise RefusedError(
-                f"{storage.redact(output_url)}: holds a training with {shown}; give another output.url, or the same "
-                "model"
-            )
-        settings = list_settings(to_dict(config), num_steps=num_steps)
-        check_changes(
-            find_changes(extra.get("settings", settings), settings),
-            num_steps_done=manifest["trainer"]["num_steps_done"],
-            num_steps=num_steps,
-            output=storage.redact(output_url),
-        )
+    earlier = newest_manifest(storage.join(output_url, "checkpoints"))
+    if earlier is None:
         return
+    output, extra = storage.redact(output_url), earlier["extra"]
+    found = TokenSpec.from_json(extra["tokens"])
+    if differences := found.differences(spec):
+        raise RefusedError(
+            f"{output}: holds a training on tokens of tokenizer {found.tokenizer_fingerprint}, "
+            f"{storage.redact(config.input.url)} has {spec.tokenizer_fingerprint}; give another output.url (its "
+            f"{'; its '.join(differences)})"
+        )
+    model = to_dict(config.model)
+    if changed := [key for key, value in extra["model"].items() if model.get(key) != value]:
+        shown = ", ".join(f"model.{key}={extra['model'][key]} (now {model.get(key)})" for key in changed)
+        raise RefusedError(
+            f"{output}: holds a training with {shown}; give another output.url, or the same model"
+        )
+    num_steps_done = earlier["trainer"]["num_steps_done"]
+    check_changes(
+        extra["settings"], settings, num_steps_done=num_steps_done, num_steps=num_steps, output=output
+    )
 
 
 def _show(config: TrainArConfig, dataset: TrainingSet, *, num_steps: int, num_workers: int) -> None:

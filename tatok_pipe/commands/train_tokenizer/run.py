@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import logging
-import time
+from typing import Any
 
 import torch
 
 from tatok_pipe import storage
 from tatok_pipe.commands.train_tokenizer.options import TrainTokenizerConfig
-from tatok_pipe.commands.train_tokenizer.worker import TokenizerRun, train_tokenizer
+from tatok_pipe.commands.train_tokenizer.worker import TokenizerRun, TokenizerTraining
 from tatok_pipe.config.load import to_dict
 from tatok_pipe.encoding.image_input import ListPlace, find_image_shards
-from tatok_pipe.errors import EXIT_DONE, EXIT_INTERRUPTED, UserError
+from tatok_pipe.errors import EXIT_DONE, UserError
 from tatok_pipe.images.limits import IMAGES_ONLY
 from tatok_pipe.ray_runtime.cluster import check_ray_can_start, has_gpu, start_ray
 from tatok_pipe.ray_runtime.training import run_training
 from tatok_pipe.runs.job import JobSummary
 from tatok_pipe.runs.lease import hold_output
-from tatok_pipe.runs.progress import format_duration
 from tatok_pipe.runs.stop_signal import StopSignal
-from tatok_pipe.tokenizer.checkpoint import load_tokenizer
 from tatok_pipe.tokenizer.training_cost import estimate_training_cost
+from tatok_pipe.tokenizer.training_options import STAGES
+from tatok_pipe.training.checkpoint_folder import newest_manifest
+from tatok_pipe.training.settings import check_changes, flatten
 
 logger = logging.getLogger("tatok_pipe.train_tokenizer")
 
 _IMAGES_PER_PART = 100  # of a folder; workers share out its parts
+_NUM_CHECKPOINTS = 2
 
 
 def run(config: TrainTokenizerConfig, *, argv: list[str], summary: JobSummary) -> int:
@@ -55,15 +57,28 @@ def run(config: TrainTokenizerConfig, *, argv: list[str], summary: JobSummary) -
             f"workers.count={config.workers.count}: expected at most one worker an image shard, "
             f"input.shards={storage.redact(config.input.shards)} has {len(train_shards)}"
         )
-    command = " ".join(["python -m tatok_pipe.train_tokenizer", *map(storage.redact_argument, argv)])
-    run = TokenizerRun(to_dict(config), train_shards, held_out, output_url, command)
+    run = TokenizerRun(
+        entry="train_tokenizer",
+        command=" ".join(["python -m tatok_pipe.train_tokenizer", *map(storage.redact_argument, argv)]),
+        config=to_dict(config), settings=_list_settings(to_dict(config)),
+        output_url=output_url, num_steps=config.training.num_steps, log_every_steps=config.logging.every_steps,
+        validate_every_steps=config.validation.every_steps, save_every_steps=config.logging.checkpoint_every_steps,
+        num_checkpoints=_NUM_CHECKPOINTS, saves_async=False, peak_option="training.learning_rate",
+        train_shards=train_shards, held_out_shards=held_out,
+    )  # fmt: skip
+    _check_earlier(run)
     if config.dry_run:
         _start(config, num_shards=len(train_shards))
         return EXIT_DONE
     stop = StopSignal()
     with hold_output(output_url, stop):
         _start(config, num_shards=len(train_shards))
-        return _train(config, run, stop, summary)
+        summary.add({"output": storage.redact(config.output.url), "steps": run.num_steps})
+        with stop:
+            return run_training(
+                TokenizerTraining, run, num_workers=(config.workers.count, config.workers.count),
+                cpus=config.workers.cpus, stop=stop, summary=summary,
+            )  # fmt: skip
 
 
 def _start(config: TrainTokenizerConfig, *, num_shards: int) -> None:
@@ -72,37 +87,37 @@ def _start(config: TrainTokenizerConfig, *, num_shards: int) -> None:
     _show(config, num_shards=num_shards)
 
 
-def _train(config: TrainTokenizerConfig, run: TokenizerRun, stop: StopSignal, summary: JobSummary) -> int:
-    output_url = run.output_url
-    summary.add({"output": storage.redact(config.output.url), "steps": config.training.num_steps})
-    start = time.monotonic()
-    with stop:
-        told = run_training(
-            train_tokenizer,
-            {"run": run},
-            num_workers=config.workers.count,
-            cpus=config.workers.cpus,
-            output_url=output_url,
-            stop=stop,
+def _list_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Of a TrainTokenizerConfig what makes the weights, but for the model."""
+    parts = {name: config[name] for name in ("training", "input", "seed")}
+    # How it is computed, where images lie, and what is behind.
+    no_matter = ("training.microbatch_size", "training.compile", "training.start_crops", "input.shards")
+    return flatten(parts, without=no_matter)
+
+
+def _check_earlier(run: TokenizerRun) -> None:
+    """Raise where the output holds another training, or one that is done with other settings. Learning rates, mixes and
+    weights of losses may change on the way; what has a state may not."""
+    earlier = newest_manifest(storage.join(run.output_url, "checkpoints"))
+    if earlier is None:
+        return
+    output, extra, model = storage.redact(run.output_url), earlier["extra"], run.config["model"]
+    before, now = extra["settings"], run.settings
+    pairs = [(f"model.{key}", value, model.get(key)) for key, value in extra["model"].items()]
+    fixed = [*(f"training.{stage}_steps" for stage in STAGES), "training.start"]
+    pairs += [(key, before[key], now[key]) for key in fixed]
+    changed = [f"{key}={then} (now {later})" for key, then, later in pairs if then != later]
+    switched = ("training.ema_decay", "training.loss.adversarial", "training.loss.rate")
+    changed += [
+        f"{key}={before[key]} (now {now[key]})" for key in switched if bool(before[key]) != bool(now[key])
+    ]
+    if changed:
+        raise UserError(
+            f"output.url={output}: holds a training with {', '.join(changed)}; give another output.url, or the same "
+            "settings"
         )
-    summary.add({"step": told.get("step", 0)})
-    if not told.get("is_done"):
-        logger.warning(
-            "interrupted at step %d of %d; the same command goes on",
-            told.get("step", 0), config.training.num_steps,
-        )  # fmt: skip
-        return EXIT_INTERRUPTED
-    tokenizer = load_tokenizer(storage.join(output_url, "tokenizer"))
-    psnr = tokenizer.training["held_out"]["psnr_none"]
-    summary.add({"tokenizer": tokenizer.fingerprint[:12], "held_out_psnr_db": round(psnr, 3)})
-    logger.info(
-        "done in %s: %s, fingerprint %s, held-out PSNR %.2f dB with all patches",
-        format_duration(time.monotonic() - start),
-        storage.redact(storage.join(output_url, "tokenizer")),
-        tokenizer.fingerprint[:12],
-        psnr,
-    )
-    return EXIT_DONE
+    num_steps_done = earlier["trainer"]["num_steps_done"]
+    check_changes(before, now, num_steps_done=num_steps_done, num_steps=run.num_steps, output=output)
 
 
 def _find(config: TrainTokenizerConfig, option: str) -> list[str]:
