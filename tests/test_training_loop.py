@@ -148,7 +148,7 @@ def train(world: World, folder: Path, *, kind: type[Counting] = Counting, **chan
         return world.training
 
     driver: Any = world
-    TrainingLoop(make, run, driver).run()
+    TrainingLoop(make, run, Worker.set_up(driver)).run()
     return world.training
 
 

@@ -84,9 +84,9 @@ class Checkpoints:
                         logger.warning("%s: %s; going back to the one before", storage.redact(url), told)
                     continue
                 manifests = checkpoint_folder.read_manifests(folder)
-                counters, extras = manifests[0]["trainer"], [each["extra"] for each in manifests]
+                counters = manifests[0]["trainer"]
                 self._saved_step = counters["num_steps_done"]
-                yield Checkpoint(text, folder, counters, extras)
+                yield Checkpoint(text, folder, counters, [each["extra"] for each in manifests])
                 self._worker.gather("")  # nobody takes the files away while another one reads them
             return
         yield None
@@ -130,6 +130,8 @@ class Checkpoints:
 
     def settle(self) -> None:
         """Wait for the uploads of all workers: a training that fails ends at once, and they with it."""
+        if not self._run.saves_async:
+            return
         deadline_s = time.monotonic() + _SETTLE_S
         for event in self._uploads.values():
             event.wait(max(0.0, deadline_s - time.monotonic()))

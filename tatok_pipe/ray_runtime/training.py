@@ -124,7 +124,7 @@ def _work(loop: dict[str, Any]) -> None:
     configure_logging(sys.stdout)
     driver: Driver = loop["driver"]
     try:
-        TrainingLoop(loop["make"], loop["run"], driver).run()
+        TrainingLoop(loop["make"], loop["run"], Worker.set_up(driver)).run()
     except UserError as error:
         driver.fail(error)
     except OSError as error:

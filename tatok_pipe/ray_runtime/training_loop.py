@@ -14,23 +14,14 @@ from typing import Any
 
 import ray.train
 import ray.train.collective
-import ray.train.torch
-import torch
 from ray.train import CheckpointUploadMode, PreemptionInfo
 
 from tatok_pipe import storage
-from tatok_pipe.errors import UserError
 from tatok_pipe.ray_runtime.checkpoints import Checkpoints
 from tatok_pipe.ray_runtime.metrics import TrainingMetrics
 from tatok_pipe.ray_runtime.training_log import TrainingLog
-from tatok_pipe.ray_runtime.training_task import (
-    Checkpoint,
-    Driver,
-    StoppedError,
-    Training,
-    TrainingRun,
-    Worker,
-)
+from tatok_pipe.ray_runtime.training_task import Checkpoint, StoppedError, Training, TrainingRun, Worker
+from tatok_pipe.training.finite import NotFiniteError
 from tatok_pipe.training.settings import find_changes, show_changes
 
 logger = logging.getLogger(__name__)
@@ -42,18 +33,13 @@ _LEAVING = "a node is leaving"
 
 
 class TrainingLoop:
-    def __init__(self, make: Callable[[Any, Worker], Training], run: TrainingRun, driver: Driver) -> None:
-        context = ray.train.get_context()
-        device = ray.train.torch.get_device()
-        assert isinstance(device, torch.device)
-        if device.type == "cpu":
-            torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    def __init__(self, make: Callable[[Any, Worker], Training], run: TrainingRun, worker: Worker) -> None:
+        logger.info("worker %d of %d: process %d", worker.rank, worker.num_ranks, os.getpid())
         self._run = run
-        self._worker = Worker(context.get_world_rank(), context.get_world_size(), device, driver)
-        logger.info("worker %d of %d: process %d", self._worker.rank, self._worker.num_ranks, os.getpid())
-        self._training = make(run, self._worker)
-        self._metrics = TrainingMetrics(run.entry) if self._worker.leads else None
-        self._checkpoints = Checkpoints(run, self._worker, self._metrics)
+        self._worker = worker
+        self._training = make(run, worker)
+        self._metrics = TrainingMetrics(run.entry) if worker.leads else None
+        self._checkpoints = Checkpoints(run, worker, self._metrics)
         self._log: TrainingLog | None = None
         self._changes: list[dict[str, Any]] = []  # of settings, and from which step on
         self._leaving: set[str] = set()  # nodes for which a checkpoint was made
@@ -104,7 +90,7 @@ class TrainingLoop:
                 return False
             try:
                 training.step()
-            except UserError:
+            except NotFiniteError:
                 self._checkpoints.settle()
                 raise
             step, is_last = training.num_steps_done, training.num_steps_done == run.num_steps

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import ray
 import ray.train.collective
+import ray.train.torch
 import torch
 import torch.distributed as dist
 
@@ -73,6 +75,14 @@ class Worker:
     device: torch.device
     driver: Driver
 
+    @classmethod
+    def set_up(cls, driver: Driver) -> Worker:
+        """This process, where Ray Train has started it."""
+        context, device = ray.train.get_context(), ray.train.torch.get_device()
+        if device.type == "cpu":
+            torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+        return cls(context.get_world_rank(), context.get_world_size(), device, driver)
+
     @property
     def leads(self) -> bool:
         return self.rank == 0
@@ -114,7 +124,7 @@ class Training(Protocol):
         ...
 
     def step(self) -> None:
-        """One optimizer step. Raises UserError where it cannot be taken; no weight has moved then."""
+        """One optimizer step. Raises NotFiniteError on all workers, another UserError maybe on one; no weight moved."""
 
     def losses_line(self) -> str: ...  # of the steps since the last logged line
 

@@ -101,20 +101,18 @@ def _check_earlier(run: TokenizerRun) -> None:
     earlier = newest_manifest(storage.join(run.output_url, "checkpoints"))
     if earlier is None:
         return
-    output, extra, model = storage.redact(run.output_url), earlier["extra"], run.config["model"]
-    before, now = extra["settings"], run.settings
-    pairs = [(f"model.{key}", value, model.get(key)) for key, value in extra["model"].items()]
-    fixed = [*(f"training.{stage}_steps" for stage in STAGES), "training.start"]
-    pairs += [(key, before[key], now[key]) for key in fixed]
-    changed = [f"{key}={then} (now {later})" for key, then, later in pairs if then != later]
+    output, before, now = storage.redact(run.output_url), earlier["extra"]["settings"], run.settings
+    model = {f"model.{key}": value for key, value in earlier["extra"]["model"].items()}
+    then = before | model
+    later = now | {f"model.{key}": value for key, value in run.config["model"].items()}
+    fixed = [*model, *(f"training.{stage}_steps" for stage in STAGES), "training.start"]
+    changed = [key for key in fixed if then[key] != later.get(key)]
     switched = ("training.ema_decay", "training.loss.adversarial", "training.loss.rate")
-    changed += [
-        f"{key}={before[key]} (now {now[key]})" for key in switched if bool(before[key]) != bool(now[key])
-    ]
+    changed += [key for key in switched if bool(then[key]) != bool(later[key])]
     if changed:
+        shown = ", ".join(f"{key}={then[key]} (now {later.get(key)})" for key in changed)
         raise UserError(
-            f"output.url={output}: holds a training with {', '.join(changed)}; give another output.url, or the same "
-            "settings"
+            f"output.url={output}: holds a training with {shown}; give another output.url, or the same settings"
         )
     num_steps_done = earlier["trainer"]["num_steps_done"]
     check_changes(before, now, num_steps_done=num_steps_done, num_steps=run.num_steps, output=output)
