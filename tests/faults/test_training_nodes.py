@@ -1,4 +1,4 @@
-"""Generator training on nodes that die, come and are drained: the world shrinks and grows, and no step is lost that a
+"""Trainings on nodes that die, come and are drained: the world shrinks and grows, and no step is lost that a
 checkpoint could have saved."""
 
 from __future__ import annotations
@@ -10,9 +10,13 @@ from pathlib import Path
 import pytest
 
 from tatok_pipe.ar.checkpoint import load_generator
+from tatok_pipe.tokenizer.checkpoint import load_tokenizer
 from tests.faults.nodes import cluster, drain
 from tests.jobs import IN_A_HURRY, running, wait_for
+from tests.pictures import crop_members, write_shard
 from tests.test_train_ar import CONFIG, command, prepare, run
+from tests.test_train_tokenizer import CONFIG as TOKENIZER_CONFIG
+from tests.test_train_tokenizer import command as tokenizer_command
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -98,3 +102,34 @@ def test_a_drain_makes_a_checkpoint_of_the_very_step(
     ]
     assert first >= 100 and resumed == saved[-1] and len(saved) <= 2
     assert len(train_losses(f"{tmp_path}/out/generator")) == STEPS // 50
+
+
+def test_a_tokenizers_training_leaves_a_node_with_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its one worker is on the node that goes, and goes on upon the one that came."""
+    config = TOKENIZER_CONFIG.replace("joint_steps: 30", "joint_steps: 400")
+    (tmp_path / "config.yaml").write_text(config.replace("steps: 5}", "steps: 1000000}"))
+    for name in ("train", "held-out"):
+        write_shard(tmp_path / f"{name}.tar", crop_members(6, first=6 * (name == "train")))
+    arguments = tokenizer_command(
+        f"{tmp_path}/config.yaml", f"input.shards={tmp_path}/train.tar", "workers.cpus=1",
+        f"validation.shards={tmp_path}/held-out.tar", f"output.url={tmp_path}/out",
+    )  # fmt: skip
+    log = tmp_path / "log"
+    with cluster(os.environ | IN_A_HURRY) as nodes:
+        leaving = nodes.add_node(num_cpus=1)
+        monkeypatch.setenv("RAY_ADDRESS", nodes.address)
+        with running(arguments, log) as process:
+            wait_for(r"step 50/", log, process)
+            nodes.add_node(num_cpus=1)
+            drain(nodes.address, leaving.node_id, deadline_s=8)
+            first = int(wait_for(r"a node is leaving: checkpoint at step (\d+)", log, process)[1])
+            resumed = int(wait_for(r"resumed at step (\d+)", log, process)[1])
+            assert process.wait(timeout=300) == 0, log.read_text()
+    saved = [
+        int(step) for step in re.findall(r"a node is leaving: checkpoint at step (\d+)", log.read_text())
+    ]
+    assert first >= 50 and resumed == saved[-1] and len(saved) <= 2
+    curve = load_tokenizer(f"{tmp_path}/out/tokenizer").training["curve"]
+    assert [point["step"] for point in curve] == list(range(5, 421, 5))
