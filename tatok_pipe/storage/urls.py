@@ -50,7 +50,8 @@ _USER_INFO = re.compile(f"{_USER}(?:{_PLAIN_USER_INFO}|{_USER_INFO_WITH_SLASH})"
 # What is shown has rather too much hidden: an `@` of the path, too, where somebody is named before it.
 _OPTION = re.compile(r"[\w.]+=")
 _HIDDEN_USER_INFO = re.compile(f"{_USER}(?:{_USER_INFO_WITH_SLASH}|{_PLAIN_USER_INFO})")
-_PARAMETER = re.compile(r"([?&;#]([^=?&;#\s]+)=)[^&#\s]+")
+_PARAMETER = re.compile(r"[?&;#]([^=?&;#\s]+)=(?=[^&#\s])")  # a value may hold what looks like another
+_VALUE = re.compile(r"[^&#\s]+")
 _SECRET_NAME = re.compile(
     r"sig|token|key|secret|credential|passw|auth|pwd|jwt|(?<![a-z])(?:pass|code)(?![a-z])", re.IGNORECASE
 )
@@ -240,7 +241,7 @@ def _spell(url: str) -> _Spelling:
     if speaks(filesystem, "abfs") and "@" in url.partition("://")[2].partition("/")[0]:
         name = "abfs://" + url.partition("://")[2]  # with the account, which adlfs leaves out of the path
     name = _USER_INFO.sub("", name)
-    if any(_is_secret(match[2]) for match in _PARAMETER.finditer(name)):
+    if any(_is_secret(match[1]) for match in _PARAMETER.finditer(name)):
         name = name.partition("?")[0]
         name = name.partition("#")[0] if name.startswith(("http://", "https://")) else name
     return _Spelling(url, name)
@@ -311,10 +312,14 @@ def user_info(url: str) -> str:
 
 def redact(url: str) -> str:
     """`url`, or a text with URLs in it, with `user:password@` and secret values of its query and fragment hidden."""
-    return _PARAMETER.sub(
-        lambda match: f"{match[1]}***" if _is_secret(match[2]) else match[0],
-        _HIDDEN_USER_INFO.sub("***@", hide_lists(url)),
-    )
+    text = _HIDDEN_USER_INFO.sub("***@", hide_lists(url))
+    shown, stop = [], 0
+    for match in _PARAMETER.finditer(text):
+        if match.start() >= stop and _is_secret(match[1]):
+            shown += [text[stop : match.end()], "***"]
+            value = _VALUE.match(text, match.end())
+            stop = value.end() if value else match.end()
+    return "".join([*shown, text[stop:]])
 
 
 def redact_argument(argument: str) -> str:

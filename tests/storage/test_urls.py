@@ -118,6 +118,8 @@ def test_relative_names_follow_the_working_directory(tmp_path: Path, monkeypatch
         ("abfs://box@account.dfs.core.windows.net/a", "abfs://box@account.dfs.core.windows.net/a"),
         ("https://host/a#access_token=abc", "https://host/a#access_token=***"),
         ("https://host/a?pwd=1&jwt=2&code=3&encode=4", "https://host/a?pwd=***&jwt=***&code=***&encode=4"),
+        ("s3://bucket/;0=/x?token=1", "s3://bucket/;0=/x?token=***"),
+        ("https://host/a?token=1;b=2?c=3&d=4#key=5", "https://host/a?token=***&d=4#key=***"),
         ("https://host/a?%74oken=abc&%2574oken=d", "https://host/a?%74oken=***&%2574oken=***"),
         (
             "cannot read https://host/a?AccessToken=t and more",
