@@ -11,6 +11,7 @@ from PIL import Image
 
 from tatok_pipe import calibrate
 from tatok_pipe.errors import UserError
+from tatok_pipe.tokenizer.analysis import CONTROLS
 from tatok_pipe.tokenizer.calibration import calibrate_ladders
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer, save_tokenizer
 from tatok_pipe.tokenizer.dtf import Filter, keep_mask
@@ -27,7 +28,11 @@ TRAINING = {
     "command": "python -m tatok_pipe.train_tokenizer", "config": {"start": "random", "batch_size": 8}, "num_steps": 5,
     "train_s": 1, "device": "cpu", "precision": "fp32", "torch": "2", "seed": 0, "calibration_images": 3,
     "held_out": {
-        "num_images": 3, "default_score": "gain", "filtered": [], "psnr_none": 20.0,
+        "num_images": 3, "default_score": "gain", "psnr_none": 20.0,
+        "filtered": [{
+            "kept_share": 0.5, "psnr": dict.fromkeys(("gain", *CONTROLS), 15.0), "psnr_threshold": 16.0,
+            "tokens_threshold_mean": 11.0, "tokens_threshold_std": 1.0,
+        }],
         "psnr_all_but_globals_shuffled": 19.0, "psnr_globals_only": 12.0, "psnr_globals_shuffled": 11.0,
         "default_threshold": 0.5, "default_tokens_mean": 9.0, "default_tokens_std": 1.0, "default_tokens_min": 8,
         "default_tokens_max": 10, "flat_image_patches": 1, "entropy_mean_nats": 1.0, "surprisal_mean_nats": 1.0,
@@ -70,6 +75,9 @@ def test_the_same_weights_get_a_ladder_for_every_score_and_rule(checkpoint: Path
     assert "is_measured_again" not in before.training and not after.training["is_measured_again"]
     card = (shards / "new" / "README.md").read_text()
     assert "calibrated again, on 12 images" in card and "figures below are of the training" in card
+    assert (
+        f"| patches kept | gain | {' | '.join(CONTROLS)} | threshold |" in card
+    )  # the training had one score
     # The same again gives the same bytes, also in its own folder.
     first = (shards / "new" / "tokenizer.json").read_bytes()
     assert calibrate.main([*arguments, f"output.url={shards}/new"]) == 0
@@ -92,7 +100,8 @@ def test_a_folder_of_images_serves_and_held_out_ones_are_measured(checkpoint: Pa
     assert sorted(path.name for path in checkpoint.iterdir()) == [
         "README.md", "model.safetensors", "tokenizer.json",
     ]  # fmt: skip
-    assert "figures below are of the training" not in (checkpoint / "README.md").read_text()
+    card = (checkpoint / "README.md").read_text()
+    assert "figures below are of the training" not in card and f"| {' | '.join(SCORES)} |" in card
 
 
 def test_ladders_hold_what_a_plain_count_finds() -> None:

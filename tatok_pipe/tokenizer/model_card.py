@@ -25,7 +25,9 @@ def model_card(config: TaTokConfig, training: dict[str, Any], *, fingerprint: st
     """Markdown from the figures that training recorded; nothing is typed in by hand."""
     figures = training["held_out"]
     side = config.image_size
-    names = (*SCORES, *CONTROLS)
+    # Figures of a training that knew fewer scores stay when its checkpoint is calibrated again.
+    names = [name for name in (*SCORES, *CONTROLS) if all(name in row["psnr"] for row in figures["filtered"])]
+    scores = [name for name in names if name in SCORES]
     lines = [
         f"# TaTok tokenizer, {side} px, {config.num_patches} patches, {config.num_globals} globals",
         "",
@@ -50,7 +52,7 @@ def model_card(config: TaTokConfig, training: dict[str, Any], *, fingerprint: st
         "",
         f"## On {figures['num_images']} held-out images",
         "",
-        f"PSNR is the mean over images, dB, of centre crops. Every score ({', '.join(SCORES)}) and control",
+        f"PSNR is the mean over images, dB, of centre crops. Every score ({', '.join(scores)}) and control",
         "(chance, pixel variance, error to the mean of the neighbours, one measurement, the first patches in raster",
         f"order) keeps the same count in every image. `threshold` keeps what lies above one {figures['default_score']}",
         "for all images, at the same mean count.",
