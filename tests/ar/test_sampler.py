@@ -313,7 +313,7 @@ def test_samplers_that_cannot_be() -> None:
         Sampler(make_model(), SamplingConfig(), num_slots=0)
     with pytest.raises(ValueError, match="trained without a condition"):
         Sampler(make_model(replace(SMALL, condition="none")), COSINE, num_slots=1)
-    with pytest.raises(ValueError, match="max_patches=-1: expected 0 or more"):
+    with pytest.raises(ValueError, match="max_patches=-1: expected at least 0"):
         SamplingConfig(max_patches=-1)
 
 

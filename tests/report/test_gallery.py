@@ -177,7 +177,7 @@ def test_crops_of_another_program_have_no_originals(
     record = replace(make_token_records(spec, 1)[0], crop=1)
     exhibit = make_exhibits(TokenDataset(url), [Shown(record, png(make_picture()))], None)[0]
     assert exhibit.original is None
-    assert exhibit.problem.startswith("crop 1 of its image cannot be cut again: kind='spiral'")
+    assert exhibit.problem.startswith("crop 1 of its image cannot be cut again: kind=spiral: expected")
 
 
 def test_kept_patches_are_shown_on_the_best_there_is(
