@@ -11,6 +11,7 @@ from PIL import Image
 
 from tatok_pipe import calibrate
 from tatok_pipe.errors import UserError
+from tatok_pipe.evaluation.suites.information import bound_filters
 from tatok_pipe.tokenizer.analysis import CONTROLS
 from tatok_pipe.tokenizer.calibration import calibrate_ladders
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer, save_tokenizer
@@ -104,6 +105,20 @@ def test_a_folder_of_images_serves_and_held_out_ones_are_measured(checkpoint: Pa
     assert "figures below are of the training" not in card and f"| {' | '.join(SCORES)} |" in card
 
 
+def test_what_the_checkpoint_was_not_calibrated_for_at_all(checkpoint: Path, shards: Path) -> None:
+    """Not even for the default score, which may be the reason to calibrate it."""
+    torch.manual_seed(0)
+    save_tokenizer(str(checkpoint), TaTok(small_config("vq")), ladders={}, training=TRAINING)
+    before = load_tokenizer(str(checkpoint))
+    with pytest.raises(UserError, match="suite=information: .* not calibrated for budget on entropy"):
+        bound_filters(before.ladders, num_patches=16)
+    arguments = [f"tokenizer.checkpoint={checkpoint}", f"input.shards={shards}/images.tar"]
+    assert calibrate.main([*arguments, f"output.url={checkpoint}"]) == 0
+    after = load_tokenizer(str(checkpoint))
+    assert after.filter(DTFConfig(target_tokens=11)).value > 0
+    assert bound_filters(after.ladders, num_patches=16)
+
+
 def test_ladders_hold_what_a_plain_count_finds() -> None:
     torch.manual_seed(0)
     model = TaTok(small_config("vq")).eval()
@@ -140,6 +155,11 @@ def test_what_cannot_be_calibrated(checkpoint: Path, shards: Path, tmp_path: Pat
             calibrate.main, [base[0], f"input.shards={shards}/{name}.tar", output("new")], "no readable image"
         )
     assert not (tmp_path / "new").exists()
+    assert_told(
+        calibrate.main,
+        [*base, "output.url=/proc/nothing/out"],
+        "^output.url=/proc/nothing/out: cannot be written",
+    )
     buffer = io.BytesIO()
     Image.new("L", (32, 32), 200).save(buffer, "PNG")
     write_shard(shards / "grey.tar", [("a.png", buffer.getvalue())])

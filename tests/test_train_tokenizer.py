@@ -366,7 +366,7 @@ def test_nothing_is_begun_where_another_training_lives_or_nothing_can_be_written
     monkeypatch.setattr(train_tokenizer_run, "start_ray", lambda **_: pytest.fail("Ray was started"))
     given = arguments
     with hold_output(f"{tmp_path}/out", StopSignal()):
-        told = rf"output.url={tmp_path}/out: a training that lives writes there, process {os.getpid()} on "
+        told = rf"output.url={tmp_path}/out: a run that lives writes there, process {os.getpid()} on "
         assert_told(train_tokenizer.main, [*given, f"output.url={tmp_path}/out"], told, code=3)
         assert [path.name for path in (tmp_path / "out").iterdir()] == [LEASE]
     told = "output.url=/proc/nothing/out: cannot be written: "

@@ -140,9 +140,9 @@ class Training(Protocol):
         """Write this worker's tensors into an empty folder; the counters that go with them, `num_steps_done` too."""
         ...
 
-    def extra(
-        self,
-    ) -> dict[str, Any]: ...  # what else a checkpoint has, JSON types: curves, place in the data
+    def extra(self) -> dict[str, Any]:
+        """What else a checkpoint has, JSON types: curves, place in the data."""
+        ...
 
     def finish(self, changes: list[dict[str, Any]]) -> str:
         """Publish what was trained, and say what and where; `changes` are those of the settings on the way."""

@@ -32,8 +32,8 @@ _LOOK_S = 1.0
 def hold_output(
     url: str, stop: StopSignal, *, beat_s: float = _BEAT_S, dead_after_s: float = _DEAD_AFTER_S
 ) -> Iterator[None]:
-    """Keep other trainings from the output `url` while the block runs; `stop` is requested where one takes it all the
-    same, because this process stood still for `dead_after_s`.
+    """Keep other runs of this kind from the output `url` while the block runs; `stop` is requested where one takes it
+    all the same, because this process stood still for `dead_after_s`.
 
     A mark of a process of this machine is believed as long as that process lives, any other as long as it changes: it
     is watched for up to `dead_after_s`. Raises RefusedError where the holder lives, UserError where the output cannot
@@ -48,7 +48,7 @@ def hold_output(
             try:
                 found = _read(place)
                 if found and found.get("token") != mine["token"]:
-                    logger.error("%s: another training has taken it; stopping", storage.redact(url))
+                    logger.error("%s: another run has taken it; stopping", storage.redact(url))
                     stop.request()
                     return
                 mine["beat"] += 1
@@ -75,7 +75,7 @@ def _take(place: str, mine: dict[str, Any], *, output: str, dead_after_s: float)
                 continue  # it has just been given up
             if _is_alive(place, found, output=output, dead_after_s=dead_after_s):
                 raise RefusedError(
-                    f"output.url={output}: a training that lives writes there, process {found.get('process')} on "
+                    f"output.url={output}: a run that lives writes there, process {found.get('process')} on "
                     f"{found.get('host')} since {found.get('since')}; wait for its end, or give another output.url"
                 )
             _release(place, found.get("token"))

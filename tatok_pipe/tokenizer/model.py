@@ -211,7 +211,8 @@ class TaTok(nn.Module):
 
     @torch.no_grad()
     def cost(self, score: str, images: Tensor, encoded: Encoded, *, entropy: Tensor | None = None) -> Tensor:
-        """What losing each patch costs, (B, N) float32, by one of `SCORES`, in its unit; see `Score.measure`."""
+        """What losing each patch costs, (B, N) float32, by one of `SCORES`, in its unit; see `Score.measure`. Raises
+        KeyError for any other name."""
         return SCORES[score].measure(self, images, encoded, entropy=entropy)
 
     def patch_error(self, images: Tensor, encoded: Encoded, keep: Tensor) -> Tensor:

@@ -213,3 +213,12 @@ class DTFConfig:
 
 
 PACKAGED = "packaged"  # the checkpoint name of the tokenizer that comes with the package
+
+
+@config_dataclass
+class CheckpointConfig:
+    checkpoint: str = option(
+        PACKAGED,
+        help=f"output.url of train_tokenizer, or its tokenizer/, on any URL, or {PACKAGED!r}",
+        is_url=True,
+    )

@@ -5,6 +5,7 @@ Imported without torch, as options are. Letters: B images, N patches.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
@@ -18,11 +19,13 @@ class Rule(ABC):
     name: str
     help: str
     value_help: str  # what its number is
+    least, most = -math.inf, math.inf  # that its number may be
+    expected = "a number"
 
     def check(self, value: float) -> None:
         """Raise ValueError where `value` cannot belong to this rule."""
-        if value != value:
-            raise ValueError(f"value={value}: expected a number")
+        if not self.least <= value <= self.most:
+            raise ValueError(f"value={value}: {self.name} expects {self.expected}")
 
     @abstractmethod
     def keep(self, ranked: Tensor, rank: Tensor, value: float) -> Tensor:
@@ -59,12 +62,8 @@ class Budget(CalibratedRule):
     name = "budget"
     help = "drop at most that cost an image"
     value_help = "cost ε"
+    least, expected = 0.0, "0 or more"
     keeps_more_when_higher = False
-
-    def check(self, value: float) -> None:
-        super().check(value)
-        if value < 0:
-            raise ValueError(f"value={value}: budget expects 0 or more")
 
     def keep(self, ranked: Tensor, rank: Tensor, value: float) -> Tensor:
         within = ranked.flip(1).cumsum(1) <= value  # from the least important on
@@ -79,12 +78,8 @@ class Coverage(CalibratedRule):
     name = "coverage"
     help = "keep that share of the total cost"
     value_help = "share, 0 to 1"
+    least, most, expected = 0.0, 1.0, "a share between 0 and 1"
     keeps_more_when_higher = True
-
-    def check(self, value: float) -> None:
-        super().check(value)
-        if not 0 <= value <= 1:
-            raise ValueError(f"value={value}: coverage expects a share between 0 and 1")
 
     def keep(self, ranked: Tensor, rank: Tensor, value: float) -> Tensor:
         # Of a total that patches of negative cost lower, no share could be reached.
@@ -103,12 +98,8 @@ class Proportional(CalibratedRule):
     name = "proportional"
     help = "as many patches as value × the total cost of the image"
     value_help = "patches a unit of cost"
+    least, expected = 0.0, "0 or more"
     keeps_more_when_higher = True
-
-    def check(self, value: float) -> None:
-        super().check(value)
-        if value < 0:
-            raise ValueError(f"value={value}: proportional expects 0 or more")
 
     def keep(self, ranked: Tensor, rank: Tensor, value: float) -> Tensor:
         return rank < (value * ranked.clamp_min(0).sum(1, keepdim=True)).round()
@@ -123,11 +114,12 @@ class TopK(Rule):
     name = "top_k"
     help = "a fixed count"
     value_help = "patches"
+    least, expected = 0.0, "a whole number of patches"
 
     def check(self, value: float) -> None:
         super().check(value)
-        if value < 0 or value != int(value):
-            raise ValueError(f"value={value}: top_k expects a whole number of patches")
+        if not float(value).is_integer():
+            raise ValueError(f"value={value}: {self.name} expects {self.expected}")
 
     def keep(self, ranked: Tensor, rank: Tensor, value: float) -> Tensor:
         return rank < value

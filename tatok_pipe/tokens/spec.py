@@ -26,6 +26,16 @@ class FilterSpec:
     value: float
     min_patches: int
 
+    def __post_init__(self) -> None:
+        for name, kind, expected in (
+            ("rule", str, "text"),
+            ("score", str, "text"),
+            ("value", int | float, "a number"),
+            ("min_patches", int, "a whole number"),
+        ):
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"dtf.{name}={getattr(self, name)!r}: expected {expected}")
+
     def __str__(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 

@@ -37,6 +37,11 @@ def train_losses(url: str) -> list[float]:
     return [point["loss"] for point in load_generator(url).training["curve"] if point["split"] == "train"]
 
 
+def saved_for_leaving(log: Path) -> list[int]:
+    """Steps of the checkpoints that were made since a node was leaving."""
+    return [int(step) for step in re.findall(r"a node is leaving: checkpoint at step (\d+)", log.read_text())]
+
+
 def test_the_world_shrinks_grows_and_is_drained(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,9 +102,7 @@ def test_a_drain_makes_a_checkpoint_of_the_very_step(
             # The head and its driver may stay, the node goes.
             resumed = int(wait_for(r"resumed at step (\d+)", log, process)[1])
             assert process.wait(timeout=300) == 0, log.read_text()
-    saved = [
-        int(step) for step in re.findall(r"a node is leaving: checkpoint at step (\d+)", log.read_text())
-    ]
+    saved = saved_for_leaving(log)
     assert first >= 100 and resumed == saved[-1] and len(saved) <= 2
     assert len(train_losses(f"{tmp_path}/out/generator")) == STEPS // 50
 
@@ -127,9 +130,7 @@ def test_a_tokenizers_training_leaves_a_node_with_a_checkpoint(
             first = int(wait_for(r"a node is leaving: checkpoint at step (\d+)", log, process)[1])
             resumed = int(wait_for(r"resumed at step (\d+)", log, process)[1])
             assert process.wait(timeout=300) == 0, log.read_text()
-    saved = [
-        int(step) for step in re.findall(r"a node is leaving: checkpoint at step (\d+)", log.read_text())
-    ]
+    saved = saved_for_leaving(log)
     assert first >= 50 and resumed == saved[-1] and len(saved) <= 2
     curve = load_tokenizer(f"{tmp_path}/out/tokenizer").training["curve"]
     assert [point["step"] for point in curve] == list(range(5, 421, 5))

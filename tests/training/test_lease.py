@@ -50,9 +50,7 @@ def test_the_second_is_refused_while_the_first_lives(tmp_path: Path) -> None:
     try:
         assert process.stdout is not None and process.stdout.readline() == b"held\n"
         told = hold(url)
-        assert told.startswith(
-            f"output.url={url}: a training that lives writes there, process {process.pid} on "
-        )
+        assert told.startswith(f"output.url={url}: a run that lives writes there, process {process.pid} on ")
         assert told.endswith("; wait for its end, or give another output.url")
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -71,7 +69,7 @@ def test_a_number_that_another_process_has_by_now_is_no_holder(tmp_path: Path) -
         mark = json.loads((tmp_path / LEASE).read_text())
     assert mark["process"] == os.getpid()
     (tmp_path / LEASE).write_text(json.dumps(mark))
-    assert "a training that lives" in hold(url)
+    assert "a run that lives" in hold(url)
     (tmp_path / LEASE).write_text(json.dumps(mark | {"started": "1"}))
     assert hold(url) == ""
 
@@ -120,7 +118,7 @@ def test_a_mark_that_changes_is_alive(tmp_path: Path) -> None:
 def test_on_a_store(s3_url: str) -> None:
     assert_another_machine_is_believed(s3_url)
     with hold_output(s3_url, StopSignal()):
-        assert "a training that lives" in hold(s3_url)
+        assert "a run that lives" in hold(s3_url)
     assert hold(s3_url) == ""
 
 

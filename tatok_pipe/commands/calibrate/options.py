@@ -4,16 +4,7 @@ from __future__ import annotations
 
 from tatok_pipe.config.options import config_dataclass, option, section
 from tatok_pipe.storage.settings import OTHER_STORES_HELP, STORAGE_HELP, StorageConfig
-from tatok_pipe.tokenizer.options import PACKAGED
-
-
-@config_dataclass
-class CheckpointConfig:
-    checkpoint: str = option(
-        PACKAGED,
-        help=f"output.url of train_tokenizer, or its tokenizer/, on any URL, or {PACKAGED!r}",
-        is_url=True,
-    )
+from tatok_pipe.tokenizer.options import CheckpointConfig
 
 
 @config_dataclass

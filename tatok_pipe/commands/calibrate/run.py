@@ -13,12 +13,13 @@ from tatok_pipe.encoding.panel import load_panel
 from tatok_pipe.errors import EXIT_DONE, UserError
 from tatok_pipe.images.limits import IMAGES_ONLY
 from tatok_pipe.runs.job import JobSummary
+from tatok_pipe.runs.lease import hold_output
+from tatok_pipe.runs.stop_signal import StopSignal
 from tatok_pipe.storage.temporary import temporary_folder
 from tatok_pipe.tokenizer.calibration import calibrate_ladders
 from tatok_pipe.tokenizer.checkpoint import FOLDER, Tokenizer, load_tokenizer, save_calibration
 from tatok_pipe.tokenizer.heldout import measure
 from tatok_pipe.tokenizer.model_card import publish_card
-from tatok_pipe.tokenizer.options import DTFConfig
 from tatok_pipe.tokenizer.rules import CALIBRATED_RULES
 
 logger = logging.getLogger("tatok_pipe.calibrate")
@@ -43,25 +44,24 @@ def run(config: CalibrateConfig, *, argv: list[str], summary: JobSummary) -> int
             )
         images = load_panel(shards, size, max_images)
         panel = load_panel(held_out, size, max_images) if held_out else None
-    logger.info("calibrating on %d images of %d px", len(images), size)
-    ladders = calibrate_ladders(model, images.to(device))
-    training = before.training | {
-        "calibration_images": len(images),
-        "calibration_command": " ".join(
-            ["python -m tatok_pipe.calibrate", *map(storage.redact_argument, argv)]
-        ),
-        "is_measured_again": panel is not None,
-    }
-    if panel is not None:
-        logger.info("measuring on %d images", len(panel))
-        training["held_out"] = measure(model, panel.to(device), ladders, seed=config.seed)
-    save_calibration(config.tokenizer.checkpoint, config.output.url, ladders=ladders, training=training)
-    publish_card(config.output.url, model, training, fingerprint=before.fingerprint)
-    value = Tokenizer(model, before.fingerprint, ladders, training).filter(DTFConfig()).value
+    with hold_output(config.output.url, StopSignal()):
+        logger.info("calibrating on %d images of %d px", len(images), size)
+        ladders = calibrate_ladders(model, images.to(device))
+        training = before.training | {
+            "calibration_images": len(images),
+            "calibration_command": " ".join(
+                ["python -m tatok_pipe.calibrate", *map(storage.redact_argument, argv)]
+            ),
+            "is_measured_again": panel is not None,
+        }
+        if panel is not None:
+            logger.info("measuring on %d images", len(panel))
+            training["held_out"] = measure(model, panel.to(device), ladders, seed=config.seed)
+        save_calibration(config.tokenizer.checkpoint, config.output.url, ladders=ladders, training=training)
+        publish_card(config.output.url, model, training, fingerprint=before.fingerprint)
     logger.info(
-        "%s: rules %s of scores %s; the default filter's value is %.4g (it was %.4g)",
-        storage.redact(config.output.url), ", ".join(CALIBRATED_RULES), ", ".join(ladders), value,
-        before.filter(DTFConfig()).value,
+        "%s: calibrated for rules %s of scores %s", storage.redact(config.output.url), ", ".join(CALIBRATED_RULES),
+        ", ".join(ladders),
     )  # fmt: skip
     summary.add({"output": storage.redact(config.output.url), "images": len(images)})
     return EXIT_DONE

@@ -12,7 +12,7 @@ from tatok_pipe.images.shards import ShardLimits
 from tatok_pipe.ray_runtime.options import ActorsConfig
 from tatok_pipe.runs.shard_queue import FailuresConfig
 from tatok_pipe.storage.settings import OTHER_STORES_HELP, STORAGE_HELP, StorageConfig
-from tatok_pipe.tokenizer.options import PACKAGED, DTFConfig
+from tatok_pipe.tokenizer.options import CheckpointConfig, DTFConfig
 
 NO_NAMES = "none"
 OnSourceChange = Literal["error", "report", "retokenize", "ignore"]
@@ -71,15 +71,6 @@ class InputConfig:
 @config_dataclass
 class OutputConfig:
     url: str = option("tatok_out", help="folder of the token dataset, on any URL", is_url=True)
-
-
-@config_dataclass
-class CheckpointConfig:
-    checkpoint: str = option(
-        PACKAGED,
-        help=f"output.url of train_tokenizer, or its tokenizer/, on any URL, or {PACKAGED!r}",
-        is_url=True,
-    )
 
 
 @config_dataclass

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tatok_pipe.errors import UserError
 from tatok_pipe.evaluation.bench import Bench
 from tatok_pipe.evaluation.findings import Findings
 from tatok_pipe.evaluation.metrics import psnr
@@ -109,7 +110,13 @@ def bound_filters(ladders: Ladders, *, num_patches: int) -> dict[str, Filter]:
     No patch is kept for the sake of a minimum, which would take the whole image to decide."""
     filters = {}
     for rule, share in BOUNDS:
-        rung = min(ladders["entropy"][rule], key=lambda rung: abs(rung[0] - share * num_patches))
+        ladder = ladders.get("entropy", {}).get(rule)
+        if not ladder:
+            raise UserError(
+                f"suite=information: the tokenizer is not calibrated for {rule} on entropy; tatok_pipe.calibrate does "
+                "that, or leave the suite out"
+            )
+        rung = min(ladder, key=lambda rung: abs(rung[0] - share * num_patches))
         filters[bound_name(rule, share)] = Filter(rule, rung[1], score="entropy", min_patches=0)
     return filters
 
