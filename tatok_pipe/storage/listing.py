@@ -41,9 +41,8 @@ def list_folder(filesystem: Any, path: str, *, url: str) -> list[Entry]:
 
 def forget_listings(filesystem: Any) -> None:
     """Let what is asked next be asked of the store, and no memory be held by what was."""
-    if speaks(
-        filesystem, "hf"
-    ):  # which keeps its listings whatever it was told, and copies them for every thread
+    # The hub's driver keeps its listings whatever it was told, and copies them for every thread.
+    if speaks(filesystem, "hf"):
         filesystem.dircache.clear()
 
 
