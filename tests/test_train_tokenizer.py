@@ -49,7 +49,8 @@ training:
   {start: random, batch_size: 8, joint_steps: 30, prior_steps: 10, decoder_steps: 10, learning_rate: 3.0e-3,
    mix: {gain: 0.25, entropy: 0.15, random: 0.25}, warmup_steps: 4, ema_decay: 0.9, loss: {perceptual: 0.1}}
 validation: {every_steps: 25, panel_images: 3}
-logging: {every_steps: 5, checkpoint_every_steps: 5}
+logging: {every_steps: 5}
+checkpoints: {every_steps: 5, keep: 2}
 """
 
 

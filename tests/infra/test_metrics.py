@@ -37,7 +37,8 @@ model:
   patch_codebook: {kind: fsq, levels: [5, 5, 5]}
 training: {start: random, batch_size: 8, joint_steps: 30, prior_steps: 10, decoder_steps: 10}
 validation: {every_steps: 10, panel_images: 3}
-logging: {every_steps: 5, checkpoint_every_steps: 10}
+logging: {every_steps: 5}
+checkpoints: {every_steps: 10, keep: 2}
 workers: {cpus: 1}
 """
 GENERATOR = """

@@ -7,6 +7,7 @@ from tatok_pipe.config.options import config_dataclass, option, section
 from tatok_pipe.ray_runtime.options import ElasticWorkersConfig
 from tatok_pipe.seeds import MAX_SEED
 from tatok_pipe.storage.settings import STORAGE_HELP, StorageConfig
+from tatok_pipe.training.options import CheckpointsConfig, LoggingConfig
 
 
 @config_dataclass
@@ -61,23 +62,6 @@ class ValidationConfig:
     max_steps: int = option(
         50, at_least=1, help="batches of held-out images, each the size of a step", unit="steps"
     )
-
-
-@config_dataclass
-class CheckpointsConfig:
-    every_steps: int = option(1_000, at_least=1, help="a checkpoint to resume from this often", unit="steps")
-    keep: int = option(3, at_least=1, help="the newest ones that are kept", unit="checkpoints")
-    upload: str = option(
-        "async",
-        choices=("async", "sync"),
-        help="training goes on while a checkpoint is uploaded, or waits; before a node leaves, on a signal and at the "
-        "end it always waits",
-    )
-
-
-@config_dataclass
-class LoggingConfig:
-    every_steps: int = option(20, at_least=1, help="a line of losses and speed this often", unit="steps")
 
 
 @config_dataclass

@@ -9,6 +9,7 @@ from tatok_pipe.ray_runtime.options import WorkersConfig
 from tatok_pipe.storage.settings import OTHER_STORES_HELP, STORAGE_HELP, StorageConfig
 from tatok_pipe.tokenizer.options import TaTokConfig
 from tatok_pipe.tokenizer.training_options import PATCHED_SHARE, TrainingConfig
+from tatok_pipe.training.options import CheckpointsConfig, LoggingConfig
 
 
 @config_dataclass
@@ -61,22 +62,15 @@ class OutputConfig:
 
 
 @config_dataclass
-class LoggingConfig:
-    every_steps: int = option(50, at_least=1, help="a line of losses this often", unit="steps")
-    checkpoint_every_steps: int = option(
-        500, at_least=1, help="a checkpoint to resume from this often", unit="steps"
-    )
-
-
-@config_dataclass
 class TrainTokenizerConfig:
     input: InputConfig = section(InputConfig, help="what to train on")
     validation: ValidationConfig = section(ValidationConfig, help="what to measure on")
     output: OutputConfig = section(OutputConfig, help="where the results go")
     model: TaTokConfig = section(TaTokConfig, help="the tokenizer")
     training: TrainingConfig = section(TrainingConfig, help="how it is trained")
+    checkpoints: CheckpointsConfig = section(CheckpointsConfig, help="what a restart goes on from")
     workers: WorkersConfig = section(WorkersConfig, help="Ray Train workers")
-    logging: LoggingConfig = section(LoggingConfig, help="what is logged and saved, how often")
+    logging: LoggingConfig = section(LoggingConfig, help="what is printed")
     storage: StorageConfig = section(StorageConfig, help=STORAGE_HELP)
     seed: int = option(0, at_least=0, help="seed of weights, order, augmentation and masks")
     dry_run: bool = option(

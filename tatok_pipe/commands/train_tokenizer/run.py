@@ -27,7 +27,6 @@ from tatok_pipe.training.settings import check_changes, flatten
 logger = logging.getLogger("tatok_pipe.train_tokenizer")
 
 _IMAGES_PER_PART = 100  # of a folder; workers share out its parts
-_NUM_CHECKPOINTS = 2
 
 
 def run(config: TrainTokenizerConfig, *, argv: list[str], summary: JobSummary) -> int:
@@ -62,8 +61,9 @@ def run(config: TrainTokenizerConfig, *, argv: list[str], summary: JobSummary) -
         command=" ".join(["python -m tatok_pipe.train_tokenizer", *map(storage.redact_argument, argv)]),
         config=to_dict(config), settings=_list_settings(to_dict(config)),
         output_url=output_url, num_steps=config.training.num_steps, log_every_steps=config.logging.every_steps,
-        validate_every_steps=config.validation.every_steps, save_every_steps=config.logging.checkpoint_every_steps,
-        num_checkpoints=_NUM_CHECKPOINTS, saves_async=False, peak_option="training.learning_rate",
+        validate_every_steps=config.validation.every_steps, save_every_steps=config.checkpoints.every_steps,
+        num_checkpoints=config.checkpoints.keep, saves_async=config.checkpoints.upload == "async",
+        peak_option="training.learning_rate",
         train_shards=train_shards, held_out_shards=held_out,
     )  # fmt: skip
     _check_earlier(run)
