@@ -55,3 +55,20 @@ def test_what_answers_has_to_speak_grpc(answer: bytes, is_ray: bool) -> None:
 @pytest.mark.parametrize("other", ["auto", "local", "ray://127.0.0.1:1"])
 def test_other_forms_are_left_to_ray(other: str) -> None:
     address.check_answers(other)
+
+
+@pytest.mark.parametrize(
+    ("where", "is_known"),
+    [
+        ("10.0.0.7:6379", True),
+        ("head.cluster:6379", True),
+        ("[fd00::7]:6379", True),
+        ("127.0.0.1:6379", False),
+        ("localhost:6379", False),
+        ("[::1]:6379", False),
+        ("auto", False),
+        ("ray://10.0.0.7:10001", False),
+    ],
+)
+def test_which_addresses_mean_the_same_on_every_node(where: str, is_known: bool) -> None:
+    assert address.is_known_on_all_nodes(where) == is_known

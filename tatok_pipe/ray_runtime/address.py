@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 
@@ -20,13 +21,13 @@ _FRAME_HEAD = 9  # bytes: length, type, flags, stream
 def check_answers(address: str) -> None:
     """Raise UserError where nothing, or nothing that speaks gRPC, answers at `HOST:PORT` within half a minute. Other
     forms of an address (`auto`, `local`, `ray://…`) pass: Ray itself is quick with those."""
-    host, _, port = address.rpartition(":")
-    if not host or "/" in address or not port.isdigit():
+    if (parts := _split(address)) is None:
         return
+    host, port = parts
     until = time.monotonic() + _TRY_FOR_S
     while True:
         try:
-            told = _greet(host.strip("[]"), int(port))
+            told = _greet(host, port)
         except (OSError, OverflowError) as error:
             told = f"nothing answers there ({getattr(error, 'strerror', None) or error})"
         if not told:
@@ -37,6 +38,20 @@ def check_answers(address: str) -> None:
                 "nothing else was asked for), or no RAY_ADDRESS, for a Ray of this command's own"
             )
         time.sleep(_PAUSE_S)
+
+
+def is_known_on_all_nodes(address: str) -> bool:
+    """Whether `address` is `HOST:PORT` and means the same on every machine, unlike `auto` or the loopback."""
+    parts = _split(address)
+    return parts is not None and parts[0] != "localhost" and not re.fullmatch(r"127\..*|::1", parts[0])
+
+
+def _split(address: str) -> tuple[str, int] | None:
+    """Host and port of `HOST:PORT`; None for other forms."""
+    host, _, port = address.rpartition(":")
+    if not host or "/" in address or not port.isdigit():
+        return None
+    return host.strip("[]"), int(port)
 
 
 def _greet(host: str, port: int) -> str:

@@ -19,7 +19,7 @@ from ray._private.state import (
 )
 
 from tatok_pipe.errors import EXIT_FAILED_SHARDS, UserError
-from tatok_pipe.ray_runtime.address import check_answers
+from tatok_pipe.ray_runtime.address import check_answers, is_known_on_all_nodes
 from tatok_pipe.ray_runtime.cpus import usable_cpus
 from tatok_pipe.ray_runtime.watch import RayWatch
 from tatok_pipe.runs.stop_signal import signals_held
@@ -88,14 +88,15 @@ def start_ray(*, for_training: bool = False) -> None:
     environment = {name: os.environ[name] for name in _FORWARDED if name in os.environ}
     address = os.environ.get("RAY_ADDRESS")
     embedded: dict[str, Any] = {}
+    # Ray Train's guard asks the dashboard whether the controller lives, and looks for the dashboard of any Ray on its
+    # machine: with two of them it may ask the wrong one, hear "dead" and end the training. So it is told which one.
     if address:
         check_answers(address)
+        if for_training and is_known_on_all_nodes(address):
+            environment["RAY_ADDRESS"] = address
     else:
         embedded = {"include_dashboard": for_training, "num_cpus": usable_cpus()}
         if for_training:
-            # Ray Train's guard asks the dashboard whether the controller lives, and looks for the dashboard of
-            # any Ray on this machine: with two of them it may ask the wrong one, hear "dead" and end the
-            # training. So it is told which one.
             port = _free_port()
             embedded |= {"dashboard_host": "127.0.0.1", "dashboard_port": port}
             environment["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"

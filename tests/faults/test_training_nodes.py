@@ -112,7 +112,9 @@ def test_a_tokenizers_training_leaves_a_node_with_a_checkpoint(
 ) -> None:
     """Its one worker is on the node that goes, and goes on upon the one that came."""
     config = TOKENIZER_CONFIG.replace("joint_steps: 30", "joint_steps: 400")
-    (tmp_path / "config.yaml").write_text(config.replace("steps: 5}", "steps: 1000000}"))
+    (tmp_path / "config.yaml").write_text(
+        config.replace("{every_steps: 5, keep", "{every_steps: 1000000, keep")
+    )
     for name in ("train", "held-out"):
         write_shard(tmp_path / f"{name}.tar", crop_members(6, first=6 * (name == "train")))
     arguments = tokenizer_command(
