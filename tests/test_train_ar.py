@@ -63,10 +63,12 @@ def command(folder: Path, *arguments: str) -> list[str]:
     ]  # fmt: skip
 
 
-def run(folder: Path, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run(
+    folder: Path, *arguments: str, cwd: Path | None = None, timeout_s: float = 240
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(folder, *arguments), cwd=cwd, env=os.environ | IN_A_HURRY, capture_output=True, text=True,
-        timeout=240, check=False,
+        timeout=timeout_s, check=False,
     )  # fmt: skip
 
 

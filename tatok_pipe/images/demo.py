@@ -11,7 +11,7 @@ import json
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -114,10 +114,15 @@ def write_demo_corpus(
 
 def held_out_crops(*, crops_per_source: int = 32, seed: int = 0) -> list[ImageSample]:
     """Crops of the HELD_OUT pictures, made like those of the corpus, to evaluate on."""
+    return crops_of(HELD_OUT, crops_per_source=crops_per_source, seed=seed)
+
+
+def crops_of(names: Collection[str], *, crops_per_source: int, seed: int = 0) -> list[ImageSample]:
+    """The same of the pictures of these names."""
     return [
         sample
         for source in SOURCES
-        if source.name in HELD_OUT
+        if source.name in names
         for sample in _crop_source(source, num_crops=crops_per_source, seed=seed)
     ]
 

@@ -1,8 +1,9 @@
 """How good the packaged tokenizer's adaptive tokens are on images it never saw: every score beside every control.
 
-    python -m tests.benchmarks.tokenizer [--shards GLOB] [--baseline URL] [--write docs/results.md]
+    python -m tests.benchmarks.tokenizer [--shards GLOB | --photographs] [--baseline URL] [--write docs/results.md]
 
-Without --shards it measures on the photographs that the demo corpus leaves out. --baseline is a tokenizer without
+Without --shards it measures on the pictures that the demo corpus leaves out; with --photographs on ten crops of each of
+its ten photographs, whose intervals go by photograph: crops of one are alike. --baseline is a tokenizer without
 globals, of the same size and training. --write puts the tables between the markers of a Markdown file.
 
 Letters: M images, K globals, N patches.
@@ -32,7 +33,7 @@ from tatok_pipe.evaluation.textbook import PACKAGED as TEXTBOOK
 from tatok_pipe.evaluation.textbook import load_textbook, position_bits
 from tatok_pipe.images.crops import CropConfig
 from tatok_pipe.images.decode import decode_crops, decode_image
-from tatok_pipe.images.demo import held_out_crops
+from tatok_pipe.images.demo import SOURCES, crops_of, held_out_crops
 from tatok_pipe.images.options import PreprocessConfig
 from tatok_pipe.images.source import open_samples
 from tatok_pipe.records import ImageSample
@@ -62,6 +63,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--tokenizer", default=PACKAGED, help="folder that train_tokenizer wrote")
     parser.add_argument("--baseline", help="the same without globals and filtering")
     parser.add_argument("--shards", help="image shards that neither was trained on")
+    parser.add_argument("--photographs", action="store_true", help="crops of the demo's photographs")
     parser.add_argument("--max-images", type=int, help="the first of them alone")
     parser.add_argument("--write", help="Markdown file to put the tables in")
     parser.add_argument(
@@ -73,9 +75,17 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--beside", action="store_true", help="the first table alone")
     options = parser.parse_args(argv)
     tokenizer = load_tokenizer(options.tokenizer)
-    samples = read_samples(options.shards)[: options.max_images]
-    report = Report(tokenizer, samples)
-    sections = [report.heading(options.shards), report.beside(options.textbook)]
+    if options.photographs:
+        names = [source.name for source in SOURCES if source.kind == "photo"]
+        samples, told = crops_of(names, crops_per_source=10), "the demo's photographs"
+    elif options.shards:
+        samples, told = read_samples(options.shards), f"`{options.shards}`"
+    else:
+        samples, told = held_out_crops(), "the photographs that the demo corpus leaves out"
+    samples = samples[: options.max_images]
+    groups = [photograph_of(sample) for sample in samples] if options.photographs else None
+    report = Report(tokenizer, samples, groups)
+    sections = [report.heading(told), report.beside(options.textbook)]
     sections += (
         []
         if options.beside
@@ -100,9 +110,12 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def read_samples(shards: str | None) -> list[ImageSample]:
-    if shards is None:
-        return held_out_crops()
+def photograph_of(sample: ImageSample) -> str:
+    """The two views of a stereo pair are one."""
+    return sample.key.partition("_")[0]
+
+
+def read_samples(shards: str) -> list[ImageSample]:
     found = []
     for shard in find_image_shards(shards, option="--shards"):
         with open_samples(shard.url, info=storage.file_info(shard.url)) as samples:
@@ -117,10 +130,13 @@ def to_images(pixels: Sequence[np.ndarray]) -> Tensor:
 class Report:
     """One tokenizer on one set of images; each method is a section of the report."""
 
-    def __init__(self, tokenizer: Tokenizer, samples: list[ImageSample]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, samples: list[ImageSample], groups: list[str] | None = None
+    ) -> None:
         self.model = tokenizer.model
         self.tokenizer = tokenizer
         self.samples = samples
+        self.groups = groups
         self.preprocess = PreprocessConfig(image_size=self.model.config.image_size)
         self.images = to_images([decode_image(sample.image, self.preprocess)[0] for sample in samples])
         self.found: Analysis = analyse(self.model, self.images)
@@ -130,12 +146,12 @@ class Report:
         self.num_patches = self.model.config.num_patches
         self.num_globals = self.model.config.num_globals
 
-    def heading(self, shards: str | None) -> str:
-        source = f"`{shards}`" if shards else "the photographs that the demo corpus leaves out"
+    def heading(self, source: str) -> str:
+        by_group = f", over means of the {len(set(self.groups))} photographs" if self.groups else ""
         return (
             f"{len(self.images)} images of {source}, fingerprint `{self.tokenizer.fingerprint[:12]}`. PSNR is the mean "
             f"over images, dB; perceptual distance is of EfficientNet-Lite0's features (not LPIPS), lower is better; "
-            f"± is half of the {CONFIDENCE:.0%} interval of the mean paired difference to random dropping."
+            f"± is half of the {CONFIDENCE:.0%} interval of the mean paired difference to random dropping{by_group}."
         )
 
     def quality(self, keep: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,7 +181,7 @@ class Report:
                 f"{self.num_globals + keep.sum(1).double().mean():.0f}",
                 f"{bits.mean() / 8:.0f}",
                 f"{ours.mean():.2f}",
-                f"{found.psnr.mean():.2f} ({difference(ours, found.psnr, 2)})",
+                f"{found.psnr.mean():.2f} ({difference(ours, found.psnr, 2, self.groups)})",
             ]
             for codec in CODECS:
                 coded = [
@@ -223,7 +239,7 @@ class Report:
                 for place, digits in ((0, 2), (1, 3)):
                     told = f"{got[place].mean():.{digits}f}"
                     if name != "random":
-                        told += f" ({difference(got[place], reference[place], digits)})"
+                        told += f" ({difference(got[place], reference[place], digits, self.groups)})"
                     cells[place].append(told)
             by_psnr.append([TOLD[name], *cells[0], prices.get(name, "")])
             by_distance.append([TOLD[name], *cells[1]])
@@ -280,7 +296,7 @@ class Report:
                         f"{rule}, {TOLD[name]}",
                         f"{self.num_globals + kept}",
                         f"{tokens.mean():.1f} ± {tokens.std():.1f}",
-                        f"{got[rule].mean():.2f} ({difference(got[rule], got['count'], 2)})",
+                        f"{got[rule].mean():.2f} ({difference(got[rule], got['count'], 2, self.groups)})",
                         f"{pooled(got[rule]):.2f} ({pooled(got[rule]) - pooled(got['count']):+.2f})",
                         f"{worst_decile(got[rule]):.2f} "
                         f"({worst_decile(got[rule]) - worst_decile(got['count']):+.2f})",
@@ -310,7 +326,9 @@ class Report:
         ):  # fmt: skip
             own = self.quality(keep)[0]
             shuffled = psnr(decode(self.model, self.found, keep, globals_from=others), self.images)
-            lines.append(f"- Another image's globals with {told}: {difference(shuffled, own, 2)} dB.")
+            lines.append(
+                f"- Another image's globals with {told}: {difference(shuffled, own, 2, self.groups)} dB."
+            )
         alone = [self.without_globals(*codes) for codes in self.code_batches()]
         for told, mine, without in (
             ("by entropies, as the paper has it", self.found.entropy, torch.cat([each[0] for each in alone])),
@@ -347,8 +365,9 @@ class Report:
         return [
             f"- Patch tokens alone ({weights[1]:.2f} M weights, ours {weights[0]:.2f}; fingerprint "
             f"`{baseline.fingerprint[:12]}`): {plain.mean():.2f} dB with {other.config.num_patches} tokens; ours with "
-            f"as many, {self.num_globals} of them globals: {ours.mean():.2f} ({difference(ours, plain, 2)}); with all "
-            f"{self.num_globals + self.num_patches}: {whole.mean():.2f}."
+            f"as many, {self.num_globals} of them globals: {ours.mean():.2f} "
+            f"({difference(ours, plain, 2, self.groups)}); with all {self.num_globals + self.num_patches}: "
+            f"{whole.mean():.2f}."
         ]  # fmt: skip
 
     def codes(self) -> str:
@@ -415,9 +434,12 @@ class Report:
         )  # fmt: skip
 
 
-def difference(values: Tensor, reference: Tensor, digits: int) -> str:
-    """Mean paired difference and half of its interval."""
+def difference(values: Tensor, reference: Tensor, digits: int, groups: list[str] | None = None) -> str:
+    """Mean paired difference and half of its interval; of the means of `groups`, where they are given."""
     paired = (values - reference).double()
+    if groups:
+        members = {name: [each == name for each in groups] for name in groups}
+        paired = torch.stack([paired[torch.tensor(rows)].mean() for rows in members.values()])
     half = paired.std() / math.sqrt(len(paired)) * stats.t.ppf((1 + CONFIDENCE) / 2, len(paired) - 1)
     return f"{paired.mean():+.{digits}f} ± {half:.{digits}f}"
 

@@ -12,7 +12,7 @@ import pytest
 from tatok_pipe.ar.checkpoint import load_generator
 from tests.test_train_ar import CONFIG, prepare, run
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 DISK_BYTES = 8 << 20
 

@@ -18,7 +18,7 @@ from tests.test_train_ar import CONFIG, command, prepare, run
 from tests.test_train_tokenizer import CONFIG as TOKENIZER_CONFIG
 from tests.test_train_tokenizer import command as tokenizer_command
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 STEPS = 3000
 
@@ -45,7 +45,7 @@ def saved_for_leaving(log: Path) -> list[int]:
 def test_the_world_shrinks_grows_and_is_drained(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    straight = run(folder, f"output.url={tmp_path}/straight")
+    straight = run(folder, f"output.url={tmp_path}/straight", timeout_s=900)
     assert straight.returncode == 0, straight.stderr
     expected = train_losses(f"{tmp_path}/straight/generator")
 
@@ -66,7 +66,7 @@ def test_the_world_shrinks_grows_and_is_drained(
             grown = wait_for(r"(?s)worker 0 of 1.*worker 1 of 2", log, process)
             wait_for(r"(?s)worker 0 of 1.*worker 1 of 2.*step \d+/", log, process)
             drain(nodes.address, drained.node_id, deadline_s=10)
-            assert process.wait(timeout=300) == 0, log.read_text()
+            assert process.wait(timeout=600) == 0, log.read_text()
     told = log.read_text()
     assert grown
     resumed = [int(step) for step in re.findall(r"resumed at step (\d+)", told)]
@@ -101,7 +101,7 @@ def test_a_drain_makes_a_checkpoint_of_the_very_step(
             first = int(wait_for(r"a node is leaving: checkpoint at step (\d+)", log, process)[1])
             # The head and its driver may stay, the node goes.
             resumed = int(wait_for(r"resumed at step (\d+)", log, process)[1])
-            assert process.wait(timeout=300) == 0, log.read_text()
+            assert process.wait(timeout=600) == 0, log.read_text()
     saved = saved_for_leaving(log)
     assert first >= 100 and resumed == saved[-1] and len(saved) <= 2
     assert len(train_losses(f"{tmp_path}/out/generator")) == STEPS // 50
@@ -131,7 +131,7 @@ def test_a_tokenizers_training_leaves_a_node_with_a_checkpoint(
             drain(nodes.address, leaving.node_id, deadline_s=8)
             first = int(wait_for(r"a node is leaving: checkpoint at step (\d+)", log, process)[1])
             resumed = int(wait_for(r"resumed at step (\d+)", log, process)[1])
-            assert process.wait(timeout=300) == 0, log.read_text()
+            assert process.wait(timeout=600) == 0, log.read_text()
     saved = saved_for_leaving(log)
     assert first >= 50 and resumed == saved[-1] and len(saved) <= 2
     curve = load_tokenizer(f"{tmp_path}/out/tokenizer").training["curve"]
