@@ -103,6 +103,30 @@ def test_a_manifest_is_packed_as_its_images_are(photos: ShardFile, tmp_path: Pat
     assert [replace(each, meta=None) for each in expected if isinstance(each, ImageSample)] == packed
 
 
+def test_a_tar_of_tars_is_packed_as_its_classes_are(tmp_path: Path) -> None:
+    members = [(name, data) for name, data in crop_members(6) if not name.endswith(".cls")]
+    inner = [
+        Path(write_shard(tmp_path / "cat.tar", members[:2])),
+        Path(write_shard(tmp_path / "dog.tar", members[2:])),
+    ]
+    outer = write_shard(tmp_path / "train.tar", [(path.name, path.read_bytes()) for path in inner])
+    place = ListPlace(str(tmp_path / "list" / "_input.parquet"))
+    shards = find_image_shards(outer, option="input.shards", place=place)
+    found = {}
+    for number, shard in enumerate(shards):
+        path = pack(
+            shard.url, tmp_path / f"out-{number}", "webdataset", class_names_of(shard, DEFAULT_LIMITS)
+        )
+        found |= {
+            each.key: (each.label, each.image) for each in read(str(path)) if isinstance(each, ImageSample)
+        }
+    names = [("cat", 0)] * 2 + [("dog", 1)] * 4
+    assert found == {
+        f"{folder}/{name.rpartition('.')[0]}": (label, data)
+        for (name, data), (folder, label) in zip(members, names, strict=True)
+    }
+
+
 def test_webdataset_itself_reads_the_tars(photos: ShardFile, tmp_path: Path) -> None:
     path = pack(photos.url, tmp_path / "out", "webdataset")
     rows = list(WebDataset(str(path), shardshuffle=False))

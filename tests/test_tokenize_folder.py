@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -19,10 +21,10 @@ from tatok_pipe import inspect_tokens, tokenize_corpus
 from tatok_pipe.commands.tokenize_corpus import setup as tokenize_setup
 from tatok_pipe.commands.tokenize_corpus.options import TokenizeCorpusConfig
 from tatok_pipe.config.load import load_config
-from tatok_pipe.encoding.image_input import ListPlace, find_image_shards
+from tatok_pipe.encoding.image_input import ListPlace, class_names_of, find_image_shards
 from tatok_pipe.encoding.shard_tokenizer import ShardTokenizer
 from tatok_pipe.errors import UserError
-from tatok_pipe.images.limits import ShardLimits
+from tatok_pipe.images.limits import DEFAULT_LIMITS, ShardLimits
 from tatok_pipe.images.source import open_samples, shard_info
 from tatok_pipe.records import ImageSample, TokenRecord
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer
@@ -50,6 +52,23 @@ def write_folder(folder: Path, members: list[tuple[str, bytes]]) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
     return folder
+
+
+def write_tar_of_tars(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    """A tar a class, as ImageNet comes, by Python's own module."""
+    with tarfile.open(path, "w") as outer:
+        for name in dict.fromkeys(name.partition("/")[0] for name, _ in members):
+            sink = io.BytesIO()
+            with tarfile.open(fileobj=sink, mode="w") as inner:
+                for member, data in members:
+                    if member.startswith(f"{name}/"):
+                        header = tarfile.TarInfo(member.partition("/")[2])
+                        header.size = len(data)
+                        inner.addfile(header, io.BytesIO(data))
+            header = tarfile.TarInfo(f"{name}.tar")
+            header.size = len(sink.getvalue())
+            outer.addfile(header, io.BytesIO(sink.getvalue()))
+    return path
 
 
 def write_manifest(path: Path, members: list[tuple[str, bytes]]) -> list[dict[str, str]]:
@@ -87,10 +106,11 @@ def test_the_same_images_in_every_form_give_the_same_tokens(checkpoint: str, tmp
     write_folder(tmp_path / "photos", members)
     rows = write_manifest(write_folder(tmp_path / "listed", members) / "list.jsonl", members)
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "listed/list.parquet")
-    found = {}
+    write_tar_of_tars(tmp_path / "classes.tar", members[::-1])
+    found, classes = {}, {}
     for name in (
         "photos.tar", "photos.tar.gz", "photos.zip", "photos.parquet", "photos", "photos/", "listed/list.jsonl",
-        "listed/list.parquet",
+        "listed/list.parquet", "classes.tar",
     ):  # fmt: skip
         output = tmp_path / f"of-{len(found)}"
         job = make_job(checkpoint, output)
@@ -99,16 +119,21 @@ def test_the_same_images_in_every_form_give_the_same_tokens(checkpoint: str, tmp
         for shard in find_image_shards(f"{tmp_path}/{name}", option="input.shards", place=place):
             result = tokenize(shard.url)
             assert result.error == "" and result.num_images
+            classes[name] = class_names_of(shard, DEFAULT_LIMITS)
         found[name] = tokens(output)
         tokenize.close()
     assert sorted(found["photos.tar"]) == keys
     assert all(each == found["photos.tar"] for each in found.values())
     assert len(digests(tmp_path / "of-4")) == 3  # parts
     assert digests(tmp_path / "of-4") == digests(tmp_path / "of-5")
-    labels = [
-        {row.key: row.label for row in TokenDataset(f"{tmp_path}/of-{number}").rows()} for number in (4, 6, 7)
+    with_classes = [name for name in found if classes[name]]
+    assert with_classes == ["photos", "photos/", "listed/list.jsonl", "listed/list.parquet", "classes.tar"]
+    named = [
+        {row.key: CLASSES[row.label or 0] for row in TokenDataset(f"{tmp_path}/of-{number}").rows()}
+        for number, name in enumerate(found)
+        if classes[name] == CLASSES
     ]
-    assert set(labels[0].values()) == {0, 1, 2} and labels[0] == labels[1] == labels[2]
+    assert len(named) == 5 and all(each == {key: key.partition("/")[0] for key in keys} for each in named)
 
 
 def run(*arguments: str) -> str:
@@ -167,6 +192,50 @@ def test_a_folder_that_grows_and_changes(checkpoint: str, tmp_path: Path) -> Non
         tokenize_corpus.main,
         arguments,
         rf"1 of 2 image shards changed since .*{photos}#00000\d \(was \d+ bytes",
+    )
+    run(*arguments, "input.on_source_change=retokenize")
+    now = digests(tmp_path / "out")
+    assert sorted(now) == sorted(whole) and now[damaged.name] == whole[damaged.name]
+    assert sum(now[name] != whole[name] for name in now) == 1
+    assert inspect_tokens.main([f"input.url={tmp_path}/out", "--verify"]) == 0
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_a_tar_of_tars_that_grows_and_changes(checkpoint: str, tmp_path: Path) -> None:
+    members = images(9)
+    outer, first = tmp_path / "train.tar", [each for each in members if not each[0].startswith("tabby")]
+    write_tar_of_tars(outer, first)
+    arguments = [
+        f"input.shards={outer}",
+        f"output.url={tmp_path}/out",
+        f"tokenizer.checkpoint={checkpoint}",
+    ]
+    run(*arguments)
+    before = digests(tmp_path / "out")
+    assert len(before) == 2
+
+    # A new class is a new part and gets the next number; where the others begin now is no change of them.
+    write_tar_of_tars(outer, members)
+    assert "3 image shards, 2 done before, 1 to do" in run(*arguments)
+    dataset = TokenDataset(f"{tmp_path}/out")
+    assert dataset.spec.class_names == ("beagle", "zebra", "tabby")
+    labels = {row.key.partition("/")[0]: row.label for row in dataset.rows()}
+    assert labels == {"beagle": 0, "zebra": 1, "tabby": 2}
+    assert before.items() <= digests(tmp_path / "out").items()
+
+    # A part that is damaged is found and made again; one whose images changed is told, and made again when asked for.
+    whole = digests(tmp_path / "out")
+    damaged = sorted(tmp_path.glob("out/data/*"))[2]
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    assert inspect_tokens.main([f"input.url={tmp_path}/out", "--verify"]) == 1
+    assert inspect_tokens.main([f"input.url={tmp_path}/out", "--repair"]) == 0
+    other = next(data for name, data in members if name.startswith("tabby"))
+    changed = next(number for number, (name, _) in enumerate(members) if name.startswith("zebra"))
+    members[changed] = (members[changed][0], other)
+    write_tar_of_tars(outer, members)
+    assert_told(
+        tokenize_corpus.main, arguments, rf"1 of 2 image shards changed since .*{outer}#00000\d \(was "
     )
     run(*arguments, "input.on_source_change=retokenize")
     now = digests(tmp_path / "out")

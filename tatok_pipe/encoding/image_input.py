@@ -16,6 +16,7 @@ from tatok_pipe.errors import UserError
 from tatok_pipe.images import parquet
 from tatok_pipe.images.folder import is_image, plan_folder
 from tatok_pipe.images.image_list import read_classes
+from tatok_pipe.images.inner_tars import holds_tars, plan_inner_tars
 from tatok_pipe.images.kinds import tell_kinds
 from tatok_pipe.images.limits import DEFAULT_LIMITS, ShardLimits
 from tatok_pipe.images.manifest import JSON_LINES_SUFFIX, is_manifest_schema, plan_manifest
@@ -24,7 +25,7 @@ from tatok_pipe.images.parquet import read_schema
 from tatok_pipe.images.parquet_columns import are_tokens
 from tatok_pipe.images.part_plan import PartPlan
 from tatok_pipe.images.source import PARQUET_SUFFIX
-from tatok_pipe.storage import ShardFile
+from tatok_pipe.storage import TAR_SUFFIXES, ShardFile
 from tatok_pipe.storage.outputs import recognise
 from tatok_pipe.tokens.dataset import read_dataset_file
 from tatok_pipe.tokens.layout import DATA_DIRECTORY, DATASET_FILE, QUARANTINE_DIRECTORY
@@ -36,7 +37,8 @@ _ADVICE = "give the image shards that it was made from, or give it to train_ar a
 
 @dataclass(frozen=True)
 class ListPlace:
-    """Where the list of loose images, of a folder or manifest, is kept from one run to the next, and what goes in."""
+    """Where the list of loose images, of a folder, manifest or tar of tars, is kept from one run to the next, and what
+    goes in."""
 
     list_url: str
     images_per_part: int = IMAGES_PER_PART
@@ -48,8 +50,8 @@ class ListPlace:
 
 
 def find_image_shards(spec: str, *, option: str, place: ListPlace | None = None) -> list[ShardFile]:
-    """As `storage.expand_shards`; `option` is what the user calls `spec`. With `place`, a folder of loose images or a
-    manifest too, as its parts; their list is written.
+    """As `storage.expand_shards`; `option` is what the user calls `spec`. With `place`, a folder of loose images, a
+    manifest or a tar of tars too, as its parts; their list is written.
 
     Raises UserError as well where what is there was made by one of our entries and holds no images, where files are
     given that are of another kind by their names, and where a manifest cannot be used.
@@ -79,7 +81,44 @@ def find_image_shards(spec: str, *, option: str, place: ListPlace | None = None)
     if manifests:
         return _plan_manifest(manifests[0], len(shards) - 1, place, option)
     _refuse_other_files(shards, option)
+    if storage.file_name(shards[0].url).endswith(TAR_SUFFIXES):
+        info = _info_of(shards[0])
+        if info is not None and holds_tars(shards[0].url, info):
+            return _plan_tars(shards, info, place, option)
     return shards
+
+
+def _info_of(shard: ShardFile) -> storage.SourceInfo | None:
+    """Which version of a file is there; None where it cannot be asked for, which is told when its turn comes."""
+    if shard.size_bytes is not None:
+        return storage.SourceInfo(shard.size_bytes, shard.etag, shard.mtime_ns)
+    try:
+        return storage.file_info(shard.url)
+    except OSError:
+        return None
+
+
+def _plan_tars(
+    shards: Sequence[ShardFile], info: storage.SourceInfo, place: ListPlace | None, option: str
+) -> list[ShardFile]:
+    url = shards[0].url
+    shown = f"{option}={storage.redact(url)}"
+    if place is None:
+        raise UserError(
+            f"{shown}: a tar of tars, expected image shards: what is asked for works on these alone"
+        )
+    if len(shards) > 1:
+        raise UserError(
+            f"{shown}: a tar of tars, and {len(shards) - 1} more files are given; expected it alone: give each an "
+            "output.url of its own"
+        )
+    if place.refusal:
+        raise UserError(place.refusal)
+    try:
+        plan = plan_inner_tars(url, info, list_url=place.list_url, limits=place.limits)
+    except UserError as error:
+        raise UserError(f"{option}={error}") from error
+    return _keep(plan, url, place)
 
 
 def _plan_folder(found: storage.NoShards, place: ListPlace, option: str) -> list[ShardFile]:

@@ -2,7 +2,7 @@
 
 The list is a Parquet file with a row group per part, kept beside what is made of the images. It fixes the parts: an
 image stays in the part that it was first put into, and new ones make new parts. Its rows are the files of a folder, or
-the rows of a manifest, which say by themselves what belongs to an image.
+the rows of a manifest, which say by themselves what belongs to an image, or the tars within a tar, each a part.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ LIST_SCHEMA = pa.schema(
         pa.field("label", pa.int32()),
         pa.field("class", pa.string()),
         pa.field("caption", pa.string()),
+        pa.field("offset", pa.int64()),
     ]
 )
 _SOURCE_KEY, _CLASSES_KEY, _PARTS_KEY = b"tatok.source", b"tatok.classes", b"tatok.num_parts"
@@ -61,6 +62,7 @@ class ListedFile:
     label: int | None = None
     class_name: str | None = None
     caption: str | None = None
+    offset: int | None = None  # of a tar within a tar: where it begins in that
 
     @property
     def sample(self) -> str:
@@ -73,7 +75,9 @@ class ListedFile:
         return extension_of(self.path)
 
     def url(self, source: str) -> str:
-        """Where it is, given the folder or manifest that has it."""
+        """Where it is, given the folder, manifest or tar that has it; what is within a tar has its address."""
+        if self.offset is not None:
+            return source
         return (
             storage.join(source, self.path)
             if self.key is None
@@ -117,6 +121,7 @@ def write_list(source: str, parts: Iterable[Sequence[ListedFile]], classes: Sequ
                 [file.label for file in files],
                 [file.class_name for file in files],
                 [file.caption for file in files],
+                [file.offset for file in files],
             ]
             if files:
                 arrays = [
@@ -166,7 +171,10 @@ def read_part(part: storage.ListedPart) -> tuple[list[ListedFile], tuple[str, ..
             metadata = file.metadata.metadata or {}
             classes = tuple(json.loads(metadata[_CLASSES_KEY]))
             group = _find_group(file.metadata, part.number)
-            table = None if group is None else file.read_row_group(group, columns=LIST_SCHEMA.names)
+            names = [
+                name for name in LIST_SCHEMA.names if name in file.schema_arrow.names
+            ]  # offset came later
+            table = None if group is None else file.read_row_group(group, columns=names)
             files = [] if table is None else list(_files(table))
         except (pa.ArrowException, KeyError, ValueError) as error:
             raise OSError(f"{shown}: its list cannot be read: {error}") from error
@@ -203,7 +211,7 @@ def describe_part(
 
 
 def _files(table: pa.Table) -> Iterator[ListedFile]:
-    columns = (table.column(name).to_pylist() for name in LIST_SCHEMA.names[1:])
+    columns = (table.column(name).to_pylist() for name in table.column_names[1:])
     for path, *rest in zip(*columns, strict=True):
         yield ListedFile(path.decode("utf-8", "surrogateescape"), *rest)
 

@@ -1,4 +1,4 @@
-"""A part of a folder or of a manifest as samples, and which version of it is there."""
+"""A part of a folder, of a manifest or of a tar of tars as samples, and which version of it is there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from tatok_pipe import storage
 from tatok_pipe.images.fields import MAX_KEY_CHARACTERS, shorten_key
 from tatok_pipe.images.image_list import ListedFile, describe_part, read_part, show_path
+from tatok_pipe.images.inner_tars import open_inner_tar
 from tatok_pipe.images.limits import ShardLimits
 from tatok_pipe.images.notices import Notices
 from tatok_pipe.images.sample_files import Named, group_samples
@@ -37,7 +38,8 @@ def part_info(part: ListedPart) -> SourceInfo:
         is_local = storage.is_local(filesystem)
         status = _look_at(path, file) if is_local else None
         times_ns.append((status.st_mtime_ns if status else 0) if is_local else None)
-        now.append(replace(file, size_bytes=status.st_size if status else None) if is_local else file)
+        is_asked = is_local and file.offset is None
+        now.append(replace(file, size_bytes=status.st_size if status else None) if is_asked else file)
     return describe_part(now, times_ns, now_ns=time.time_ns())
 
 
@@ -56,13 +58,19 @@ def hash_part(part: ListedPart) -> str:
     """SHA-256 of what the list says of the files of a part, and of their contents, 64 hex digits."""
     hasher = hashlib.sha256()
     for file in read_part(part)[0]:
-        _hash_head(file, hasher)
-        _hash_file(file.url(part.source), file, hasher)
+        hash_head(file, hasher)
+        if file.offset is None:
+            _hash_file(file.url(part.source), file, hasher)
+        else:
+            with storage.HashingReader(open_inner_tar(part, file), hasher) as stream:
+                stream.read_rest()
     return hasher.hexdigest()
 
 
 def read_part_samples(
     part: ListedPart,
+    files: Sequence[ListedFile],
+    classes: tuple[str, ...],
     *,
     limits: ShardLimits,
     notices: Notices,
@@ -70,7 +78,8 @@ def read_part_samples(
     num_parallel: int = 8,
     hasher: Any = None,
 ) -> Iterator[ImageSample | Quarantined]:
-    """The samples of a part in order, some files of it fetched ahead; as `read_samples` has those of a tar.
+    """The samples of a part in order, given what `read_part` has of it, some files of it fetched ahead; as
+    `read_samples` has those of a tar.
 
     The label is the place of the name of the image's class among `class_names`, or among those of the list; where it
     has none, the number that its files or its row tell; none where `limits` ignores labels. Of a manifest, an image
@@ -78,7 +87,6 @@ def read_part_samples(
     LastingShardError for a class that `class_names` lack, OSError where a file is not as it was listed, and where a
     store does not answer.
     """
-    files, classes = read_part(part)
     classes = classes if limits.wants("label") else ()
     names = {name: label for label, name in enumerate(class_names or classes)} if classes else {}
     if files[0].key is None:
@@ -88,15 +96,20 @@ def read_part_samples(
     for number, (name, sample) in enumerate(read):
         if not classes or name is None or not isinstance(sample, ImageSample):
             yield sample
-        elif name in names:
-            yield replace(sample, label=names[name])
         else:
-            raise LastingShardError(
-                storage.redact(str(part)),
-                number,
-                f"class {name!r} is none of the {len(names)} that are known",
-                "give input.class_names with all classes",
-            )
+            yield replace(sample, label=number_of_class(name, names, part, number))
+
+
+def number_of_class(name: str, names: Mapping[str, int], part: ListedPart, num_samples: int = 0) -> int:
+    """The label of a class, found in a part after `num_samples` samples. Raises LastingShardError where it has none."""
+    if name not in names:
+        raise LastingShardError(
+            storage.redact(str(part)),
+            num_samples,
+            f"class {name!r} is none of the {len(names)} that are known",
+            "give input.class_names with all classes",
+        )
+    return names[name]
 
 
 def _read_files(
@@ -200,14 +213,15 @@ def _hash(file: ListedFile, data: bytes | None, part: ListedPart, hasher: Any) -
     """Take in a file as `hash_part` does; `data` is its content where it was read."""
     if hasher is None:
         return
-    _hash_head(file, hasher)
+    hash_head(file, hasher)
     if data is None:
         _hash_file(file.url(part.source), file, hasher)
     else:
         hasher.update(data)
 
 
-def _hash_head(file: ListedFile, hasher: Any) -> None:
+def hash_head(file: ListedFile, hasher: Any) -> None:
+    """Take in what the list says of a file."""
     hasher.update(f"{file.identity}\0{file.size_bytes}\0".encode("utf-8", "surrogateescape"))
 
 

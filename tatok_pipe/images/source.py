@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, BinaryIO
 
 from tatok_pipe import storage
 from tatok_pipe.images.compressed import Decompressed, is_compressed_tar
+from tatok_pipe.images.image_list import read_part, show_path
+from tatok_pipe.images.inner_tars import class_of_tar, name_within, open_inner_tar
 from tatok_pipe.images.notices import Notices
 from tatok_pipe.images.parquet import read_parquet
-from tatok_pipe.images.part_reader import hash_part, part_info, read_part_samples
+from tatok_pipe.images.part_reader import (
+    hash_head,
+    hash_part,
+    number_of_class,
+    part_info,
+    read_part_samples,
+)
 from tatok_pipe.images.regroup import read_regrouped
 from tatok_pipe.images.shards import DEFAULT_LIMITS, LastingShardError, ShardLimits, read_samples
 from tatok_pipe.images.zip import is_zip, read_zip
@@ -47,8 +57,9 @@ def open_samples(
     class_names: tuple[str, ...] = (),
     hasher: Any = None,
 ) -> Iterator[Iterator[ImageSample | Quarantined]]:
-    """The samples of an image shard, in order: a part of a folder or manifest, a Parquet file where the name ends in
-    `.parquet`, a zip archive where it ends in `.zip`, else a tar, compressed where its name says so.
+    """The samples of an image shard, in order: a part of a folder or manifest, or a tar within a tar, a Parquet file
+    where the name ends in `.parquet`, a zip archive where it ends in `.zip`, else a tar, compressed where its name says
+    so.
 
     Entering starts to fetch in the background, at most `part_bytes * num_parallel` bytes ahead of what is
     parsed; iterating parses. `info` (from `shard_info`) says which version of the file is meant: another one
@@ -67,20 +78,9 @@ def open_samples(
             f"{info.size_bytes} bytes, more than max_shard_bytes={limits.max_shard_bytes}",
             "split the shard, or raise max_shard_bytes",
         )
-    if (part := storage.parse_part(url)) is not None:
-        if (found := shard_info(url)) != info:
-            raise OSError(f"{shard}: changed before it was read: {info} before, {found} after")
-        samples = read_part_samples(
-            part,
-            limits=limits,
-            notices=Notices() if notices is None else notices,
-            class_names=class_names,
-            num_parallel=num_parallel,
-            hasher=hasher,
-        )
-        yield samples
-        return
-    if is_zip(url) or storage.file_name(url).endswith(PARQUET_SUFFIX):
+    notices = Notices() if notices is None else notices
+    part = storage.parse_part(url)
+    if part is None and (is_zip(url) or storage.file_name(url).endswith(PARQUET_SUFFIX)):
         if hasher is not None:  # what is asked for is not all of it, nor in order
             with storage.HashingReader(_open(url, info, part_bytes, num_parallel), hasher) as whole:
                 whole.read_rest()
@@ -90,23 +90,68 @@ def open_samples(
             else:
                 yield read_parquet(file, shard=shard, limits=limits, notices=notices, class_names=class_names)
         return
-    with ExitStack() as streams:
+    if part is None:
+        tar = _Tar(url, lambda: _open(url, info, part_bytes, num_parallel))
+        with tar.samples(shard, limits, notices, regroup, hasher) as samples:
+            yield samples
+        return
+    if (found := shard_info(url)) != info:
+        raise OSError(f"{shard}: changed before it was read: {info} before, {found} after")
+    files, classes = read_part(part)
+    if files[0].offset is None:
+        yield read_part_samples(
+            part,
+            files,
+            classes,
+            limits=limits,
+            notices=notices,
+            class_names=class_names,
+            num_parallel=num_parallel,
+            hasher=hasher,
+        )
+        return
+    inner = files[0]
+    if hasher is not None:
+        hash_head(inner, hasher)
+    label = None
+    if limits.wants("label") and classes:
+        names = {name: number for number, name in enumerate(class_names or classes)}
+        label = number_of_class(inner.class_name or "", names, part)
+        limits = replace(limits, ignore=sorted({*limits.ignore, "label"}))
+    open_inner = partial(open_inner_tar, part, inner, part_bytes=part_bytes, num_parallel=num_parallel)
+    with _Tar(inner.path, open_inner).samples(
+        f"{shard} ({show_path(inner.path)})", limits, notices, regroup, hasher
+    ) as samples:
+        yield name_within(samples, class_of_tar(inner.path), label)
 
-        def open_stream(hasher: Any = None) -> BinaryIO:
-            stream: Any = streams.enter_context(_open(url, info, part_bytes, num_parallel))
-            if hasher is not None:
-                stream = streams.enter_context(storage.HashingReader(stream, hasher))
-            if is_compressed_tar(url):
-                stream = streams.enter_context(Decompressed(stream, url))
-            return stream
 
-        first = open_stream(hasher)
-        if regroup:
-            passes = iter([lambda: first, open_stream])
-            samples = read_regrouped(lambda: next(passes)(), shard=shard, limits=limits, notices=notices)
-        else:
-            samples = read_samples(first, shard=shard, limits=limits, notices=notices)
-        yield samples
+@dataclass(frozen=True)
+class _Tar:
+    """A tar, compressed where its name says so, and how its stream is opened."""
+
+    name: str
+    open: Callable[[], BinaryIO]
+
+    @contextmanager
+    def samples(
+        self, shard: str, limits: ShardLimits, notices: Notices, regroup: bool, hasher: Any
+    ) -> Iterator[Iterator[ImageSample | Quarantined]]:
+        with ExitStack() as streams:
+
+            def open_stream(hasher: Any = None) -> BinaryIO:
+                stream: Any = streams.enter_context(self.open())
+                if hasher is not None:
+                    stream = streams.enter_context(storage.HashingReader(stream, hasher))
+                if is_compressed_tar(self.name):
+                    stream = streams.enter_context(Decompressed(stream, self.name))
+                return stream
+
+            first = open_stream(hasher)
+            if regroup:
+                passes = iter([lambda: first, open_stream])
+                yield read_regrouped(lambda: next(passes)(), shard=shard, limits=limits, notices=notices)
+            else:
+                yield read_samples(first, shard=shard, limits=limits, notices=notices)
 
 
 def _open(url: str, info: storage.SourceInfo, part_bytes: int, num_parallel: int) -> BinaryIO:

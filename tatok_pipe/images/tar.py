@@ -8,10 +8,11 @@ They also read extended headers of any declared size into memory. Here `tarfile`
 from __future__ import annotations
 
 import re
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from tatok_pipe.images.kinds import kind_of_content
 
@@ -57,6 +58,22 @@ class Member:
     data: bytes | None
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a member lies in its archive: its data are from byte `offset` on."""
+
+    name: str  # bytes that are not UTF-8 appear as \\xNN
+    size: int  # bytes, as declared
+    is_file: bool
+    is_directory: bool
+    offset: int
+
+    @property
+    def end(self) -> int:
+        """Where its data end."""
+        return self.offset + self.size
+
+
 def read_members(
     stream: BinaryIO,
     *,
@@ -77,6 +94,52 @@ def read_members(
     none are passes `require_end_marker=False`. One zero block of the two will do: it follows a whole member.
     """
     source = _Source(stream)
+    for place in _read_headers(source, max_members, max_shard_bytes, require_end_marker):
+        data = None
+        if place.is_file and wanted(place.name, place.size):
+            data = source.read_padded(place.size)
+        else:
+            source.skip(place.size + -place.size % BLOCK_BYTES)
+        if not place.is_directory:
+            yield Member(place.name, place.size, place.is_file, data)
+
+
+def find_places(
+    file: Any, *, size_bytes: int, max_members: int, require_end_marker: bool = True
+) -> Iterator[Place]:
+    """Where the members but directories lie in an archive that can be read at any place and has `size_bytes`, from its
+    headers alone. The data of a member may be read while it is the last one given. Raises as `read_members`."""
+    source = _SeekingSource(file, size_bytes)
+    for place in _read_headers(source, max_members, sys.maxsize, require_end_marker):
+        if not place.is_directory:
+            yield place
+        source.move_to(place.end + -place.size % BLOCK_BYTES)
+
+
+def read_places(stream: BinaryIO) -> Iterator[Place]:
+    """As `find_places`, from a stream, all of which is read on the way."""
+    source = _Source(stream)
+    for place in _read_headers(source, sys.maxsize, sys.maxsize, True):
+        if not place.is_directory:
+            yield place
+        source.skip(place.size + -place.size % BLOCK_BYTES)
+
+
+def is_header_of(block: bytes, name: str, size: int) -> bool:
+    """Whether a block, which comes before data, may be the header of a plain file with this name and size. Those that
+    headers have no room for stand before it, and are not asked for."""
+    try:
+        header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    has_name = len(name) >= tarfile.LENGTH_NAME or not name.isascii() or header.name == name
+    return header.type in _FILE_TYPES and header.size in (size, 0) and has_name
+
+
+def _read_headers(
+    source: _Source, max_members: int, max_shard_bytes: int, require_end_marker: bool
+) -> Iterator[Place]:
+    """The members, each when the source is at its data, which are to be passed before the next one is asked for."""
     long_name: bytes | None = None
     pax: dict[bytes, bytes] = {}
     num_members = 0
@@ -137,14 +200,8 @@ def read_members(
         long_name, pax = None, {}
 
         name = raw_name.decode("utf-8", "backslashreplace")
-        is_file = header.type in _FILE_TYPES
-        data = None
-        if is_file and wanted(name, size):
-            data = source.read_padded(size)
-        else:
-            source.skip(size + -size % BLOCK_BYTES)
-        if header.type != tarfile.DIRTYPE:
-            yield Member(name, size, is_file, data)
+        is_file, is_directory = header.type in _FILE_TYPES, header.type == tarfile.DIRTYPE
+        yield Place(name, size, is_file, is_directory, source.offset)
 
 
 def _parse_header(block: bytes, start: int) -> tarfile.TarInfo:
@@ -232,3 +289,20 @@ class _Source:
         num_zeros = self.offset - start
         if num_zeros > _MAX_PADDING_BYTES:
             raise BrokenTar(f"only zeros from byte {start} on, {num_zeros} of them: the file has a hole")
+
+
+class _SeekingSource(_Source):
+    """Of a file that can be read at any place: what is not wanted is never read."""
+
+    def __init__(self, file: Any, size_bytes: int) -> None:
+        super().__init__(file)
+        self._size_bytes = size_bytes
+
+    def move_to(self, offset: int) -> None:
+        """Go on at a byte behind. Raises BrokenTar where the file has ended by then."""
+        if offset > self._size_bytes:
+            raise BrokenTar(
+                f"cut off at byte {self._size_bytes}, {offset - self._size_bytes} bytes before the end of a member"
+            )
+        self.stream.seek(offset)
+        self.offset = offset

@@ -25,7 +25,7 @@ from tatok_pipe.storage.parts import ListedPart, parse_part
 from tatok_pipe.storage.promise import find_broken_promise
 from tatok_pipe.storage.publish import publish_bytes, publish_file
 from tatok_pipe.storage.random_access import open_random_access
-from tatok_pipe.storage.reader import open_stream
+from tatok_pipe.storage.reader import open_stream, source_gives_ranges
 from tatok_pipe.storage.settings import StorageConfig, configure, endpoint_of
 from tatok_pipe.storage.shards import TAR_SUFFIXES, NoShards, ShardFile, expand_shards, find_named
 from tatok_pipe.storage.urls import (
@@ -87,5 +87,6 @@ __all__ = [
     "remove_folder",
     "resolve_address",
     "scan_files",
+    "source_gives_ranges",
     "store_of",
 ]

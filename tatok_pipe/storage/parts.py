@@ -1,5 +1,5 @@
 """How a part of loose images is written: `<source>#<number>`, the number in six digits or more. The source is what
-gave the images: a folder, or a manifest that lists them.
+gave the images: a folder, a manifest that lists them, or a tar of tars, each of which is a part.
 
 Which images are in which part stands in a list of its own (`images/image_list.py`). Where it has to be found, its URL
 follows: `<source>#<number>#<URL of the list>`.

@@ -24,9 +24,15 @@ _BUFFER_BYTES = 1 << 20
 
 
 def open_stream(
-    url: str, *, part_bytes: int = 16 << 20, num_parallel: int = 8, info: SourceInfo | None = None
+    url: str,
+    *,
+    part_bytes: int = 16 << 20,
+    num_parallel: int = 8,
+    info: SourceInfo | None = None,
+    span: tuple[int, int] | None = None,
 ) -> BinaryIO:
-    """A sequential reader of the file at `url`; close it when done.
+    """A sequential reader of the file at `url`, or of its bytes `span` ([start, stop), within the file) alone; close it
+    when done.
 
     A remote file is fetched in ranges of `part_bytes`, `num_parallel` of them ahead of the reader, so that at
     most `part_bytes * num_parallel` bytes are held. Each range is tried again while its error may pass. With
@@ -35,18 +41,18 @@ def open_stream(
     is to be thrown away. A file that fits into one range costs one GET.
 
     A web server that gives no ranges is asked for the whole file once; where that breaks off, again from the
-    beginning, and what was had before is passed over.
+    beginning, and what was had before is passed over, as is what comes before a span.
     """
     if part_bytes < 1 or num_parallel < 1:
         raise ValueError(f"part_bytes={part_bytes}, num_parallel={num_parallel}: expected at least 1 each")
     filesystem, path = open_filesystem(url)
     if is_local(filesystem):
-        return _open_local(path, info)
+        return _open_local(path, info, span)
     info, is_given = info or file_info(url), info is not None
     source: Source = Ranges(filesystem, path)
     if (
         is_http(filesystem)
-        and info.size_bytes > part_bytes
+        and (info.size_bytes > part_bytes or span is not None)
         and not source_gives_ranges(filesystem, path, url)
     ):
         logger.info("%s: the server gives no ranges; the file is read as one stream", redact(url))
@@ -58,12 +64,13 @@ def open_stream(
         num_parallel=num_parallel,
         info=info,
         is_version_given=is_given,
+        span=span or (0, info.size_bytes),
     )
     # RawIOBase is what BufferedReader documents to take; its type stub asks for a private protocol instead.
     return cast(BinaryIO, io.BufferedReader(cast(Any, reader), buffer_size=_BUFFER_BYTES))
 
 
-def _open_local(path: str, info: SourceInfo | None) -> BinaryIO:
+def _open_local(path: str, info: SourceInfo | None, span: tuple[int, int] | None) -> BinaryIO:
     file = open(path, "rb")  # noqa: SIM115 - the caller closes it
     size_bytes = os.fstat(file.fileno()).st_size
     if info is not None and size_bytes != info.size_bytes:
@@ -71,7 +78,31 @@ def _open_local(path: str, info: SourceInfo | None) -> BinaryIO:
         raise OSError(
             f"{path}: changed before it was read: {info.size_bytes} bytes before, {size_bytes} after"
         )
-    return file
+    if span is None:
+        return file
+    return cast(BinaryIO, io.BufferedReader(cast(Any, _Span(file, *span)), buffer_size=_BUFFER_BYTES))
+
+
+class _Span(io.RawIOBase):
+    """Some bytes of a local file."""
+
+    def __init__(self, file: BinaryIO, start: int, stop: int) -> None:
+        super().__init__()
+        self._file, self._num_left = file, stop - start
+        file.seek(start)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read(min(len(buffer), self._num_left))
+        buffer[: len(data)] = data
+        self._num_left -= len(data)
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def source_gives_ranges(filesystem: Any, path: str, url: str) -> bool:
@@ -155,13 +186,15 @@ class RangeReader(io.RawIOBase):
         num_parallel: int,
         info: SourceInfo,
         is_version_given: bool,
+        span: tuple[int, int],
     ) -> None:
         super().__init__()
         self._source = source
         self._url = url
         self._info = info
-        starts = range(0, self._info.size_bytes, part_bytes)
-        self._ranges = deque((start, min(start + part_bytes, self._info.size_bytes)) for start in starts)
+        begin, end = span
+        starts = range(begin, end, part_bytes)
+        self._ranges = deque((start, min(start + part_bytes, end)) for start in starts)
         # One GET sees one version of an object; several may straddle a change.
         self._may_straddle = is_version_given or len(self._ranges) > 1
         self._num_parallel = num_parallel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import tempfile
@@ -17,6 +18,7 @@ from tatok_pipe import storage
 from tatok_pipe.errors import UserError
 from tatok_pipe.images.fields import CAPTION_NAMES, LABEL_NAMES
 from tatok_pipe.images.folder import plan_folder
+from tatok_pipe.images.inner_tars import plan_inner_tars
 from tatok_pipe.images.limits import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
 from tatok_pipe.images.manifest import ADDRESS_COLUMNS, plan_manifest
 from tatok_pipe.images.notices import Notices
@@ -65,6 +67,15 @@ def section() -> str:
                 "that begin with a dot do not count, nor do files of no image.",
                 "",
                 *_table(("files", "what becomes of them"), _folder_rows(path)),
+                "",
+                "### A tar of tars",
+                "",
+                "A tar whose first tar or image is a tar, as ImageNet's training set is: every tar in it is a shard "
+                "and a class, numbered by their names in sorted order, whatever is in them. A key is that name without "
+                "its ending and its folders, a slash, and the key within it; files say nothing of labels. It is given "
+                "alone. Its headers alone are read for the plan, the bytes of a tar for a shard.",
+                "",
+                *_table(("members", "what becomes of them"), _outer_rows(path)),
                 "",
                 "### A manifest",
                 "",
@@ -152,6 +163,36 @@ def _folder_rows(folder: Path) -> Iterable[Sequence[str]]:
         (shard,) = plan.shards(str(root), f"{root.parent}/list.parquet")
         note = f"; warning: {plan.note}" if plan.note else ""
         yield shown, _outcome(shard.url) + note
+
+
+def _outer_rows(folder: Path) -> Iterable[Sequence[str]]:
+    def pack(*members: Member) -> bytes:
+        return Path(write_shard(folder / "inner.tar", list(members))).read_bytes()
+
+    cat, dog = pack(("1.JPEG", _IMAGE), ("1.cls", b"7")), pack(("2.JPEG", _IMAGE))
+    deep = pack(("n01.tar", cat))
+    examples: list[list[tuple[str, bytes, str]]] = [
+        [("n02.tar", dog, "`2.JPEG`"), ("n01.tar", cat, "`1.JPEG` and `1.cls` = `7`")],
+        [("x/n01.tar.gz", gzip.compress(cat), "`1.JPEG`"), ("readme.txt", b"", "")],
+        [("n01.tar", pack(), "nothing"), ("n02.tar", dog, "`2.JPEG`")],
+        [("n01.tar", cat, "`1.JPEG`"), ("n02.tar", b"", "no byte")],
+        [("n01.tar", cat, "`1.JPEG`"), ("3.jpg", _IMAGE, "")],
+        [("a/n01.tar", cat, "`1.JPEG`"), ("b/n01.tar", cat, "`1.JPEG`")],
+        [("a.tar", deep, "`n01.tar`")],
+    ]
+    for number, members in enumerate(examples):
+        outer = write_shard(folder / f"outer-{number}.tar", [(name, data) for name, data, _ in members])
+        shown = ", ".join(f"`{name}`" + (f" of {inside}" if inside else "") for name, _, inside in members)
+        list_url = f"{folder}/outer-{number}.parquet"
+        try:
+            plan = plan_inner_tars(outer, storage.file_info(outer), list_url=list_url)
+        except UserError as error:
+            yield shown, f"**refused**: {str(error).replace(outer, 'train.tar')}"
+            continue
+        Path(list_url).write_bytes(plan.list_bytes)
+        note = f"; warning: {plan.note}" if plan.note else ""
+        outcomes = [_outcome(shard.url) for shard in plan.shards(outer, list_url)]
+        yield shown, "; ".join(outcomes) + note
 
 
 def _manifest_rows(folder: Path) -> Iterable[Sequence[str]]:

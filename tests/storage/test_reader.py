@@ -39,6 +39,13 @@ def test_local(tmp_path: Path) -> None:
         storage.open_stream(str(tmp_path / "y"))
 
 
+def test_a_local_span(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(content(5000))
+    with storage.open_stream(str(tmp_path / "x"), span=(10, 4321)) as stream:
+        pieces = list(iter(lambda: stream.read(999), b""))
+    assert b"".join(pieces) == content(5000)[10:4321]
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     size=st.one_of(st.sampled_from(SIZES), st.integers(0, 5000)),
@@ -55,6 +62,15 @@ def test_any_parts_give_the_content(
         pieces = list(iter(lambda: stream.read(read_bytes), b""))
     assert b"".join(pieces) == content(size)
     assert all(len(piece) == read_bytes for piece in pieces[:-1])
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ends=st.tuples(st.integers(0, 5000), st.integers(0, 5000)), part_bytes=st.integers(100, 3000))
+def test_any_parts_of_a_span(probe: Any, ends: tuple[int, int], part_bytes: int) -> None:
+    put("probe://x", content(5000))
+    start, stop = sorted(ends)
+    with storage.open_stream("probe://x", part_bytes=part_bytes, span=(start, stop)) as stream:
+        assert stream.read() == content(5000)[start:stop]
 
 
 @pytest.mark.s3
