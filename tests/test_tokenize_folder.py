@@ -332,6 +332,34 @@ def test_names_of_classes_can_be_given(checkpoint: str, tmp_path: Path) -> None:
         tokenize_setup.make_spec(config, load_tokenizer(checkpoint), [shard])
 
 
+def test_names_that_the_schema_of_a_manifest_tells(checkpoint: str, tmp_path: Path) -> None:
+    """They are the dataset's, and one that was begun without goes on with numbers."""
+    (name, data), *_ = images(3)
+    write_folder(tmp_path, [(name, data)])
+    features = {
+        "url": {"dtype": "string", "_type": "Value"},
+        "label": {"names": ["ape", "cat"], "_type": "ClassLabel"},
+    }
+    table = pa.table({"url": [name], "label": [1]})
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, tmp_path / "list.parquet")
+    place = ListPlace(f"{tmp_path}/_input.parquet")
+    (shard,) = find_image_shards(f"{tmp_path}/list.parquet", option="input.shards", place=place)
+    tokenizer = load_tokenizer(checkpoint)
+
+    def names(output: str, *argv: str) -> tuple[str, ...]:
+        arguments = [f"output.url={tmp_path}/{output}", "encode.precision=fp32", "encode.batch_size=4", *argv]
+        config = load_config(TokenizeCorpusConfig, arguments, prog="", description="")
+        return tokenize_setup.make_spec(config, tokenizer, [shard]).class_names
+
+    assert names("out") == ("ape", "cat")
+    assert names("out", "input.class_names=none") == ()
+    job = make_job(checkpoint, tmp_path / "begun")
+    assert job.spec.class_names == names("begun") == ()
+    assert ShardTokenizer(job, device="cpu", num_threads=1)(shard.url).error == ""
+    assert [row.label for row in TokenDataset(job.output_url).rows()] == [1]
+
+
 def test_classes_without_names_are_never_numbered_anew(checkpoint: str, tmp_path: Path) -> None:
     """Numbers that are nowhere written down would be others when a class comes."""
     photos = write_folder(tmp_path / "photos", images(6))

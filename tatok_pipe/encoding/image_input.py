@@ -19,7 +19,8 @@ from tatok_pipe.images.image_list import read_classes
 from tatok_pipe.images.inner_tars import holds_tars, plan_inner_tars
 from tatok_pipe.images.kinds import tell_kinds
 from tatok_pipe.images.limits import DEFAULT_LIMITS, ShardLimits
-from tatok_pipe.images.manifest import JSON_LINES_SUFFIX, is_manifest_schema, plan_manifest
+from tatok_pipe.images.manifest import plan_manifests, source_of
+from tatok_pipe.images.manifest_rows import JSON_LINES_SUFFIX, is_manifest_schema
 from tatok_pipe.images.options import IMAGES_PER_PART
 from tatok_pipe.images.parquet import read_schema
 from tatok_pipe.images.parquet_columns import are_tokens
@@ -79,7 +80,7 @@ def find_image_shards(spec: str, *, option: str, place: ListPlace | None = None)
     if schema is not None and is_manifest_schema(schema):
         manifests += tables
     if manifests:
-        return _plan_manifest(manifests[0], len(shards) - 1, place, option)
+        return _plan_manifests(manifests, shards, place, option)
     _refuse_other_files(shards, option)
     if storage.file_name(shards[0].url).endswith(TAR_SUFFIXES):
         info = _info_of(shards[0])
@@ -142,30 +143,34 @@ def _plan_folder(found: storage.NoShards, place: ListPlace, option: str) -> list
     return _keep(plan, found.folder, place)
 
 
-def _plan_manifest(url: str, num_others: int, place: ListPlace | None, option: str) -> list[ShardFile]:
-    shown = f"{option}={storage.redact(url)}"
+def _plan_manifests(
+    urls: Sequence[str], given: Sequence[ShardFile], place: ListPlace | None, option: str
+) -> list[ShardFile]:
+    shown = f"{option}={storage.redact(urls[0])}"
     if place is None:
         raise UserError(f"{shown}: a manifest, expected image shards: what is asked for works on these alone")
-    if num_others:
+    if others := [shard.url for shard in given if shard.url not in urls]:
         raise UserError(
-            f"{shown}: a manifest, and {num_others} more files are given; expected it alone: join them, or "
-            "give each an output.url of its own"
+            f"{shown}: a manifest, and {len(others)} of {len(given)} files are none, first "
+            f"{storage.redact(others[0])}; give each kind an output.url of its own"
         )
     if place.refusal:
         raise UserError(place.refusal)
     section = option.rpartition(".")[0]
+    order = [shard.url for shard in given]
     try:
-        plan = plan_manifest(
-            url,
+        plan = plan_manifests(
+            order,
             list_url=place.list_url,
             images_per_part=place.images_per_part,
             limits=place.limits,
             other_stores=place.other_stores,
             permission=f"{section}.other_stores=true" if section else "other_stores=true",
         )
+        source = source_of(order)
     except UserError as error:
         raise UserError(f"{option}={error}") from error
-    return _keep(plan, url, place)
+    return _keep(plan, source, place)
 
 
 def _keep(plan: PartPlan, source: str, place: ListPlace) -> list[ShardFile]:
@@ -178,9 +183,10 @@ def _keep(plan: PartPlan, source: str, place: ListPlace) -> list[ShardFile]:
     return plan.shards(source, storage.openable_url(list_url or place.list_url))
 
 
-def are_parts(shards: Sequence[ShardFile]) -> bool:
-    """Whether image shards are parts of a folder or manifest."""
-    return bool(shards) and storage.parse_part(shards[0].url) is not None
+def classes_by_name(shards: Sequence[ShardFile]) -> tuple[str, ...]:
+    """The classes of image shards whose labels are told by names alone; none where they are numbers."""
+    part = storage.parse_part(shards[0].url) if shards else None
+    return read_classes(part.list_url)[0] if part else ()
 
 
 def read_class_names(given: str, *, option: str) -> tuple[str, ...]:
@@ -206,7 +212,8 @@ def class_names_of(shard: ShardFile, limits: ShardLimits) -> tuple[str, ...]:
     """Those that an image shard tells of its classes; none where it tells none or cannot be read, which is told when
     its turn comes."""
     if part := storage.parse_part(shard.url):
-        return read_classes(part.list_url)
+        classes, class_names = read_classes(part.list_url)
+        return classes or class_names
     if not storage.file_name(shard.url).endswith(PARQUET_SUFFIX):
         return ()
     try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -35,6 +35,7 @@ LIST_SCHEMA = pa.schema(
     ]
 )
 _SOURCE_KEY, _CLASSES_KEY, _PARTS_KEY = b"tatok.source", b"tatok.classes", b"tatok.num_parts"
+_NAMES_KEY = b"tatok.class_names"  # only where there are some
 # Times of many files as one hint: below any time of day, so that it counts as settled (see corpus_plan).
 _HINT_RANGE = 10**18
 _SETTLED_NS = 2_000_000_000
@@ -105,9 +106,25 @@ class ImageList:
     part_of: dict[str, int]
 
 
-def write_list(source: str, parts: Iterable[Sequence[ListedFile]], classes: Sequence[str]) -> bytes:
+@dataclass(frozen=True)
+class PartContent:
+    """What a list tells of a part. `classes` are the names that labels are told by, `class_names` what the classes are
+    called where labels are told by numbers; none where they are not."""
+
+    files: list[ListedFile]
+    classes: tuple[str, ...]
+    class_names: tuple[str, ...] = ()
+
+
+def write_list(
+    source: str,
+    parts: Iterable[Sequence[ListedFile]],
+    classes: Sequence[str],
+    class_names: Sequence[str] = (),
+) -> bytes:
     """The list of the folder or manifest with this canonical URL: `parts` by number, each its files in the order of
-    reading, none where they are all gone. The same bytes for the same parts."""
+    reading, none where they are all gone; `classes` and `class_names` as in `PartContent`. The same bytes for the same
+    parts."""
     sink = io.BytesIO()
     num_parts = 0
     with pq.ParquetWriter(sink, LIST_SCHEMA, compression="zstd") as writer:
@@ -134,6 +151,7 @@ def write_list(source: str, parts: Iterable[Sequence[ListedFile]], classes: Sequ
                 _SOURCE_KEY: source.encode("utf-8", "surrogateescape"),
                 _CLASSES_KEY: json.dumps(list(classes)).encode(),
                 _PARTS_KEY: str(num_parts).encode(),
+                **({_NAMES_KEY: json.dumps(list(class_names)).encode()} if class_names else {}),
             }
         )
     return sink.getvalue()
@@ -162,14 +180,14 @@ def load_list(url: str) -> ImageList | None:
     return ImageList(data, source, num_parts, classes, part_of)
 
 
-def read_part(part: storage.ListedPart) -> tuple[list[ListedFile], tuple[str, ...]]:
-    """The files of a part, and the classes that labels are told by. Raises OSError where its list has no such part."""
+def read_part(part: storage.ListedPart) -> PartContent:
+    """Raises OSError where its list has no such part."""
     shown = storage.redact(str(part))
     with closing(storage.open_random_access(part.list_url, info=storage.file_info(part.list_url))) as stream:
         try:
             file = pq.ParquetFile(stream)
             metadata = file.metadata.metadata or {}
-            classes = tuple(json.loads(metadata[_CLASSES_KEY]))
+            classes, class_names = (_names_in(metadata, key) for key in (_CLASSES_KEY, _NAMES_KEY))
             group = _find_group(file.metadata, part.number)
             names = [
                 name for name in LIST_SCHEMA.names if name in file.schema_arrow.names
@@ -180,13 +198,17 @@ def read_part(part: storage.ListedPart) -> tuple[list[ListedFile], tuple[str, ..
             raise OSError(f"{shown}: its list cannot be read: {error}") from error
     if table is None:
         raise OSError(f"{shown}: not in the list of its source any more; the same command makes a new plan")
-    return files, classes
+    return PartContent(files, classes, class_names)
 
 
-def read_classes(list_url: str) -> tuple[str, ...]:
-    """The classes that the labels of a list are told by."""
+def read_classes(list_url: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The classes that the labels of a list are told by, and what they are called where that is by numbers."""
     metadata = pq.read_metadata(io.BytesIO(storage.read_bytes(list_url))).metadata or {}
-    return tuple(json.loads(metadata.get(_CLASSES_KEY, b"[]")))
+    return _names_in(metadata, _CLASSES_KEY), _names_in(metadata, _NAMES_KEY)
+
+
+def _names_in(metadata: Mapping[bytes, bytes], key: bytes) -> tuple[str, ...]:
+    return tuple(json.loads(metadata.get(key, b"[]")))
 
 
 def describe_part(

@@ -1,69 +1,32 @@
-"""A manifest: a table of images by their addresses, with what belongs to each, as corpora are published that hold none.
+"""Manifests: tables of images by their addresses, with what belongs to each, as corpora are published that hold none.
 
-It is a Parquet file, or one of JSON lines (an object a line). The image of a row is at the address in its column
+One is a Parquet file, or one of JSON lines (an object a line). The image of a row is at the address in its column
 `image_url` or `url` (img2dataset's and LAION's), or `file_name` (Hugging Face's `metadata.jsonl`); addresses that are
 no URLs are relative to the folder of the manifest. Everything else has the names that columns of image shards have.
+Several are read as one.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence, Set
-from contextlib import closing
-from dataclasses import dataclass
-from typing import Any
-
-import pyarrow as pa
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from tatok_pipe import storage
-from tatok_pipe.class_names import MAX_NAMES, are_names
+from tatok_pipe.class_names import MAX_NAMES, are_names, difference_of_names
 from tatok_pipe.errors import UserError
-from tatok_pipe.images import parquet_values as values
-from tatok_pipe.images.fields import (
-    CAPTION_NAMES,
-    LABEL_NAMES,
-    WITHOUT_CAPTIONS,
-    WITHOUT_LABELS,
-    MetadataError,
-    is_label_like,
-    read_caption,
-    read_key,
-    read_label,
-)
-from tatok_pipe.images.folder import is_image
+from tatok_pipe.images.fields import WITHOUT_LABELS
 from tatok_pipe.images.image_list import ListedFile
 from tatok_pipe.images.limits import DEFAULT_LIMITS, ShardLimits
-from tatok_pipe.images.notices import other_labels
+from tatok_pipe.images.manifest_rows import Manifest, read_manifest
 from tatok_pipe.images.options import IMAGES_PER_PART
-from tatok_pipe.images.parquet import read_columns, read_schema
-from tatok_pipe.images.parquet_columns import (
-    CAPTION_TYPES,
-    KEY_COLUMNS,
-    KEY_TYPES,
-    LABEL_TYPES,
-    NamedColumns,
-    Test,
-    are_tokens,
-    has_images,
-)
 from tatok_pipe.images.part_plan import PartPlan, plan_parts
-from tatok_pipe.images.shards import ShardError
 
-JSON_LINES_SUFFIX = ".jsonl"
-# In order of preference: what has both `image_url` and `url` has the address of a page in the second.
-ADDRESS_COLUMNS = ("image_url", "url", "file_name")
-CLASS_COLUMNS = (*LABEL_NAMES, "class_name")
-_MAX_SHOWN = 12
+_TOGETHER = "manifests"  # what several are called that are read as one
 
 
-def is_manifest_schema(schema: pa.Schema) -> bool:
-    """Whether a Parquet file with these columns is a manifest: it has addresses, and no column that holds images."""
-    names = {name.lower() for name in schema.names}
-    return not (are_tokens(schema) or has_images(schema)) and not names.isdisjoint(ADDRESS_COLUMNS)
-
-
-def plan_manifest(
-    url: str,
+def plan_manifests(
+    urls: Sequence[str],
     *,
     list_url: str,
     images_per_part: int = IMAGES_PER_PART,
@@ -71,56 +34,155 @@ def plan_manifest(
     other_stores: bool = False,
     permission: str = "input.other_stores=true",
 ) -> PartPlan:
-    """The parts of the manifest at `url`, given the list at `list_url`, where there is one; as `plan_parts`, with the
-    images sorted by key.
+    """The parts of the manifests at `urls`, of all their images as one list, given the list at `list_url`, where there
+    is one; as `plan_parts`, with the images sorted by key, for the source `source_of(urls)`.
 
     Stores are asked what they have of the images, web servers are not. Raises UserError for a manifest that cannot be
-    used, with its row, and, without `other_stores`, for one that names images in another store than its own;
-    `permission` is how a user gives it.
+    used, with its row, for several that contradict one another, and, without `other_stores`, for one that names images
+    in another store than its own; `permission` is how a user gives it.
     """
-    url = storage.openable_url(url)
-    manifest = _read_manifest(url, limits)
-    rows = manifest.rows
-    stores = _stores(url, rows)
+    source = source_of(urls)
+    joined = _join([_Named(url, _read(url, source, limits)) for url in map(storage.openable_url, urls)])
+    rows = joined.rows
+    stores = _stores(source, joined)
     if not other_stores:
-        _check_stores(url, rows, stores, permission)
+        _check_stores(source, joined, stores, permission)
     by_key = {row.key or "": number for number, row in enumerate(rows)}
     found = storage.find_named(
-        row.url(url) for row, store in zip(rows, stores, strict=True) if store[0] not in ("http", "https")
+        row.url(source) for row, store in zip(rows, stores, strict=True) if store[0] not in ("http", "https")
     )
 
     def find(key: str) -> list[tuple[ListedFile, int | None]]:
         row, store = rows[by_key[key]], stores[by_key[key]]
-        file = found.get(row.url(url))
-        listed = ListedFile(
-            row.path,
-            file.size_bytes if file else None,
-            file.etag if file else "",
-            row.key,
-            row.label,
-            row.class_name,
-            row.caption,
-        )
+        file = found.get(row.url(source))
+        listed = replace(row, size_bytes=file.size_bytes if file else None, etag=file.etag if file else "")
         is_local = store == storage.LOCAL_STORE
         return [(listed, (file.mtime_ns if file else 0) if is_local else None)]
 
     return plan_parts(
-        url,
+        source,
         sorted(by_key),
         find,
-        classes=manifest.classes,
+        classes=joined.classes,
+        class_names=joined.class_names,
         list_url=list_url,
         images_per_part=images_per_part,
-        note=manifest.note,
+        note=joined.note,
     )
 
 
-def _stores(url: str, rows: Sequence[ListedFile]) -> list[tuple[str, ...]]:
+def source_of(urls: Sequence[str]) -> str:
+    """What the images of these manifests come from: the one manifest, and of several a name in the folder that they
+    have in common, to which their addresses are relative. Raises UserError where they have none."""
+    urls = [storage.openable_url(url) for url in urls]
+    if len(urls) == 1:
+        return urls[0]
+    stores = {storage.store_of(url) for url in urls}
+    if len(stores) > 1 or any("::" in url for url in urls):
+        other = next((url for url in urls if storage.store_of(url) != storage.store_of(urls[0])), urls[-1])
+        raise UserError(
+            f"{storage.redact(urls[0])}: a manifest, and {storage.redact(other)} is in another store or within another "
+            "file; expected manifests of one store, so copy them together"
+        )
+    return storage.join("/".join(os.path.commonprefix([_folders(url) for url in urls])) or "/", _TOGETHER)
+
+
+def _folders(url: str) -> list[str]:
+    return url.partition("?")[0].split("/")[:-1] if "://" in url else url.split("/")[:-1]
+
+
+def _read(url: str, source: str, limits: ShardLimits) -> Manifest:
+    if url == source:
+        return read_manifest(url, limits)
+    below = _folders(url)[len(_folders(source)) :]
+    return read_manifest(url, limits, base=source, prefix="".join(f"{folder}/" for folder in below))
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A manifest, and where it is."""
+
+    url: str
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """Several manifests as one; `places` has the row from which on each one's are, and its URL."""
+
+    rows: list[ListedFile]
+    places: list[tuple[int, str]]
+    classes: tuple[str, ...]
+    class_names: tuple[str, ...]
+    note: str
+
+    def place(self, number: int) -> tuple[str, str]:
+        """The manifest that a row is in, as it is shown, and "row 3", counted there from 1 on."""
+        start, url = next(place for place in reversed(self.places) if place[0] <= number)
+        return storage.redact(url), f"row {number - start + 1}"
+
+
+def _join(named: Sequence[_Named]) -> _Joined:
+    """Raises UserError where they contradict one another."""
+    rows: list[ListedFile] = []
+    places: list[tuple[int, str]] = []
+    for each in named:
+        places.append((len(rows), each.url))
+        rows += each.manifest.rows
+    classes = tuple(sorted({name for each in named for name in each.manifest.classes}))
+    called = [each for each in named if each.manifest.class_names]
+    joined = _Joined(
+        rows,
+        places,
+        classes,
+        called[0].manifest.class_names if called else (),
+        "; ".join(dict.fromkeys(each.manifest.note for each in named if each.manifest.note)),
+    )
+    if len(named) > 1:
+        _check_keys(joined)
+        _check_classes(named, called, classes)
+    return joined
+
+
+def _check_keys(joined: _Joined) -> None:
+    seen: dict[str | None, int] = {}
+    for number, row in enumerate(joined.rows):
+        if (other := seen.setdefault(row.key, number)) != number:
+            manifest, place = joined.place(number)
+            raise UserError(
+                f"{manifest}: {place}: has the key {row.key!r}, as {' of '.join(joined.place(other)[::-1])} has; give "
+                "every row a column key of its own"
+            )
+
+
+def _check_classes(named: Sequence[_Named], called: Sequence[_Named], classes: Sequence[str]) -> None:
+    with_names = next((each for each in named if each.manifest.classes), None)
+    with_numbers = next((each for each in named if each.manifest.has_numbers), None)
+    if with_names and with_numbers:
+        raise UserError(
+            f"{storage.redact(with_names.url)}: labels are names of classes, and numbers in "
+            f"{storage.redact(with_numbers.url)}; write one kind, or {WITHOUT_LABELS}"
+        )
+    if classes and not are_names(classes):
+        raise UserError(
+            f"{storage.redact(named[0].url)}: with the other manifests {len(classes)} names of classes, expected at "
+            f"most {MAX_NAMES}; write numbers, or {WITHOUT_LABELS}"
+        )
+    for each in called:
+        if each.manifest.class_names != called[0].manifest.class_names:
+            told = difference_of_names(each.manifest.class_names, called[0].manifest.class_names)
+            raise UserError(
+                f"{storage.redact(each.url)}: its classes have other names than those of "
+                f"{storage.redact(called[0].url)} ({told}); give them an output.url each, or {WITHOUT_LABELS}"
+            )
+
+
+def _stores(source: str, joined: _Joined) -> list[tuple[str, ...]]:
     """The store of every image. Raises UserError where one is of no protocol that is known."""
-    own = storage.store_of(url)
+    own = storage.store_of(source)
     known: dict[str, tuple[str, ...]] = {}
     stores = []
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(joined.rows):
         address = row.path
         if not storage.names_its_place(address):
             stores.append(own)
@@ -133,274 +195,17 @@ def _stores(url: str, rows: Sequence[ListedFile]) -> list[tuple[str, ...]]:
             try:
                 known[place] = storage.store_of(address)
             except UserError as error:
-                raise UserError(f"{storage.redact(url)}: row {number}: {error}") from error
+                raise UserError(f"{': '.join(joined.place(number))}: {error}") from error
         stores.append(known[place])
     return stores
 
 
-def _check_stores(
-    url: str, rows: Sequence[ListedFile], stores: Sequence[tuple[str, ...]], permission: str
-) -> None:
-    own = storage.store_of(url)
+def _check_stores(source: str, joined: _Joined, stores: Sequence[tuple[str, ...]], permission: str) -> None:
+    own = storage.store_of(source)
     others = [number for number, store in enumerate(stores) if store != own]
     if others:
-        first = others[0]
+        manifest, place = joined.place(others[0])
         raise UserError(
-            f"{storage.redact(url)}: {len(others)} of {len(rows)} images are in another store than the manifest, first "
-            f"row {first + 1}: {storage.redact(rows[first].path)}; {permission} opens them"
+            f"{manifest}: {len(others)} of {len(joined.rows)} images are in another store than the manifest, first "
+            f"{place}: {storage.redact(joined.rows[others[0]].path)}; {permission} opens them"
         )
-
-
-@dataclass(frozen=True)
-class _Manifest:
-    rows: list[ListedFile]  # in order, without size and ETag
-    classes: tuple[str, ...]  # where labels are names
-    note: str  # what a user ought to know
-
-
-class _BadRow(Exception):
-    """A value that cannot be used: the number of its row, from 0 on, and why."""
-
-    def __init__(self, number: int, reason: str) -> None:
-        super().__init__(f"row {number + 1}: {reason}")
-
-
-def _read_manifest(url: str, limits: ShardLimits) -> _Manifest:
-    """Raises UserError."""
-    shown = storage.redact(url)
-    used = {*ADDRESS_COLUMNS, *KEY_COLUMNS}
-    used |= {*CLASS_COLUMNS} if limits.wants("label") else set()
-    used |= {*CAPTION_NAMES} if limits.wants("caption") else set()
-    try:
-        if storage.file_name(url).endswith(JSON_LINES_SUFFIX):
-            table, names = _read_json_lines(storage.read_bytes(url), used)
-        else:
-            table, names = _read_parquet(url, used)
-        return _read_rows(table, names, url, limits)
-    except (_BadRow, MetadataError) as error:
-        raise UserError(f"{shown}: {error}") from None
-    except ShardError as error:
-        raise UserError(str(error)) from None
-
-
-def _read_json_lines(data: bytes, used: Set[str]) -> tuple[pa.Table, list[str]]:
-    """The columns with `used` names, and the names of all. Raises MetadataError."""
-    columns: dict[str, list[Any]] = {}
-    num_rows = 0
-    for number, line in enumerate(data.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise MetadataError(
-                "BadJson", f"line {number} is no JSON: {error}", "write one object a line"
-            ) from None
-        if not isinstance(row, dict):
-            raise MetadataError(
-                "BadJson",
-                f"line {number} holds {type(row).__name__}, expected an object",
-                "write one object a line",
-            )
-        for name, value in row.items():
-            if name not in columns:
-                columns[name] = [None] * num_rows
-            columns[name].append(value)
-        num_rows += 1
-        for column in columns.values():
-            if len(column) < num_rows:
-                column.append(None)
-    table = pa.table({name: _to_array(name, columns[name]) for name in columns if name.lower() in used})
-    return table, list(columns)
-
-
-def _to_array(name: str, column: Sequence[Any]) -> pa.Array:
-    """Raises MetadataError."""
-    try:
-        return pa.array(column)
-    except (pa.ArrowException, OverflowError, UnicodeError):
-        kinds: dict[str, int] = {}
-        for number, value in enumerate(column, 1):
-            if value is not None:
-                kinds.setdefault(type(value).__name__, number)
-        told = ", ".join(f"{kind} in row {number}" for kind, number in kinds.items())
-        raise MetadataError(
-            "BadColumn",
-            f"column {name} holds values that are no column: first {told}",
-            f"write values of one kind{_or_without(name)}",
-        ) from None
-
-
-def _read_parquet(url: str, used: Set[str]) -> tuple[pa.Table, list[str]]:
-    with closing(storage.open_random_access(url, info=storage.file_info(url))) as file:
-        schema = read_schema(file)
-        names = schema.names if schema is not None else []
-        wanted = [name for name in names if name.lower() in used]
-        return read_columns(file, wanted, shard=storage.redact(url)), names
-
-
-def _read_rows(table: pa.Table, names: Sequence[str], url: str, limits: ShardLimits) -> _Manifest:
-    """Raises _BadRow, MetadataError."""
-    known = NamedColumns(table.schema)
-    column = next((known.by_name[name] for name in ADDRESS_COLUMNS if name in known.by_name), "")
-    if not names:
-        raise MetadataError("NoImage", "there is nothing in it", "write a row an image, with its url")
-    if not column:
-        more = ", ..." if len(names) > _MAX_SHOWN else ""
-        raise MetadataError(
-            "NoImage",
-            f"none of the columns {', '.join(ADDRESS_COLUMNS)}, only {', '.join(names[:_MAX_SHOWN])}{more}",
-            "call the column with the addresses of the images url",
-        )
-    if not table.num_rows:
-        raise MetadataError("NoImage", "there is no row in it", "write a row an image, with its url")
-    if not values.is_text(known.types[column]):
-        raise MetadataError(
-            "NoImage", f"column {column} is {known.types[column]}, expected text", "write addresses"
-        )
-    addresses = list(_addresses(table, column))
-    labels, classes = [None] * len(addresses), ()
-    label = _choose(
-        known, CLASS_COLUMNS, LABEL_TYPES, limits, "label", "labels: integers, or names of classes"
-    )
-    if label:
-        labels, classes = _labels(table, label)
-    captions: list[str | None] = [None] * len(addresses)
-    caption = _choose(known, CAPTION_NAMES, CAPTION_TYPES, limits, "caption", "text")
-    if caption:
-        captions = [
-            _check(number, read_caption, value, f"column {caption}")
-            for number, value in enumerate(_values(table, caption))
-        ]
-    keys = _keys(
-        table, _choose(known, KEY_COLUMNS, KEY_TYPES, limits, "key", "text or integers"), addresses, url
-    )
-    rows = [
-        ListedFile(
-            address,
-            None,
-            key=key,
-            label=None if isinstance(label, str) else label,
-            class_name=label if isinstance(label, str) else None,
-            caption=caption,
-        )
-        for address, key, label, caption in zip(addresses, keys, labels, captions, strict=True)
-    ]
-    others = (
-        [name for name in names if name != label and is_label_like(name)] if limits.wants("label") else []
-    )
-    note = other_labels(label, ", ".join(others[:_MAX_SHOWN])) if others else ""
-    return _Manifest(rows, classes, note)
-
-
-def _choose(
-    known: NamedColumns,
-    wanted: tuple[str, ...],
-    tests: tuple[Test, ...],
-    limits: ShardLimits,
-    part: str,
-    expected: str,
-) -> str:
-    """The column of a part of a sample; empty where there is none. Raises MetadataError where there are only others."""
-    if not limits.wants(part):
-        return ""
-    chosen = known.choose(wanted, tests)
-    others = [known.by_name[name] for name in wanted if name in known.by_name]
-    if not chosen and others:
-        advice = f"drop the column{_or_without(others[0])}"
-        raise MetadataError(
-            "BadColumn", f"column {others[0]} is {known.types[others[0]]}, expected {expected}", advice
-        )
-    return chosen
-
-
-def _or_without(column: str) -> str:
-    without = {
-        **dict.fromkeys(CLASS_COLUMNS, WITHOUT_LABELS),
-        **dict.fromkeys(CAPTION_NAMES, WITHOUT_CAPTIONS),
-    }
-    return f", or {without[column.lower()]}" if column.lower() in without else ""
-
-
-def _values(table: pa.Table, column: str) -> Iterator[Any]:
-    read = values.to_keys if column.lower() in KEY_COLUMNS else values.to_python
-    return (value for chunk in table.column(column).chunks for value in read(chunk))
-
-
-def _check(number: int, read: Any, value: Any, name: str) -> Any:
-    try:
-        return read(value, name)
-    except MetadataError as error:
-        raise _BadRow(number, str(error)) from None
-
-
-def _addresses(table: pa.Table, column: str) -> Iterator[str]:
-    for number, value in enumerate(_values(table, column)):
-        text = (value or b"").decode("utf-8", "surrogateescape").strip()
-        if not text:
-            raise _BadRow(
-                number, f"column {column} is {'null' if value is None else 'empty'}, expected an address"
-            )
-        yield text
-
-
-def _labels(table: pa.Table, column: str) -> tuple[list[Any], tuple[str, ...]]:
-    """The labels: numbers, or names with all of them sorted. Raises _BadRow."""
-    found: list[Any] = []
-    first_number = first_name = -1
-    for number, value in enumerate(_values(table, column)):
-        try:
-            label: Any = read_label(value, f"column {column}")
-        except MetadataError as error:
-            label = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else ""
-            if not label.strip():
-                raise _BadRow(number, str(error)) from None
-        if isinstance(label, str) and first_name < 0:
-            first_name = number
-        elif isinstance(label, int) and first_number < 0:
-            first_number = number
-        if min(first_name, first_number) >= 0:
-            raise _BadRow(
-                number,
-                f"column {column} holds {label!r}, and row {min(first_name, first_number) + 1} "
-                f"{found[min(first_name, first_number)]!r}: expected numbers of classes, or names, not both; write one "
-                f"kind, or {WITHOUT_LABELS}",
-            )
-        found.append(label)
-    names = sorted({label for label in found if label is not None}) if first_name >= 0 else []
-    if names and not are_names(names):
-        raise MetadataError(
-            "BadLabel",
-            f"column {column} holds {len(names)} names of classes, expected at most {MAX_NAMES}, in one line each",
-            f"write numbers, or {WITHOUT_LABELS}",
-        )
-    return found, tuple(names)
-
-
-def _keys(table: pa.Table, column: str, addresses: Sequence[str], url: str) -> list[str]:
-    """Raises _BadRow for one that comes twice."""
-    folder = storage.canonical_url(storage.resolve_address("x", url))[:-1]
-    given: Iterable[Any] = _values(table, column) if column else [None] * len(addresses)
-    seen: dict[str, int] = {}
-    for number, (value, address) in enumerate(zip(given, addresses, strict=True)):
-        key = _check(number, read_key, value, f"column {column}") or _default_key(address, folder)
-        if (other := seen.setdefault(key, number)) != number:
-            advice = (
-                "give every row a key of its own"
-                if column
-                else "give a column key that has another for every row"
-            )
-            raise _BadRow(number, f"has the key {key!r}, as row {other + 1} has; {advice}")
-    return list(seen)
-
-
-def _default_key(address: str, folder: str) -> str:
-    """The path of an image below the folder of the manifest; of one elsewhere its host and path. Without the extension
-    of an image, and without secrets."""
-    name = address.removeprefix("./")
-    if storage.names_its_place(address):
-        is_plain = "://" in address and not any(sign in address for sign in "?@#%")
-        name = address if is_plain and not address.startswith("file:") else storage.canonical_url(address)
-        name = name.removeprefix(folder)
-        name = name.partition("://")[2] or name.lstrip("/")
-    return name.rpartition(".")[0] if "." in name.rpartition("/")[2] and is_image(name) else name

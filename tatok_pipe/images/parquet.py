@@ -60,7 +60,8 @@ def read_parquet(
     guard = PageGuard(file, limits.max_page_bytes)
     try:
         opened = _open(guard, file, shard, limits, notices)
-        _check_class_names(opened, shard, class_names)
+        found = names_of_metadata(opened.parquet.schema_arrow.metadata, opened.columns.label)
+        check_class_names(found, class_names, shard)
         reader = RowReader(
             opened.parquet.schema_arrow, opened.columns, shard=shard, limits=limits, notices=notices
         )
@@ -168,8 +169,8 @@ def _open(guard: PageGuard, file: RandomAccess, shard: str, limits: ShardLimits,
     return _Opened(parquet, columns, footer.num_rows, batch_rows)
 
 
-def _check_class_names(opened: _Opened, shard: str, expected: tuple[str, ...]) -> None:
-    found = names_of_metadata(opened.parquet.schema_arrow.metadata, opened.columns.label)
+def check_class_names(found: tuple[str, ...], expected: tuple[str, ...], shard: str) -> None:
+    """Raise UnusableShard where classes have other names than those of the dataset, and both have some."""
     if expected and found and found != expected:
         raise UnusableShard(
             shard,

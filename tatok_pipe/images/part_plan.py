@@ -37,6 +37,7 @@ def plan_parts(
     find: Callable[[str], Sequence[tuple[ListedFile, int | None]]],
     *,
     classes: Sequence[str],
+    class_names: Sequence[str] = (),
     list_url: str,
     images_per_part: int,
     note: str = "",
@@ -73,5 +74,5 @@ def plan_parts(
                 infos[number] = describe_part(files, [time_ns for _, time_ns in found], now_ns=now_ns)
             yield files
 
-    list_bytes = write_list(canonical, listed(), classes)
+    list_bytes = write_list(canonical, listed(), classes, class_names)
     return PartPlan(list_bytes, infos, list_bytes != data, note)

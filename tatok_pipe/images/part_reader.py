@@ -13,10 +13,11 @@ from typing import Any
 
 from tatok_pipe import storage
 from tatok_pipe.images.fields import MAX_KEY_CHARACTERS, shorten_key
-from tatok_pipe.images.image_list import ListedFile, describe_part, read_part, show_path
+from tatok_pipe.images.image_list import ListedFile, PartContent, describe_part, read_part, show_path
 from tatok_pipe.images.inner_tars import open_inner_tar
 from tatok_pipe.images.limits import ShardLimits
 from tatok_pipe.images.notices import Notices
+from tatok_pipe.images.parquet import check_class_names
 from tatok_pipe.images.sample_files import Named, group_samples
 from tatok_pipe.images.shards import LastingShardError
 from tatok_pipe.images.tar import Member
@@ -33,7 +34,7 @@ def part_info(part: ListedPart) -> SourceInfo:
     list. Raises FileNotFoundError where a local file of a folder is gone."""
     now: list[ListedFile] = []
     times_ns: list[int | None] = []
-    for file in read_part(part)[0]:
+    for file in read_part(part).files:
         filesystem, path = storage.open_filesystem(file.url(part.source))
         is_local = storage.is_local(filesystem)
         status = _look_at(path, file) if is_local else None
@@ -57,7 +58,7 @@ def _look_at(path: str, file: ListedFile) -> os.stat_result | None:
 def hash_part(part: ListedPart) -> str:
     """SHA-256 of what the list says of the files of a part, and of their contents, 64 hex digits."""
     hasher = hashlib.sha256()
-    for file in read_part(part)[0]:
+    for file in read_part(part).files:
         hash_head(file, hasher)
         if file.offset is None:
             _hash_file(file.url(part.source), file, hasher)
@@ -69,8 +70,7 @@ def hash_part(part: ListedPart) -> str:
 
 def read_part_samples(
     part: ListedPart,
-    files: Sequence[ListedFile],
-    classes: tuple[str, ...],
+    content: PartContent,
     *,
     limits: ShardLimits,
     notices: Notices,
@@ -78,16 +78,20 @@ def read_part_samples(
     num_parallel: int = 8,
     hasher: Any = None,
 ) -> Iterator[ImageSample | Quarantined]:
-    """The samples of a part in order, given what `read_part` has of it, some files of it fetched ahead; as
+    """The samples of a part in order, given what `read_part` has of it, some files fetched ahead; as
     `read_samples` has those of a tar.
 
     The label is the place of the name of the image's class among `class_names`, or among those of the list; where it
     has none, the number that its files or its row tell; none where `limits` ignores labels. Of a manifest, an image
     that is not there is quarantined as NotFound, and one that a web server refuses as NotServed. Raises
-    LastingShardError for a class that `class_names` lack, OSError where a file is not as it was listed, and where a
+    LastingShardError for a class that `class_names` lack, UnusableShard where its classes are numbers and are called
+    otherwise than `class_names`, OSError where a file is not as it was listed, and where a
     store does not answer.
     """
-    classes = classes if limits.wants("label") else ()
+    files = content.files
+    classes, called = (content.classes, content.class_names) if limits.wants("label") else ((), ())
+    if called and class_names:
+        check_class_names(called, class_names, storage.redact(str(part)))
     names = {name: label for label, name in enumerate(class_names or classes)} if classes else {}
     if files[0].key is None:
         read = _read_files(part, files, bool(classes), limits, notices, num_parallel, hasher)

@@ -97,12 +97,12 @@ def open_samples(
         return
     if (found := shard_info(url)) != info:
         raise OSError(f"{shard}: changed before it was read: {info} before, {found} after")
-    files, classes = read_part(part)
-    if files[0].offset is None:
+    content = read_part(part)
+    inner, classes = content.files[0], content.classes
+    if inner.offset is None:
         yield read_part_samples(
             part,
-            files,
-            classes,
+            content,
             limits=limits,
             notices=notices,
             class_names=class_names,
@@ -110,7 +110,6 @@ def open_samples(
             hasher=hasher,
         )
         return
-    inner = files[0]
     if hasher is not None:
         hash_head(inner, hasher)
     label = None

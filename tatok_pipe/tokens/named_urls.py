@@ -31,7 +31,7 @@ def open_named(url: str, dataset_url: str, *, other_stores: bool) -> str:
     if not (sign and len(number) >= _MIN_DIGITS and number.isdecimal() and storage.exists(list_url)):
         return url
     part = storage.ListedPart(source, int(number), storage.openable_url(list_url))
-    for file in [] if other_stores else read_part(part)[0]:
+    for file in [] if other_stores else read_part(part).files:
         if storage.store_of(image := file.url(source)) not in own:
             raise UserError(
                 f"{storage.redact(url)}: names {storage.redact(image)}, in another store than the dataset, so it is "

@@ -13,7 +13,6 @@ import pytest
 from tatok_pipe import storage
 from tatok_pipe.encoding.image_input import (
     ListPlace,
-    are_parts,
     class_names_of,
     find_image_shards,
 )
@@ -64,7 +63,11 @@ def test_parts_are_of_sorted_paths(tmp_path: Path) -> None:
         f"{photos}#{number:06d}" for number in range(3)
     ]
     assert [storage.canonical_url(shard.url) for shard in shards] == [f"{photos}#{n:06d}" for n in range(3)]
-    assert are_parts(shards) and class_names_of(shards[0], DEFAULT_LIMITS) == ("a", "b", "c")
+    assert storage.parse_part(shards[0].url) is not None and class_names_of(shards[0], DEFAULT_LIMITS) == (
+        "a",
+        "b",
+        "c",
+    )
     assert token_shard_name(shards[0].url).startswith("photos-000000-")
     assert [shard.size_bytes for shard in shards] == [16, 16, 8]
 

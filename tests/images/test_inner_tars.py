@@ -110,7 +110,7 @@ def test_the_places_are_those_that_tarfile_finds(tmp_path: Path) -> None:
         found = {}
         for shard in shards:
             assert (part := parse_part(shard.url)) is not None
-            ((file,), _) = read_part(part)
+            (file,) = read_part(part).files
             found[file.path] = (file.offset, file.size_bytes)
             assert len(read(shard)) == 1
         assert found == wanted

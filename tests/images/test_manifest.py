@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,66 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from tatok_pipe import storage
-from tatok_pipe.encoding.image_input import ListPlace, are_parts, class_names_of, find_image_shards
+from tatok_pipe.encoding.image_input import ListPlace, class_names_of, find_image_shards
 from tatok_pipe.errors import UserError
 from tatok_pipe.images.limits import DEFAULT_LIMITS, ShardLimits
 from tatok_pipe.images.shards import LastingShardError
 from tatok_pipe.images.source import hash_shard, open_samples, shard_info
 from tatok_pipe.records import ImageSample, Quarantined
-from tatok_pipe.storage import ShardFile
 from tatok_pipe.tokens.format import token_shard_name
-from tests.storage.web import WebServer
-
-Row = dict[str, Any]
-
-
-def write_images(folder: Path, *names: str, data: bytes = b"an image") -> Path:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-    return folder
-
-
-def write_lines(path: Path, rows: Sequence[Row]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def write_table(path: Path, rows: Sequence[Row]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(list(rows)), path)
-    return path
-
-
-def plan(manifest: Path | str, place: Path, *, size: int = 2, **options: Any) -> list[ShardFile]:
-    where = ListPlace(str(place / "_input.parquet"), images_per_part=size, **options)
-    return find_image_shards(str(manifest), option="input.shards", place=where)
-
-
-def read(shard: ShardFile, **options: Any) -> list[ImageSample | Quarantined]:
-    with open_samples(shard.url, info=shard_info(shard.url), **options) as samples:
-        return list(samples)
-
-
-def contents(shards: list[ShardFile], **options: Any) -> dict[str, tuple[int | None, str | None]]:
-    """Label and caption by key."""
-    samples = [sample for shard in shards for sample in read(shard, **options)]
-    assert all(isinstance(sample, ImageSample) for sample in samples)
-    return {each.key: (each.label, each.caption) for each in samples if isinstance(each, ImageSample)}
-
-
-def refusal(manifest: Path | str, place: Path, **options: Any) -> str:
-    """The one line, without the name of the manifest. Nothing is written."""
-    with pytest.raises(UserError) as caught:
-        plan(manifest, place, **options)
-    message = str(caught.value)
-    assert caught.value.exit_code == 2 and "\n" not in message
-    assert not (place / "_input.parquet").exists()
-    start = f"input.shards={manifest}: "
-    assert message.startswith(start)
-    return message.removeprefix(start)
-
+from tests.images.manifests import Row, contents, plan, read, refusal, write_images, write_lines, write_table
 
 ROWS: list[Row] = [
     {"url": "dog/2.jpg", "label": "dog", "caption": "a dog"},
@@ -89,7 +36,10 @@ def test_what_the_rows_say(tmp_path: Path, write: Any) -> None:
     manifest = write(photos / ("list.jsonl" if write is write_lines else "list.parquet"), ROWS)
     shards = plan(manifest, tmp_path)
     assert [storage.canonical_url(shard.url) for shard in shards] == [f"{manifest}#{n:06d}" for n in range(2)]
-    assert are_parts(shards) and class_names_of(shards[0], DEFAULT_LIMITS) == ("cat", "dog")
+    assert storage.parse_part(shards[0].url) is not None and class_names_of(shards[0], DEFAULT_LIMITS) == (
+        "cat",
+        "dog",
+    )
     assert token_shard_name(shards[1].url).startswith("list-000001-")
     assert [shard.size_bytes for shard in shards] == [16, 8]
     assert [[sample.key for sample in read(shard)] for shard in shards] == [["3", "cat/1"], ["dog/2"]]
@@ -251,71 +201,6 @@ def test_many_images_of_one_folder(tmp_path: Path) -> None:
     assert errors == {"0", "1"} and shards[0].size_bytes == 38 * 8
 
 
-def test_a_web_server(tmp_path: Path) -> None:
-    files = {"/photos/a.jpg": b"an image", "/b": b"AN IMAGE", "/big.jpg": bytes(1000)}
-    with WebServer(files) as server:
-        rows = ["photos/a.jpg", "b?x=1", "gone.jpg", "big.jpg"]
-        manifest = write_lines(tmp_path / "m.jsonl", [{"url": f"{server.url}/{row}"} for row in rows])
-        told = refusal(manifest, tmp_path)
-        assert told == (
-            f"4 of 4 images are in another store than the manifest, first row 1: {server.url}/photos/a.jpg; "
-            "input.other_stores=true opens them"
-        )
-        (shard,) = plan(manifest, tmp_path, size=9, other_stores=True)
-        assert server.requests == []
-        assert len(shard.etag) == 32 and shard_info(shard.url) == storage.SourceInfo(0, shard.etag)
-        host = server.url.removeprefix("http://")
-        limits = ShardLimits(max_member_bytes=999)
-        found = {each.key.removeprefix(host): each for each in read(shard, limits=limits)}
-        images = {key: each.image for key, each in found.items() if isinstance(each, ImageSample)}
-        assert images == {"/photos/a": b"an image", "/b?x=1": b"AN IMAGE"}
-        errors = {key: each.error for key, each in found.items() if isinstance(each, Quarantined)}
-        assert errors == {"/gone": "NotFound", "/big": "TooManyBytes"}
-        gone = found["/gone"]
-        assert (
-            isinstance(gone, Quarantined)
-            and f"{server.url}/gone.jpg" in gone.message
-            and "404" in gone.message
-        )
-
-        # What passes is tried again; what does not is true of that image.
-        for statuses, expected in (
-            ([503, 0], None),
-            ([403], "NotServed"),
-            ([410], "NotFound"),
-            ([451], "NotServed"),
-        ):
-            server.statuses = list(statuses)
-            one = write_lines(tmp_path / "one.jsonl", [{"url": f"{server.url}/b"}])
-            (shard,) = plan(one, tmp_path / str(statuses), other_stores=True)
-            (sample,) = read(shard)
-            assert (sample.error if isinstance(sample, Quarantined) else None) == expected
-        server.coding = "gzip"
-        (sample,) = read(shard)
-        assert isinstance(sample, Quarantined) and "sends the file compressed" in sample.message
-
-
-def test_a_manifest_on_a_web_server(tmp_path: Path) -> None:
-    lines = b'{"url": "a b.jpg"}\n{"url": "/etc/hosts"}\n'
-    with WebServer({"/p/m.jsonl": lines, "/p/n.jsonl": lines[:19], "/p/a%20b.jpg": b"an image"}) as server:
-        told = refusal(f"{server.url}/p/m.jsonl", tmp_path)
-        assert told.startswith(
-            "1 of 2 images are in another store than the manifest, first row 2: /etc/hosts; "
-        )
-        (shard,) = plan(f"{server.url}/p/n.jsonl", tmp_path)
-        assert contents([shard]) == {"a b": (None, None)}
-
-
-def test_a_link_that_is_signed_anew_is_the_same(tmp_path: Path) -> None:
-    shards = []
-    for signature in ("one", "two"):
-        row = {"url": f"https://host/a.jpg?Signature={signature}&x=1"}
-        shards += plan(write_lines(tmp_path / "m.jsonl", [row]), tmp_path / "out", other_stores=True)
-    assert shards[0].etag == shards[1].etag
-    other = write_lines(tmp_path / "m.jsonl", [row | {"caption": "new"}])
-    assert plan(other, tmp_path / "out", other_stores=True)[0].etag != shards[0].etag
-
-
 def test_other_stores(tmp_path: Path) -> None:
     storage.publish_bytes(b"an image", "memory://elsewhere/a.jpg", exclusive=False)
     rows = [{"url": "memory://elsewhere/a.jpg"}, {"url": "memory://elsewhere/b.jpg"}]
@@ -416,14 +301,9 @@ def test_a_shard_with_images_is_no_manifest(tmp_path: Path) -> None:
     assert shard.url == f"{tmp_path}/a.parquet" and not (tmp_path / "_input.parquet").exists()
 
 
-def test_one_manifest_alone(tmp_path: Path) -> None:
+def test_a_manifest_is_no_image_shard(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        write_table(tmp_path / "tables" / f"{name}.parquet", [{"url": "a.jpg"}])
         write_lines(tmp_path / "lines" / f"{name}.jsonl", [{"url": "a.jpg"}])
-    told = "a manifest, and 1 more files are given; expected it alone"
-    for spec in (f"{tmp_path}/tables", f"{tmp_path}/lines/*.jsonl"):
-        with pytest.raises(UserError, match=rf"input.shards=.*/a\.\w+: {told}"):
-            plan(spec, tmp_path)
     with pytest.raises(UserError, match="a.jsonl: a manifest, expected image shards"):
         find_image_shards(f"{tmp_path}/lines/a.jsonl", option="input.shards")
     with pytest.raises(

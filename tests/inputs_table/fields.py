@@ -20,7 +20,8 @@ from tatok_pipe.images.fields import CAPTION_NAMES, LABEL_NAMES
 from tatok_pipe.images.folder import plan_folder
 from tatok_pipe.images.inner_tars import plan_inner_tars
 from tatok_pipe.images.limits import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
-from tatok_pipe.images.manifest import ADDRESS_COLUMNS, plan_manifest
+from tatok_pipe.images.manifest import plan_manifests
+from tatok_pipe.images.manifest_rows import ADDRESS_COLUMNS
 from tatok_pipe.images.notices import Notices
 from tatok_pipe.images.parquet_columns import IMAGE_COLUMNS, KEY_COLUMNS, META_COLUMNS
 from tatok_pipe.images.shards import ShardError
@@ -82,9 +83,12 @@ def section() -> str:
                 f"A Parquet file is one where no column holds images and one is called {_names(ADDRESS_COLUMNS)}, the "
                 "first of which that is there has the addresses; a `.jsonl` file always is. Keys, labels and captions "
                 "are in the columns that an image shard has them in, labels in `class_name` too; labels that are all "
-                "text of no numbers are names of classes, numbered in sorted order. Without a key, that is the address "
+                "text of no numbers are names of classes, numbered in sorted order, and numbers have the names that a "
+                "`ClassLabel` in Parquet's key `huggingface` gives them. Without a key, that is the address "
                 "below the folder of the manifest, elsewhere host and path, without the extension of an image. Other "
-                "columns, and files beside the images, are not read.",
+                "columns, and files beside the images, are not read. Several are read as one list; what contradicts in "
+                "them, a key that comes twice, numbers and names, other names of a `ClassLabel`, is refused, and keys "
+                "are relative to the folder that they have in common.",
                 "",
                 *_table(("rows", "what becomes of them"), _manifest_rows(path)),
                 "",
@@ -221,7 +225,7 @@ def _manifest_rows(folder: Path) -> Iterable[Sequence[str]]:
         manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
         shown = ", ".join(f"`{json.dumps(row)}`" for row in rows) or "none"
         try:
-            plan = plan_manifest(str(manifest), list_url=f"{root}/list.parquet")
+            plan = plan_manifests([str(manifest)], list_url=f"{root}/list.parquet")
         except UserError as error:
             yield shown, f"**refused**: {str(error).replace(f'{root}/', '')}"
             continue

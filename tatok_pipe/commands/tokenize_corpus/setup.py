@@ -15,8 +15,8 @@ from tatok_pipe.config.load import to_dict
 from tatok_pipe.config.shared_options import DEMO, DEMO_FOLDER
 from tatok_pipe.encoding.image_input import (
     ListPlace,
-    are_parts,
     class_names_of,
+    classes_by_name,
     find_image_shards,
     read_class_names,
     tell_output_inside,
@@ -122,7 +122,7 @@ def _class_names(
     """What the classes are called, given what an earlier run began with. Raises UserError where a folder or
     manifest has classes that cannot be told by their names."""
     found = class_names_of(shards[0], config.limits) if shards else ()
-    classes = found if are_parts(shards) and config.limits.wants("label") else ()
+    classes = classes_by_name(shards) if config.limits.wants("label") else ()
     if config.class_names is None:
         names = found if before is None else before.class_names
         new = [name for name in classes if name not in names]
