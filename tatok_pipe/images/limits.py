@@ -52,6 +52,13 @@ class ShardLimits:
     require_end_marker: bool = option(
         True, help="refuse a shard without tar's end-of-archive marker: its last members may be missing"
     )
+    max_silence_s: float = option(
+        30.0,
+        above=0,
+        help="how long a web server that a manifest names may be silent; one that does not answer, asked twice, is "
+        "not asked for more images for a quarter of an hour",
+        unit="s",
+    )
     ignore: list[str] = option(
         [],
         choices=IGNORABLE,

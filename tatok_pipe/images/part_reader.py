@@ -21,11 +21,14 @@ from tatok_pipe.images.parquet import check_class_names
 from tatok_pipe.images.sample_files import Named, group_samples
 from tatok_pipe.images.shards import LastingShardError
 from tatok_pipe.images.tar import Member
+from tatok_pipe.images.web_hosts import HostUnreachable, WebHosts
 from tatok_pipe.parallel import map_ahead
 from tatok_pipe.records import ImageSample, Quarantined
 from tatok_pipe.storage import LastingError, ListedPart, SourceInfo
 
 _CHUNK_BYTES = 4 << 20
+_UNREACHABLE = "HostUnreachable"
+_hosts = WebHosts()  # of this process, which reads many parts with images of the same servers
 _NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
@@ -83,10 +86,10 @@ def read_part_samples(
 
     The label is the place of the name of the image's class among `class_names`, or among those of the list; where it
     has none, the number that its files or its row tell; none where `limits` ignores labels. Of a manifest, an image
-    that is not there is quarantined as NotFound, and one that a web server refuses as NotServed. Raises
-    LastingShardError for a class that `class_names` lack, UnusableShard where its classes are numbers and are called
-    otherwise than `class_names`, OSError where a file is not as it was listed, and where a
-    store does not answer.
+    that is not there is quarantined as NotFound, one that a web server refuses as NotServed, and one whose web server
+    does not answer, although others do, as HostUnreachable. Raises LastingShardError for a class that `class_names`
+    lack, UnusableShard where its classes are numbers and are called otherwise than `class_names`, OSError where a file
+    is not as it was listed, where a store does not answer, and where no web server does.
     """
     files = content.files
     classes, called = (content.classes, content.class_names) if limits.wants("label") else ((), ())
@@ -170,7 +173,12 @@ def _read_rows(
         try:
             if file.size_bytes is not None:
                 return _read(url, file.size_bytes)
-            data = storage.read_at_most(url, limit + 1)
+            if storage.is_http(storage.open_filesystem(url)[0]):
+                data = _hosts.read(url, limit + 1, silence_s=limits.max_silence_s)
+            else:
+                data = storage.read_at_most(url, limit + 1)
+        except HostUnreachable as error:
+            return _Refusal(_UNREACHABLE, str(error))
         except _NOT_THERE as error:
             return _Refusal("NotFound", _in_one_line(error))
         except LastingError as error:
@@ -182,11 +190,19 @@ def _read_rows(
             return _Refusal("NotServed", _in_one_line(error))
         return _Refusal("TooManyBytes", f"more than max_member_bytes={limit}") if len(data) > limit else data
 
+    unreached = ""
     with ThreadPoolExecutor(num_parallel, "manifest") as pool:
         fetched = map_ahead(pool, fetch, files, max_items=num_parallel)
         for file, data in zip(files, fetched, strict=True):
+            if isinstance(data, _Refusal) and data.error == _UNREACHABLE:
+                unreached = unreached or data.message
             _hash(file, data if isinstance(data, bytes) else None, part, hasher)
             yield file.class_name, _make_sample(file, data, limits)
+    if unreached and not _hosts.has_answer:
+        raise OSError(
+            f"{storage.redact(str(part))}: none of its web servers answers, {unreached}, first; where this machine has "
+            "its network, take out the rows of servers that are gone"
+        )
 
 
 def _make_sample(file: ListedFile, data: bytes | _Refusal, limits: ShardLimits) -> ImageSample | Quarantined:

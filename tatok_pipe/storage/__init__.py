@@ -6,7 +6,7 @@ dataset ever holds a secret; endpoints come from there or from `StorageConfig`.
 """
 
 from tatok_pipe.storage.content import HashingReader, hash_file
-from tatok_pipe.storage.faults import LastingError
+from tatok_pipe.storage.faults import LastingError, why_unreachable
 from tatok_pipe.storage.files import (
     ListedFile,
     SourceInfo,
@@ -89,4 +89,5 @@ __all__ = [
     "scan_files",
     "source_gives_ranges",
     "store_of",
+    "why_unreachable",
 ]

@@ -61,6 +61,8 @@ _CREDENTIAL_NAMES = {
     "TokenRetrievalError", "UnauthorizedSSOTokenError", "SSOTokenLoadError", "DefaultCredentialsError", "RefreshError",
     "CredentialUnavailableError",
 }  # fmt: skip
+# What a proxy in front of a web server says where it cannot reach that: Cloudflare's own statuses.
+_UNREACHED_STATUS = {521, 522, 523, 525, 526, 530}
 _MAX_CAUSES = 8
 
 
@@ -122,6 +124,29 @@ def is_transient(error: BaseException) -> bool:
     if any(_class_names(each) & _TRANSIENT_NAMES.get(_client(each).rstrip("2"), set()) for each in causes):
         return True
     return isinstance(told, OSError) and told.errno not in _PERMANENT_ERRNO
+
+
+def why_unreachable(error: BaseException) -> str:
+    """Why a web server did not answer, the same words for every file of it; empty where it did, or where it is another
+    error than one of reaching it."""
+    causes = _causes(error)
+    names = set().union(*map(_class_names, causes))
+    status = http_status(error)
+    if status in _UNREACHED_STATUS:
+        return f"the proxy in front of it answers {status}, which says that it does not reach it"
+    if status is not None or not any(_client(each) == "aiohttp" for each in causes) or names & _LASTING_NAMES:
+        return ""
+    if names & {"gaierror", "ClientConnectorDNSError"}:
+        return "no address is found for its name"
+    if "TimeoutError" in names:
+        return "it does not answer in time"
+    if "ConnectionRefusedError" in names:
+        return "it refuses connections"
+    return (
+        "it takes no connections, or drops them"
+        if names & {"ClientOSError", "ServerDisconnectedError"}
+        else ""
+    )
 
 
 def lacks_credentials(fault: Fault) -> bool:

@@ -106,16 +106,19 @@ def read_bytes(url: str) -> bytes:
     return retry.call(lambda: filesystem.cat_file(path), url=url)
 
 
-def read_at_most(url: str, num_bytes: int) -> bytes:
-    """The content of a file whose size nobody knows; of one with more than `num_bytes` those."""
+def read_at_most(
+    url: str, num_bytes: int, *, silence_s: float | None = None, num_attempts: int = retry.NUM_ATTEMPTS
+) -> bytes:
+    """The content of a file whose size nobody knows; of one with more than `num_bytes` those. A web server is asked
+    `num_attempts` times, and given up each time when it is silent for `silence_s`, where that is given."""
     filesystem, path = open_filesystem(url)
     if is_http(filesystem):
 
         def download() -> bytes:
-            with http.Download(filesystem, path) as answer:
+            with http.Download(filesystem, path, silence_s=silence_s) as answer:
                 return answer.read(num_bytes)
 
-        return retry.call(download, url=url)
+        return retry.call(download, url=url, num_attempts=num_attempts)
     stop = min(num_bytes, file_info(url).size_bytes)
     return retry.call(lambda: read_range(filesystem, path, 0, stop), url=url)
 

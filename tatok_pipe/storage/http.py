@@ -87,14 +87,18 @@ def read_tail(filesystem: Any, url: str, start: int, size_bytes: int) -> bytes:
 
 
 class Download:
-    """The whole file in one answer, read from its beginning to its end. For one thread, but for `close`."""
+    """The whole file in one answer, read from its beginning to its end. For one thread, but for `close`. A server that
+    is silent for `silence_s` is given up."""
 
-    def __init__(self, filesystem: Any, url: str) -> None:
+    def __init__(self, filesystem: Any, url: str, *, silence_s: float | None = None) -> None:
         self._filesystem = filesystem
         self.position = 0
+        timeout = _TIMEOUT
+        if silence_s is not None:
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=silence_s, sock_read=silence_s)
 
         async def start() -> aiohttp.ClientResponse:
-            answer = await _request(filesystem, "GET", url, {})
+            answer = await _request(filesystem, "GET", url, {}, timeout)
             try:
                 _check(answer, url)
             except BaseException:
@@ -129,12 +133,16 @@ class Download:
 
 
 async def _request(
-    filesystem: Any, method: str, url: str, headers: Mapping[str, str]
+    filesystem: Any,
+    method: str,
+    url: str,
+    headers: Mapping[str, str],
+    timeout: aiohttp.ClientTimeout = _TIMEOUT,
 ) -> aiohttp.ClientResponse:
     session = await filesystem.set_session()
     options = dict(filesystem.kwargs)
     options["headers"] = {"Accept-Encoding": "identity", **options.get("headers", {}), **headers}
-    options.setdefault("timeout", _TIMEOUT)
+    options.setdefault("timeout", timeout)
     return await session.request(method, filesystem.encode_url(url), allow_redirects=True, **options)
 
 
