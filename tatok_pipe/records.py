@@ -48,7 +48,7 @@ class DecodedImage:
 
 @dataclass(frozen=True)
 class TokenRecord:
-    """One row of a token dataset (format 2). K globals; M kept of N patches, in raster order."""
+    """One row of a token dataset (format 3). K globals; M kept of N patches, in raster order."""
 
     key: str
     label: int | None
@@ -63,7 +63,7 @@ class TokenRecord:
     entropy_total: float  # nats, over all N patches
     entropy_dropped: float  # nats, over the N - M dropped ones
     mutual_information: float | None = None  # nats, the estimate of I(G; P)
-    patch_entropy: np.ndarray | None = None  # (N,) float16 nats
+    patch_entropy: np.ndarray | None = None  # (N,) float32 nats
 
     @property
     def num_tokens(self) -> int:

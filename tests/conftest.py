@@ -137,5 +137,5 @@ def _make_token_record(spec: TokenSpec, index: int, random: np.random.Generator)
         entropy_total=float(entropy.sum()),
         entropy_dropped=float(np.delete(entropy, positions).sum()),
         mutual_information=float(random.normal(5.0, 2.0)) if is_odd else None,
-        patch_entropy=entropy.astype(np.float16) if random.integers(0, 2) else None,
+        patch_entropy=entropy.astype(np.float32) if random.integers(0, 2) else None,
     )

@@ -85,7 +85,7 @@ class BatchEncoder:
                     entropy_total=float(exact[row].sum()),
                     entropy_dropped=float(exact[row, ~kept].sum()),
                     mutual_information=None if information is None else float(information[row]),
-                    patch_entropy=entropy[row].astype(np.float16) if self.patch_entropy else None,
+                    patch_entropy=entropy[row].astype(np.float32) if self.patch_entropy else None,
                 )
             )
         return records

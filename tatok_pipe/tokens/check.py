@@ -1,7 +1,7 @@
 """Whether a token shard or quarantine file is whole and says what it should: before its commit, and at any time after.
 
 Nothing here trusts the file. Pages are read with their checksums, the schema and the footer are compared with what
-they must be, every row is held against the rules of format 2, and the statistics and the digest of the
+they must be, every row is held against the rules of format 3, and the statistics and the digest of the
 content are made again.
 """
 
@@ -33,7 +33,7 @@ class Damage(StrEnum):
 
     # of a token shard
     UNREADABLE = "unreadable"  # no whole Parquet file, a broken page, or a footer that is not ours
-    SCHEMA = "schema"  # other columns than format 2 has
+    SCHEMA = "schema"  # other columns than format 3 has
     SPEC = "spec"  # made by another tokenizer, or with other settings
     ROWS = "rows"  # a row breaks a rule of the format
     KEYS = "keys"  # a key comes twice

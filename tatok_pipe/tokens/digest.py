@@ -31,7 +31,7 @@ _NUMBERS = {
     "entropy_dropped": "<f4",
     "mutual_information": "<f4",
 }
-_LISTS = {"global_codes": "<u4", "patch_codes": "<u4", "patch_positions": "<u2", "patch_entropy": "<f2"}
+_LISTS = {"global_codes": "<u4", "patch_codes": "<u4", "patch_positions": "<u2", "patch_entropy": "<f4"}
 _COLUMNS = (*_STRINGS, *_NUMBERS, *_LISTS)
 _MISSING = -1  # the length of what is null
 

@@ -1,4 +1,4 @@
-"""Token shards on disk, format 2: one Parquet file per image shard, which any Parquet reader reads.
+"""Token shards on disk, format 3: one Parquet file per image shard, which any Parquet reader reads.
 
 The bytes depend on the rows, the spec and the source alone: row groups have a fixed size however the rows
 came in, and nothing of the clock or the machine is written.
@@ -173,7 +173,7 @@ def empty_statistics(spec: TokenSpec) -> ShardStatistics:
 
 
 def to_table(records: Sequence[TokenRecord], schema: pa.Schema) -> pa.Table:
-    """The rows as a table of `token_schema`; `to_records` is the inverse, up to float32 and float16."""
+    """The rows as a table of `token_schema`; `to_records` is the inverse, up to float32."""
     columns: dict[str, Any] = {
         name: pa.array([getattr(record, name) for record in records], schema.field(name).type)
         for name in (
@@ -240,7 +240,7 @@ def read_shard_metadata(url: str) -> ShardMetadata:
 
 
 def parse_footer(footer: pq.FileMetaData, url: str) -> ShardMetadata:
-    """What the footer of the token shard at `url` says. Raises UserError where that is not format 2."""
+    """What the footer of the token shard at `url` says. Raises UserError where that is not format 3."""
     prefix = _PREFIX.encode()
     texts = {
         name.removeprefix(prefix).decode("utf-8", "replace"): value

@@ -1,4 +1,4 @@
-"""What every row of format 2 obeys: of one record before it is written, of a whole table after it is read.
+"""What every row of format 3 obeys: of one record before it is written, of a whole table after it is read.
 
 Letters: B rows, K globals, M kept of N patches, V_g and V_p codes.
 """
@@ -16,9 +16,9 @@ from tatok_pipe.records import TokenRecord
 from tatok_pipe.tokens.columns import list_lengths, to_numpy
 from tatok_pipe.tokens.spec import TokenSpec
 
-# Half of the distance of two float16 values: relative where they are normal, absolute below 2^-14.
-_HALF_ULP_FLOAT16 = 2.0**-11
-_HALF_STEP_SUBNORMAL = 2.0**-25
+# Half of the distance of two float32 values: relative where they are normal, absolute below 2^-126.
+_HALF_ULP = 2.0**-24
+_HALF_STEP_SUBNORMAL = 2.0**-150
 
 
 def check_record(record: TokenRecord, spec: TokenSpec) -> None:
@@ -155,11 +155,8 @@ class _Batch:
         totals = stored.sum(1)
         kept_nats = stored[self.rows, self.positions]  # (sum of M,)
         kept = np.bincount(self.rows, kept_nats, minlength=len(present))  # (B,)
-        # What rounding N entropies to float16, and a sum to float32, can make of a sum of nats at most.
-        slack = (
-            self.total.astype(np.float64) * (_HALF_ULP_FLOAT16 + 2.0**-22)
-            + num_patches * _HALF_STEP_SUBNORMAL
-        )
+        # What rounding N entropies and a sum to float32 can make of a sum of nats at most.
+        slack = self.total.astype(np.float64) * (_HALF_ULP + 2.0**-22) + num_patches * _HALF_STEP_SUBNORMAL
         for name, nats, sums in (
             ("entropy_total", self.total, totals),
             ("entropy_dropped", self.dropped, totals - kept),

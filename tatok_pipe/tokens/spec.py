@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from tatok_pipe.class_names import are_names, difference_of_names
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MAX_PATCHES = 1 << 16  # positions are uint16
 MAX_VOCAB = 1 << 24  # every shard carries a count per code
 
@@ -146,7 +146,7 @@ def code_type(vocab: int) -> pa.DataType:
 
 
 def token_schema(spec: TokenSpec) -> pa.Schema:
-    """The columns of a token shard, format 2: one row per image (per crop), in source order."""
+    """The columns of a token shard, format 3: one row per image (per crop), in source order."""
 
     def item(data_type: pa.DataType) -> pa.Field:
         return pa.field("element", data_type, nullable=False)
@@ -169,7 +169,7 @@ def token_schema(spec: TokenSpec) -> pa.Schema:
             pa.field("entropy_total", pa.float32(), nullable=False),  # nats
             pa.field("entropy_dropped", pa.float32(), nullable=False),  # nats
             pa.field("mutual_information", pa.float32()),  # nats
-            pa.field("patch_entropy", pa.list_(item(pa.float16()))),  # nats, all N
+            pa.field("patch_entropy", pa.list_(item(pa.float32()))),  # nats, all N; Spark reads no float16
         ]
     )
 

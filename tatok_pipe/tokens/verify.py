@@ -1,4 +1,4 @@
-"""Re-reading a whole token dataset: every byte of every shard, every promise of format 2, and what lies about.
+"""Re-reading a whole token dataset: every byte of every shard, every promise of format 3, and what lies about.
 
 It changes nothing and may run beside jobs that add shards. What it finds says what `repair_dataset` can do about it.
 """

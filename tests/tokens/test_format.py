@@ -119,7 +119,7 @@ def test_metadata_from_the_footer(
 def test_every_promised_key_is_plain_json_in_the_footer(tmp_path: Path, token_spec: TokenSpec) -> None:
     write(tmp_path / "x.parquet", token_spec, [])
     metadata = pq.read_metadata(tmp_path / "x.parquet").metadata
-    assert metadata[b"tatok.format_version"] == b"2"
+    assert metadata[b"tatok.format_version"] == b"3"
     assert metadata[b"tatok.tokenizer_fingerprint"] == f'"{token_spec.tokenizer_fingerprint}"'.encode()
     for name, value in (
         ("num_globals", 3),
@@ -167,7 +167,7 @@ def test_a_footer_that_is_not_what_it_should_be(
     ):
         values = {name: value for name, value in (ours | changes).items() if value is not None}
         pq.write_table(table.replace_schema_metadata(values), tmp_path / "y.parquet")
-        with pytest.raises(UserError, match=rf"its footer is not what format 2 asks for \({message}"):
+        with pytest.raises(UserError, match=rf"its footer is not what format 3 asks for \({message}"):
             read_shard_metadata(str(tmp_path / "y.parquet"))
 
 
@@ -175,9 +175,9 @@ def test_a_newer_format_version(
     tmp_path: Path, token_spec: TokenSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as later:
-        later.setattr(token_format, "FORMAT_VERSION", 3)
+        later.setattr(token_format, "FORMAT_VERSION", 4)
         write(tmp_path / "x.parquet", token_spec, [])
-    with pytest.raises(UserError, match="version 3, this program reads version 2"):
+    with pytest.raises(UserError, match="version 4, this program reads version 3"):
         read_shard_metadata(str(tmp_path / "x.parquet"))
 
 
@@ -196,7 +196,7 @@ def test_a_newer_format_version(
         ({"entropy_dropped": -1.0}, "entropy_dropped=-1.0"),
         ({"entropy_dropped": 1e3}, "entropy_dropped=1000.0, expected at most entropy_total="),
         ({"mutual_information": float("inf")}, "mutual_information=inf"),
-        ({"patch_entropy": np.zeros(15, np.float16)}, "15 patch entropies, expected 16"),
+        ({"patch_entropy": np.zeros(15, np.float32)}, "15 patch entropies, expected 16"),
     ],
 )
 def test_rows_that_break_the_format(

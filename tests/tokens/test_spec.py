@@ -73,7 +73,7 @@ def test_schema_is_format_1(token_spec: TokenSpec) -> None:
         ("entropy_total", "float", False),
         ("entropy_dropped", "float", False),
         ("mutual_information", "float", True),
-        ("patch_entropy", "list<element: halffloat not null>", True),
+        ("patch_entropy", "list<element: float not null>", True),
     ]
     assert [(each.name, str(each.type), each.nullable) for each in token_schema(token_spec)] == described
     assert [(each.name, str(each.type), each.nullable) for each in quarantine_schema()] == [

@@ -75,7 +75,7 @@ def break_statistics(footer: dict[bytes, bytes]) -> None:
 
 
 def break_format_version(footer: dict[bytes, bytes]) -> None:
-    footer[b"tatok.format_version"] = b"1"
+    footer[b"tatok.format_version"] = b"2"
 
 
 def swap_two_codes(rows: list[dict[str, Any]]) -> None:
@@ -94,7 +94,7 @@ DAMAGES: list[tuple[Damage, str, Callable[[Made, str], None]]] = [
     (Damage.UNREADABLE, "row group 0 cannot be read", lambda m, f: m.put(f, flip(m.read(f), 100))),
     (Damage.UNREADABLE, "is no whole Parquet file", lambda m, f: m.put(f, m.read(f)[:-20])),
     (Damage.UNREADABLE, "is no whole Parquet file", lambda m, f: m.put(f, b"")),
-    (Damage.UNREADABLE, "token format version 1", lambda m, f: m.rewrite(f, footer=break_format_version)),
+    (Damage.UNREADABLE, "token format version 2", lambda m, f: m.rewrite(f, footer=break_format_version)),
     (Damage.ROWS, "not strictly increasing", lambda m, f: m.rewrite(f, rows=swap_two_codes)),
     (Damage.STATISTICS, "num_images: 19, not 20", lambda m, f: m.rewrite(f, rows=lambda rows: rows.pop())),
     (Damage.CONTENT, "digest", lambda m, f: m.rewrite(f, rows=lambda rows: rows.reverse())),
@@ -425,9 +425,9 @@ def test_the_summary_of_an_earlier_run_is_true_of_it(made: Made) -> None:
     [
         (b"{", "is broken .Expecting"),
         (b"[]", "is broken .no format version"),
-        (b'{"format": 2}', "is broken .KeyError"),
-        (b'{"format": 2, "spec": {}, "description": {}}', "is broken .ValueError: token spec has fields"),
-        (b'{"format": 2, "spec": 5, "description": {}}', "is broken .TypeError"),
+        (b'{"format": 3}', "is broken .KeyError"),
+        (b'{"format": 3, "spec": {}, "description": {}}', "is broken .ValueError: token spec has fields"),
+        (b'{"format": 3, "spec": 5, "description": {}}', "is broken .TypeError"),
     ],
 )
 def test_a_broken_description_is_the_only_finding(made: Made, content: bytes, message: str) -> None:

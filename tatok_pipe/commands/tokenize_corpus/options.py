@@ -92,7 +92,7 @@ class RecordConfig:
     mutual_information: bool = option(
         False, help="estimate I(G; P) of every image, nats; one more pass of the entropy model"
     )
-    patch_entropy: bool = option(False, help="store the entropies of all patches, nats as float16")
+    patch_entropy: bool = option(False, help="store the entropies of all patches, nats as float32")
 
 
 @config_dataclass
