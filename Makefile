@@ -11,7 +11,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-all check format bench bench-check bench-tokenizer bench-recipes docs-inputs \
-	docs-reference docs-stores clean
+	docs-readers docs-reference docs-stores clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -55,6 +55,9 @@ bench-recipes: $(INSTALLED) ## what parts of the tokenizer's recipe are worth, b
 
 docs-inputs: $(INSTALLED) ## what is read and what is refused, tried and written into docs/inputs.md
 	$(PY) -m tests.inputs_table --write docs/inputs.md
+
+docs-readers: $(INSTALLED) ## how other programs read a token shard, tried and written into docs/readers.md
+	$(PY) -m tests.readers_table --write docs/readers.md
 
 docs-reference: $(INSTALLED) ## the options of all commands, written into docs/reference.md
 	$(PY) -m tools.reference --write docs/reference.md
