@@ -1,9 +1,10 @@
-"""An embedded Ray whose raylet dies: whoever waits for it is woken, or ended."""
+"""A Ray whose raylet, or whose head, dies: whoever waits for it is woken, or ended."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import pytest
 DRIVER = """
 import ctypes, subprocess, sys, time, types
 from tatok_pipe.runs.job import job_summary, run_entry
-from tatok_pipe.ray_runtime.watch import RayWatch
+from tatok_pipe.ray_runtime.watch import EmbeddedRay, RayWatch
 
 def main(argv):
     with job_summary("driver") as summary:
@@ -24,7 +25,7 @@ def main(argv):
             subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)
         )
         process = lambda popen: [types.SimpleNamespace(process=popen)]
-        watch = RayWatch({"raylet": process(raylet), "gcs_server": process(gcs)}, logs="/the/logs")
+        watch = RayWatch(EmbeddedRay({"raylet": process(raylet), "gcs_server": process(gcs)}, logs="/the/logs"))
         print(raylet.pid, gcs.pid, flush=True)
         try:
             if argv[0] == "stuck":
@@ -42,20 +43,41 @@ def main(argv):
 run_entry(main)
 """
 
+# Waits as `ray.get` does, while the head of a cluster answers at the address.
+JOINED = """
+import sys, time
+from tatok_pipe.runs.job import job_summary, run_entry
+from tatok_pipe.ray_runtime.watch import JoinedRay, RayWatch
+
+def main(argv):
+    with job_summary("driver") as summary:
+        summary.add({"images": 3})
+        watch = RayWatch(JoinedRay(argv[0]))
+        print("watching", flush=True)
+        time.sleep(30)
+
+run_entry(main)
+"""
+RAY_ENDS_US_S = 26  # of which 20 s are for telling it
+
 
 def start(tmp_path: Path, how: str) -> tuple[subprocess.Popen[str], list[int]]:
+    driver = run_driver(tmp_path, DRIVER, how)
+    assert driver.stdout is not None
+    return driver, [int(pid) for pid in driver.stdout.readline().split()]
+
+
+def run_driver(tmp_path: Path, code: str, *arguments: str, **env: str) -> subprocess.Popen[str]:
     path = tmp_path / "driver.py"
-    path.write_text(DRIVER)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-    driver = subprocess.Popen(
-        [sys.executable, str(path), how],
+    path.write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1]), **env}
+    return subprocess.Popen(
+        [sys.executable, str(path), *arguments],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert driver.stdout is not None
-    return driver, [int(pid) for pid in driver.stdout.readline().split()]
 
 
 @pytest.mark.parametrize("how", ["ask", "wait"])
@@ -91,3 +113,34 @@ def test_a_driver_that_cannot_be_woken_is_ended_with_its_summary(tmp_path: Path)
     *_, summary, line = errors.splitlines()
     assert line.startswith("error: Ray's raylet (SIGKILL) died")
     assert '"exit_code": 1, ' in summary and '"images": 3' in summary
+
+
+def test_a_head_that_stays_away_ends_the_job_before_ray_ends_the_process(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = "{}:{}".format(*head.getsockname())
+        driver = watch_head(tmp_path, address)
+        began = time.monotonic()
+    _, errors = driver.communicate(timeout=60)
+    took = time.monotonic() - began
+    assert driver.returncode == 1, errors
+    *_, summary, line = errors.splitlines()
+    assert line.startswith(f"error: the head of the Ray cluster at {address} has not answered for ")
+    assert '"exit_code": 1, ' in summary and '"images": 3' in summary
+    assert RAY_ENDS_US_S - 20 <= took < RAY_ENDS_US_S
+    assert "Traceback" not in errors
+
+
+def test_a_head_that_comes_back_ends_nothing(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        place = head.getsockname()
+        driver = watch_head(tmp_path, "{}:{}".format(*place))
+    time.sleep(4)
+    with socket.create_server(place):
+        _, errors = driver.communicate(timeout=60)
+    assert driver.returncode == 0, errors
+
+
+def watch_head(tmp_path: Path, address: str) -> subprocess.Popen[str]:
+    driver = run_driver(tmp_path, JOINED, address, RAY_gcs_rpc_server_reconnect_timeout_s=str(RAY_ENDS_US_S))
+    assert driver.stdout is not None and driver.stdout.readline() == "watching\n"
+    return driver

@@ -21,7 +21,7 @@ from ray._private.state import (
 from tatok_pipe.errors import EXIT_FAILED_SHARDS, UserError
 from tatok_pipe.ray_runtime.address import check_answers, is_known_on_all_nodes
 from tatok_pipe.ray_runtime.cpus import usable_cpus
-from tatok_pipe.ray_runtime.watch import RayWatch
+from tatok_pipe.ray_runtime.watch import EmbeddedRay, JoinedRay, RayWatch
 from tatok_pipe.runs.stop_signal import signals_held
 from tatok_pipe.storage.settings import ENVIRONMENT as STORAGE_SETTINGS
 
@@ -51,7 +51,7 @@ class RayStartError(UserError):
     exit_code = EXIT_FAILED_SHARDS
 
 
-_watches: list[RayWatch] = []  # of the embedded Ray that this process started, at most one
+_watches: list[RayWatch] = []  # of the Ray that this process started or joined, at most one
 
 
 def check_ray_can_start() -> None:
@@ -104,19 +104,21 @@ def start_ray(*, for_training: bool = False) -> None:
     # Ray puts handlers of its own in place, of which one ends the process with a dump of its stack.
     with signals_held():
         _init(address, environment, embedded)
+        node: Any = ray._private.worker._global_node  # nothing public tells of its processes
         if not address:
-            node: Any = ray._private.worker._global_node  # nothing public tells of its processes
-            _watches.append(RayWatch(node.all_processes, logs=node.get_logs_dir_path()))
+            _watches.append(RayWatch(EmbeddedRay(node.all_processes, logs=node.get_logs_dir_path())))
+        elif node is not None:  # not where a proxy of Ray's (`ray://`) is asked for everything
+            _watches.append(RayWatch(JoinedRay(node.gcs_address)))
 
 
 def has_ray_died() -> bool:
-    """Whether an embedded Ray of ours is gone, so that calls of it wait for ever."""
+    """Whether our embedded Ray, or the head of the cluster that we joined, is gone, so that calls wait for ever."""
     return any(watch.has_died for watch in _watches)
 
 
 def check_ray() -> None:
-    """Raise RayDiedError where an embedded Ray of ours is gone, and nothing will answer any more; KeyboardInterrupt
-    where it went with a signal to the whole job."""
+    """Raise RayDiedError where `has_ray_died`, and nothing will answer any more; KeyboardInterrupt where it went with a
+    signal to the whole job."""
     for watch in _watches:
         watch.check()
 

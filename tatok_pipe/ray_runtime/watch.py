@@ -1,13 +1,14 @@
-"""A watch on an embedded Ray: where its raylet or GCS server dies, a driver would wait for ever."""
+"""A watch on Ray: where what it cannot be without is gone, a driver would wait for ever, or be ended without a word."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 from tatok_pipe.errors import EXIT_FAILED_SHARDS, UserError
 from tatok_pipe.runs import job
@@ -17,26 +18,105 @@ _SIGNAL_FIRST_S = 2.0  # a SIGTERM to every process of the job may reach this on
 _WAKE_EVERY_S = 2.0
 _LEAVE_S = 10.0  # after which a driver that could not be woken is ended
 _NEEDED = ("raylet", "gcs_server")
+# How long Ray tries to reach the head of a cluster before it ends the process, with exit code 1 and a line of its own.
+_RAY_ENDS_US = "RAY_gcs_rpc_server_reconnect_timeout_s"
+_RAY_ENDS_US_S = 60.0
+_ASK_EVERY_S, _CONNECT_S = 2.0, 2.0
 
 
 class RayDiedError(UserError):
-    """A process that an embedded Ray cannot be without is gone, and everything that ran in it."""
+    """What Ray cannot be without is gone, and everything that ran in it."""
 
     exit_code = EXIT_FAILED_SHARDS
 
 
-class RayWatch:
-    """Looks after the processes of an embedded Ray (`Node.all_processes`: lists of what has a `process`, by kind).
+class Watched(Protocol):
+    """A Ray that somebody depends on."""
 
-    `check` raises once one of them is gone, for loops that call it. A main thread that waits inside of Ray is woken
-    with the same error by a signal (SIGUSR2), and where even that does not help the process is ended with its
-    summary, so that nothing of it lasts for more than some seconds.
-    """
+    def find_dead(self) -> str:
+        """What of it is gone for good, and what that means, in one line; empty while all lives."""
+        ...
+
+    def end(self) -> None:
+        """End what is left of it and serves nobody."""
+        ...
+
+
+class EmbeddedRay:
+    """One that this process started (`Node.all_processes`: lists of what has a `process`, by kind)."""
 
     def __init__(self, processes: dict[str, list[Any]], *, logs: str) -> None:
         self._processes = {kind: [info.process for info in infos] for kind, infos in processes.items()}
         self._logs = logs
         self._first = ""  # the kind that died first
+
+    def find_dead(self) -> str:
+        if not self._first:
+            for kind in _NEEDED:
+                for process in self._processes.get(kind, []):
+                    if not self._first and (code := process.poll()) is not None:
+                        told = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+                        self._first = f"{kind} ({told})"
+        if not self._first:
+            return ""
+        return (
+            f"Ray's {self._first} died, and with it every process of this run; its last words are in {self._logs}; "
+            "what is finished stays, the same command does the rest"
+        )
+
+    def end(self) -> None:
+        for process in (process for processes in self._processes.values() for process in processes):
+            process.kill()  # it may outlive us
+
+
+class JoinedRay:
+    """A cluster that somebody else started, with the GCS server of its head at `address`, HOST:PORT.
+
+    A head may come back (Kubernetes with Redis); Ray waits for that for a minute and then ends this process. We are
+    earlier by as much as it takes to tell.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._patience_s = float(os.environ.get(_RAY_ENDS_US, _RAY_ENDS_US_S)) - 2 * _LEAVE_S
+        self._asked_s = self._answered_s = time.monotonic()
+        self._told = ""
+
+    def find_dead(self) -> str:
+        if not self._told and time.monotonic() - self._asked_s > _ASK_EVERY_S and not self._answers():
+            silent_s = time.monotonic() - self._answered_s
+            if silent_s > self._patience_s:
+                self._told = (
+                    f"the head of the Ray cluster at {self._address} has not answered for {silent_s:.0f} s; what is "
+                    "finished stays, the same command does the rest once there is a cluster again"
+                )
+        return self._told
+
+    def end(self) -> None:
+        pass
+
+    def _answers(self) -> bool:
+        self._asked_s = time.monotonic()
+        host, _, port = self._address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+        except OSError:
+            return False
+        self._answered_s = time.monotonic()
+        return True
+
+
+class RayWatch:
+    """Looks after a Ray.
+
+    `check` raises once something of it is gone, for loops that call it. A main thread that waits inside of Ray is woken
+    with the same error by a signal (SIGUSR2), and where even that does not help the process is ended with its
+    summary, so that nothing of it lasts for more than some seconds.
+    """
+
+    def __init__(self, watched: Watched) -> None:
+        self._watched = watched
+        self._dead = ""
         self._dead_s = 0.0  # when that was seen
         self._is_closed = threading.Event()
         self._can_wake = threading.current_thread() is threading.main_thread()
@@ -46,38 +126,31 @@ class RayWatch:
 
     @property
     def has_died(self) -> bool:
-        return bool(self._dead())
+        return bool(self._find_dead())
 
     def check(self) -> None:
         """Raise RayDiedError where Ray is gone, KeyboardInterrupt where that is what a signal to all has done."""
-        if not job.is_running() or not (dead := self._dead()):
+        if not job.is_running() or not (dead := self._find_dead()):
             return
         while not job.was_interrupted() and time.monotonic() < self._dead_s + _SIGNAL_FIRST_S:
             time.sleep(0.1)
         if job.was_interrupted():
             raise KeyboardInterrupt
-        raise self._died(dead)
+        raise RayDiedError(dead)
 
     def close(self) -> None:
         """Look no more: this Ray was shut down."""
         self._is_closed.set()
 
     def _look(self) -> None:
-        while not (dead := self._dead()):
+        while not (dead := self._find_dead()):
             if self._is_closed.wait(_LOOK_EVERY_S):
                 return
         if self._is_closed.wait(_SIGNAL_FIRST_S):
             return
-        for process in (process for processes in self._processes.values() for process in processes):
-            process.kill()  # what is left of it serves nobody, and may outlive us
+        self._watched.end()
         if self._can_wake:
-            self._wake(self._died(dead))
-
-    def _died(self, dead: str) -> RayDiedError:
-        return RayDiedError(
-            f"Ray's {dead} died, and with it every process of this run; its last words are in {self._logs}; what is "
-            "finished stays, the same command does the rest"
-        )
+            self._wake(RayDiedError(dead))
 
     def _wake(self, error: RayDiedError) -> None:
         until = time.monotonic() + _LEAVE_S
@@ -87,17 +160,12 @@ class RayWatch:
             os.kill(os.getpid(), signal.SIGUSR2)
         job.end_now(error)
 
-    def _dead(self) -> str:
-        """The kind of process that went first, with what is known of its end; empty while all live."""
-        if not self._first:
-            for kind in _NEEDED:
-                for process in self._processes.get(kind, []):
-                    if (code := process.poll()) is not None:
-                        self._dead_s = time.monotonic()
-                        told = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-                        self._first = f"{kind} ({told})"
-                        return self._first
-        return self._first
+    def _find_dead(self) -> str:
+        """What is gone, in one line; empty while all lives."""
+        if not self._dead and (dead := self._watched.find_dead()):
+            self._dead_s = time.monotonic()
+            self._dead = dead
+        return self._dead
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
         self.check()
