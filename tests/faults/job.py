@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tatok_pipe import storage
+from tests.faults.processes import Family
 
 TIMEOUT_S = 200.0
 # They watch their raylet, and then tell the GCS of its end for up to a minute, although that is gone as well. They
@@ -41,7 +41,6 @@ class Job:
     def __init__(self, arguments: list[str], *, env: Mapping[str, str], folder: Path) -> None:
         self._log = folder / f"stderr-{time.monotonic_ns()}.txt"
         self._start = time.monotonic()
-        self._known: dict[int, str] = {}
         with open(self._log, "wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tatok_pipe.tokenize_corpus", *arguments],
@@ -50,18 +49,18 @@ class Job:
                 stderr=log,
                 start_new_session=True,
             )
+        self.family = Family(self.process.pid)
 
     def __enter__(self) -> Job:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.remember_processes()
+        self.family.remember()
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
         self.left_over(within_s=10)
-        for pid in self._alive():
-            _kill(pid)
+        self.family.kill()
 
     @property
     def stderr(self) -> str:
@@ -71,7 +70,7 @@ class Job:
         """The end of the job. Raises AssertionError with its stderr where it does not come in time."""
         deadline = time.monotonic() + timeout_s
         while True:
-            self.remember_processes()
+            self.family.remember()
             try:
                 code = self.process.wait(timeout=1)
             except subprocess.TimeoutExpired:
@@ -91,40 +90,21 @@ class Job:
 
     def kill(self, *, group: bool) -> None:
         """SIGKILL to the driver alone, or to every process that it started, too."""
-        self.remember_processes()
+        self.family.remember()
         self.process.kill()
         if group:
-            for pid in self._alive():
-                _kill(pid)
+            self.family.kill()
         self.process.wait()
-
-    def remember_processes(self) -> None:
-        """Note every process of the job that runs now: descendants lose their parent when the driver dies."""
-        parents, sessions = _process_table()
-        members = {self.process.pid, *self._known}
-        members |= {pid for pid, session in sessions.items() if session == self.process.pid}
-        grown = True
-        while grown:
-            found = {pid for pid, parent in parents.items() if parent in members} - members
-            members |= found
-            grown = bool(found)
-        for pid in members & parents.keys():
-            self._known.setdefault(pid, _birth(pid))
 
     def left_over(self, *, within_s: float) -> list[str]:
         """Command lines of what of the job still runs after `within_s`, Ray's agents on their way out aside."""
         deadline = time.monotonic() + within_s
         while True:
-            self.remember_processes()
-            shown = [_command_line(pid) for pid in self._alive()]
-            shown = [line for line in shown if line and not line.startswith(_AGENTS)]
+            self.family.remember()
+            shown = [line for line in self.family.alive().values() if not line.startswith(_AGENTS)]
             if not shown or time.monotonic() > deadline:
                 return shown
             time.sleep(0.1)
-
-    def _alive(self) -> list[int]:
-        # A number may belong to another process by now, so the time of birth counts too.
-        return [pid for pid, birth in self._known.items() if birth and _birth(pid) == birth]
 
 
 def run(arguments: list[str], *, env: Mapping[str, str], folder: Path) -> Done:
@@ -169,38 +149,3 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def _process_table() -> tuple[dict[int, int], dict[int, int]]:
-    """Parent and session of every process, by pid."""
-    parents, sessions = {}, {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and (fields := _stat(int(entry.name))):
-            parents[int(entry.name)], sessions[int(entry.name)] = int(fields[1]), int(fields[3])
-    return parents, sessions
-
-
-def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat behind the name: state, parent, group, session, ...; empty where it is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
-def _birth(pid: int) -> str:
-    fields = _stat(pid)
-    return fields[19] if fields and fields[0] != "Z" else ""
-
-
-def _command_line(pid: int) -> str:
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
-        return words.decode(errors="replace").strip()[:200]
-    except OSError:
-        return ""
-
-
-def _kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)

@@ -40,7 +40,7 @@ class RayHead:
 @contextmanager
 def ray_head(env: Mapping[str, str], *, num_cpus: int = 2) -> Iterator[RayHead]:
     """Start a head on free ports, which inherits `env`; it and all that it started are gone at the end."""
-    gcs, dashboard, client, metrics, agent = _free_ports(5)
+    gcs, dashboard, client, metrics, agent = free_ports(5)
     folder = tempfile.mkdtemp(prefix="tatok-ray-")  # short: Ray's sockets lie in it
     environment = {
         **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
@@ -93,7 +93,7 @@ def _wait(process: subprocess.Popen[bytes], head: RayHead, log: Path) -> None:
             time.sleep(0.2)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     try:
         return [one.getsockname()[1] for one in sockets]
