@@ -125,9 +125,17 @@ def test_impossible_groups_of_workers_are_refused(options: dict[str, Any], messa
         ({"min": 4}, 0, (4, 4)),
     ],
 )
+@pytest.mark.parametrize("where", ["cluster", "machine"])
 def test_a_group_has_a_worker_for_each_gpu(
-    options: dict[str, Any], gpus: float, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any],
+    gpus: float,
+    expected: tuple[int, int],
+    where: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    has_ray = where == "cluster"
+    monkeypatch.setattr("ray.is_initialized", lambda: has_ray)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3 if has_ray else gpus)
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0} | ({"GPU": gpus} if gpus else {}))
     assert plan_workers(ElasticWorkersConfig(**options)) == expected
 

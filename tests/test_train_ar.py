@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 
 from tatok_pipe import train_ar
@@ -239,6 +240,29 @@ def test_nothing_is_begun_where_another_training_lives_or_nothing_can_be_written
         assert [path.name for path in (tmp_path / "out").iterdir()] == [LEASE]
     told = "output.url=/proc/nothing/out: cannot be written: "
     assert_told(train_ar.main, [*given, "output.url=/proc/nothing/out"], told)
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_rows_that_are_mostly_padding_are_told_before_ray_starts(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, num_workers: int
+) -> None:
+    given = [*command(folder)[3:], "packing.row_tokens=1024", "training.batch_tokens=65536"]
+    given += [f"workers.max={num_workers}", "validation.share=0", f"output.url={tmp_path}/out"]
+    with hold_output(f"{tmp_path}/out", StopSignal()):  # refused where Ray would be started
+        assert_told(train_ar.main, given, "a run that lives writes there", code=3)
+    assert not ray.is_initialized()
+    (told,) = [message for message in caplog.messages if "the rest is padding" in message]
+    # An image is its condition, globals and kept patches; all fit into one step of 64 rows, of which each of three
+    # workers has 22, the last ones empty: all are of whole microbatches of 2.
+    rows = [*make_rows(70), *make_rows(50, first=70)]
+    num_elements = sum(1 + len(row.global_codes) + len(row.patch_codes) for row in rows)
+    share = 100 * num_elements / ({1: 64, 3: 66}[num_workers] * 1024)
+    assert told.startswith(f"{share:.1f} % of a step's 64 rows is tokens, the rest is padding"), told
+    fitting = re.findall(r"(?:packing|training)\.\w+=\d+", told)
+    caplog.clear()
+    with hold_output(f"{tmp_path}/out", StopSignal()):
+        assert_told(train_ar.main, [*given, *fitting], "a run that lives writes there", code=3)
+    assert len(fitting) == 3 and "padding" not in caplog.text
 
 
 def test_a_mistake_is_one_line(folder: Path, tmp_path: Path) -> None:

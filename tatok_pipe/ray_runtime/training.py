@@ -16,6 +16,7 @@ import pyarrow.fs
 import ray
 import ray.exceptions
 import ray.train
+import torch
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -52,9 +53,12 @@ class TrainingLostError(UserError):
 
 
 def plan_workers(config: ElasticWorkersConfig) -> tuple[int, int]:
-    """(fewest, most) workers on the cluster that was joined."""
-    most = config.max or max(config.min, int(ray.cluster_resources().get("GPU", 0)))
-    return config.min, most
+    """(fewest, most) workers: on the cluster that was joined, or, where Ray is still to be started, on the GPUs that
+    it will find on this machine."""
+    if config.max:
+        return config.min, config.max
+    num_gpus = ray.cluster_resources().get("GPU", 0) if ray.is_initialized() else torch.cuda.device_count()
+    return config.min, max(config.min, int(num_gpus))
 
 
 def run_training(

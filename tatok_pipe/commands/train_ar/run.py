@@ -67,6 +67,7 @@ def run(config: TrainArConfig, *, argv: list[str], summary: JobSummary) -> int:
     settings = list_settings(to_dict(config), num_steps=num_steps)
     _check_earlier(output_url, config, dataset.spec, settings, num_steps=num_steps)
     split = _survey(config, dataset)
+    _show_fill(config, dataset, num_workers=plan_workers(config.workers)[1])
     run = GeneratorRun(
         entry="train_ar",
         command=" ".join(["python -m tatok_pipe.train_ar", *map(storage.redact_argument, argv)]),
@@ -114,7 +115,6 @@ def _start(config: TrainArConfig, dataset: TrainingSet, *, num_steps: int) -> tu
     start_ray(for_training=True)
     num_workers = plan_workers(config.workers)
     _show(config, dataset, num_steps=num_steps, num_workers=num_workers[1])
-    _show_fill(config, dataset, num_workers=num_workers[1])
     return num_workers
 
 
