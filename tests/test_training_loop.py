@@ -203,6 +203,25 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_word(
     assert any(each.startswith("resumed at step 3 from step-000000003-") for each in caplog.messages)
 
 
+@pytest.mark.parametrize("attempt", ["00000000", "ffffffff"])
+def test_a_damaged_checkpoint_is_replaced_by_the_next_of_its_step(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture, attempt: str
+) -> None:
+    """Whatever the order of the names of both attempts."""
+    world.stops_at = 6
+    train(world, tmp_path)
+    assert steps(tmp_path) == [3, 6]
+    (newest,) = (tmp_path / "checkpoints").glob("step-000000006-*")
+    damaged = newest.rename(newest.with_name(f"step-000000006-{attempt}"))
+    (damaged / "weight").write_text("16.0")
+    assert train(world, tmp_path).weight == 21
+    assert steps(tmp_path) == [3, 6] and not damaged.exists()
+    world.stops_at = -1
+    with caplog.at_level(logging.INFO):
+        assert train(world, tmp_path).weight == 28
+    assert any(each.startswith("resumed at step 6 from step-000000006-") for each in caplog.messages)
+
+
 def test_changed_settings_are_told_and_written_down(
     world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

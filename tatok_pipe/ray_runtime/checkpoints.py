@@ -59,6 +59,7 @@ class Checkpoints:
         self._metrics = metrics
         # The same for all workers and another one for every attempt.
         self._attempt = ray.train.collective.broadcast_from_rank_zero(os.urandom(4).hex())
+        self._passed_over: set[CheckpointName] = set()  # damaged or not finished; of the leader
         self._saved_step = -1
         self._upload_error: UserError | None = None
         self._uploads: dict[str, threading.Event] = {}  # that were begun, by name; set where they are over
@@ -82,6 +83,7 @@ class Checkpoints:
                 if told := next(filter(None, self._worker.gather(problem)), ""):
                     if self._worker.leads:
                         logger.warning("%s: %s; going back to the one before", storage.redact(url), told)
+                        self._passed_over |= {name for name in [CheckpointName.parse(text)] if name}
                     continue
                 manifests = checkpoint_folder.read_manifests(folder)
                 counters = manifests[0]["trainer"]
@@ -124,7 +126,12 @@ class Checkpoints:
             raise self._upload_error
         if self._worker.leads:
             try:
-                checkpoint_folder.prune(self._url, newest=name, num_to_keep=self._run.num_checkpoints)
+                checkpoint_folder.prune(
+                    self._url,
+                    newest=name,
+                    num_to_keep=self._run.num_checkpoints,
+                    passed_over=self._passed_over,
+                )
             except OSError as error:
                 logger.warning("old checkpoints are not removed: %s", error)
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,23 +133,25 @@ def fetched(url: str, folder: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def prune(url: str, *, newest: CheckpointName, num_to_keep: int) -> None:
+def prune(
+    url: str, *, newest: CheckpointName, num_to_keep: int, passed_over: Collection[CheckpointName] = ()
+) -> None:
     """Remove the checkpoints older than the newest `num_to_keep` whole ones; `newest` is the last that was begun.
 
-    What a killed attempt began goes with its time. One newer than `newest` was passed over when this attempt began:
-    it does not count, and goes as soon as there is a whole one. Only names are looked at: a folder counts as whole
-    where it has a manifest of every process, so these must be the last that is written.
+    What a killed attempt began goes with its time. What was `passed_over` when this attempt began, and what is newer
+    than `newest`, does not count, and goes as soon as there is a whole one. Only names are looked at: a folder counts
+    as whole where it has a manifest of every process, so these must be the last that is written.
     """
-    passed_over, num_whole = [], 0
+    useless, num_whole = [], 0
     for name in list_checkpoints(url):
         place = storage.join(url, str(name))
-        if name > newest:
-            passed_over.append(place)
+        if name > newest or name in passed_over:
+            useless.append(place)
         elif num_whole >= num_to_keep:
             storage.remove_folder(place)
         elif _has_all_manifests(set(storage.list_files(place)), place):
             num_whole += 1
-    for place in passed_over if num_whole else []:
+    for place in useless if num_whole else []:
         storage.remove_folder(place)
 
 

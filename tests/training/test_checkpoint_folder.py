@@ -284,6 +284,25 @@ def test_a_checkpoint_that_was_passed_over_takes_no_place(tmp_path: Path) -> Non
     assert list_checkpoints(url) == [newest]
 
 
+def test_a_damaged_one_of_the_same_step_takes_no_place(tmp_path: Path) -> None:
+    """The training went back from step 20 to step 10 and is at step 20 again, or at the next that it saves."""
+    url, damaged = str(tmp_path), CheckpointName(20, "00000000")
+    for newest in (CheckpointName(20, "aaaaaaaa"), CheckpointName(25, "aaaaaaaa")):
+        finished(url, "step-000000005-ffffffff")
+        finished(url, "step-000000010-ffffffff")
+        finished(url, str(damaged))
+        finished(
+            url, str(newest), num_ranks=2, missing=1
+        )  # under way: what it went back to is all that there is
+        prune(url, newest=newest, num_to_keep=1, passed_over={damaged})
+        assert [name.step for name in list_checkpoints(url)] == [newest.step, 10]
+        finished(url, str(damaged))
+        finished(url, str(newest), num_ranks=2)
+        prune(url, newest=newest, num_to_keep=2, passed_over={damaged})
+        assert [str(name) for name in list_checkpoints(url)] == [str(newest), "step-000000010-ffffffff"]
+        storage.remove_folder(f"{url}/{newest}")
+
+
 @pytest.mark.parametrize("content", ["", "[]", "null", "{}", '{"num_ranks": null}', '{"num_ranks": "x"}'])
 def test_a_folder_with_an_unreadable_manifest_does_not_count(tmp_path: Path, content: str) -> None:
     finished(str(tmp_path), "step-000000010-aaaaaaaa")
