@@ -36,7 +36,7 @@ import time
 from dataclasses import dataclass
 
 from tatok_pipe.config.load import load_config
-from tatok_pipe.errors import RefusedError, mark_outside_cause
+from tatok_pipe.errors import RefusedError, UserError, mark_outside_cause
 from tatok_pipe.runs.job import job_summary, run_entry
 from tatok_pipe.config.options import option
 
@@ -44,6 +44,10 @@ from tatok_pipe.config.options import option
 @dataclass(frozen=True)
 class Config:
     do: str = option("nothing", help="What happens.")
+
+
+class DiedError(UserError):
+    exit_code = 1
 
 
 def main(argv):
@@ -71,6 +75,8 @@ def main(argv):
         print("a line")
     if config.do == "sleep":
         time.sleep(60)
+    if config.do == "die":
+        raise DiedError("Ray did not start")
     if config.do == "linger":
         atexit.register(lambda: [print("ending", flush=True), time.sleep(1), print("ended", flush=True)])
     if config.do == "hang":  # a thread that nobody ends
@@ -83,7 +89,7 @@ def main(argv):
 
 def summed_up(argv):
     with job_summary("an_entry") as summary:
-        if argv == ["doo=refuse"]:
+        if argv in (["doo=refuse"], ["do=die"]):
             return main(argv)
         summary.add({"images": 3, "rate": float("inf"), "url": "s3://b/ü"})
         summary.exit_code = main(argv) or 0
@@ -176,6 +182,14 @@ def test_a_job_ends_with_one_line_for_machines(do: str, code: int, status: str, 
     assert found == {
         "entry": "an_entry", "status": status, "exit_code": code, "images": 3, "rate": None, "url": "s3://b/ü",
     }  # fmt: skip
+
+
+def test_what_failed_before_it_had_a_figure_has_a_summary_too(start):
+    entry = start("do=die")
+    _, errors = entry.communicate(timeout=60)
+    *_, summary, line = errors.splitlines()
+    assert (entry.returncode, line) == (1, "error: Ray did not start")
+    assert '"status": "failed", "exit_code": 1, ' in summary and '"error": "Ray did not start"' in summary
 
 
 def test_a_refusal_without_a_place_names_those_it_may_be(

@@ -80,3 +80,40 @@ def test_a_signal_while_a_command_is_imported_ends_it_in_one_line(
     _, errors = command.communicate(timeout=30)
     assert (command.returncode, errors) == (4, "interrupted; run the same command again to go on\n")
     assert time.monotonic() - began < 10
+
+
+# Imports compile and run texts; and Python frees what modules hold when the exit code is known, with handlers gone.
+ENTRY = """
+import os, sys, time
+from tatok_pipe.runs.job import run_entry
+
+class Large:
+    def __del__(self):
+        os.write(1, b"here\\n")
+        time.sleep(3)
+
+def main(argv):
+    if argv == ["exec"]:
+        exec("print('here', flush=True); time.sleep(60)")
+    sys.modules[__name__].held = Large()
+    return 3
+
+run_entry(main)
+"""
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize(("where", "code"), [("exec", 4), ("end", 3)])
+def test_the_exit_code_is_the_commands_own_wherever_a_signal_comes(
+    where: str, code: int, number: signal.Signals, tmp_path: Path
+) -> None:
+    (tmp_path / "entry.py").write_text(ENTRY)
+    command = subprocess.Popen(
+        [sys.executable, "-m", "entry", where],  # of a script Python would tell the code
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert command.stdout is not None and command.stdout.readline() == "here\n"
+    command.send_signal(number)
+    _, errors = command.communicate(timeout=30)
+    assert command.returncode == code, errors

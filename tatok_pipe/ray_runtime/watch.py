@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from tatok_pipe.errors import EXIT_FAILED_SHARDS, UserError
 from tatok_pipe.runs import job
+from tatok_pipe.runs.stop_signal import Interruption
 
 _LOOK_EVERY_S = 0.5
 _SIGNAL_FIRST_S = 2.0  # a SIGTERM to every process of the job may reach this one after the others
@@ -135,7 +136,7 @@ class RayWatch:
         while not job.was_interrupted() and time.monotonic() < self._dead_s + _SIGNAL_FIRST_S:
             time.sleep(0.1)
         if job.was_interrupted():
-            raise KeyboardInterrupt
+            raise Interruption
         raise RayDiedError(dead)
 
     def close(self) -> None:

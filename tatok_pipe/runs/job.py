@@ -157,8 +157,8 @@ class JobSummary:
 @contextmanager
 def job_summary(entry: str) -> Iterator[JobSummary]:
     """Log the summary at the end of the block, however it ends; its exit code is the one of the exception that leaves
-    the block, or what was set. A command that was refused before it added a figure has none: nothing was begun, and its
-    one line says why. Neither have `--help` and the like."""
+    the block, or what was set. A command that was refused (EXIT_USAGE, EXIT_REFUSED) before it added a figure has none:
+    nothing was begun, and its one line says why. Neither have `--help` and the like."""
     summary = JobSummary(entry)
     received.clear()
     _process.summaries.append(summary)
@@ -171,7 +171,8 @@ def job_summary(entry: str) -> Iterator[JobSummary]:
         _process.summaries.remove(summary)
         with StopSignal():  # the line is whole, and says how the process ends
             summary.exit_code, told = _tell(error)
-            if summary.has_begun or not isinstance(error, UserError):
+            is_refusal = isinstance(error, UserError) and error.exit_code in (EXIT_USAGE, EXIT_REFUSED)
+            if summary.has_begun or not is_refusal:
                 summary.log(told.removeprefix("error: ") or f"{type(error).__name__}: {error}")
         raise
     except BaseException:  # help was asked for

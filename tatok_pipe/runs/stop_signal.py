@@ -19,19 +19,25 @@ INTERRUPTED = "interrupted; run the same command again to go on"
 received = threading.Event()  # set by every signal that asks to stop, in whatever way it is handled
 
 
+class Interruption(KeyboardInterrupt):
+    """What a signal raises. Had a KeyboardInterrupt itself gone through an `exec` of a text, as imports have them,
+    `python -m` would end the process by SIGINT at last, whoever caught it and whatever the exit code."""
+
+
 def leave_on_signals() -> None:
     """While a command is imported, before anything is begun: one line, and the exit code of an interruption."""
     _handle(_leave)
 
 
 def raise_on_signals() -> None:
-    """A signal raises KeyboardInterrupt, as Ctrl-C does, from here to the end of the process."""
+    """A signal raises a KeyboardInterrupt, as Ctrl-C does, from here to the end of the process."""
     _handle(_raise)
 
 
 def ignore_signals() -> None:
-    """For what is left to do once the exit code is known: a signal would change nothing but that code."""
-    _handle(_ignore)
+    """For what is left to do once the exit code is known: a signal would change nothing but that code. A handler would
+    be gone while Python frees what modules hold."""
+    _handle(signal.SIG_IGN)
 
 
 class StopSignal:
@@ -69,7 +75,7 @@ class StopSignal:
     def _note(self, number: int, frame: FrameType | None) -> None:
         received.set()
         if self.is_requested:
-            raise KeyboardInterrupt
+            raise Interruption
         self.request()
 
 
@@ -80,7 +86,7 @@ def signals_held() -> Iterator[None]:
     with StopSignal() as stop:
         yield
     if stop.is_requested:
-        raise KeyboardInterrupt
+        raise Interruption
 
 
 def _handle(handler: Any) -> dict[signal.Signals, Any]:
@@ -99,8 +105,4 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 def _raise(number: int, frame: FrameType | None) -> None:
     received.set()
-    raise KeyboardInterrupt
-
-
-def _ignore(number: int, frame: FrameType | None) -> None:
-    pass
+    raise Interruption
