@@ -14,7 +14,7 @@ import pytest
 
 # The job asks by itself ("ask"), waits as `ray.get` does ("wait"), or where no handler of Python can run ("stuck").
 DRIVER = """
-import ctypes, subprocess, sys, time, types
+import ctypes, socket, subprocess, sys, time, types
 from tatok_pipe.runs.job import job_summary, run_entry
 from tatok_pipe.ray_runtime.watch import EmbeddedRay, RayWatch
 
@@ -25,14 +25,22 @@ def main(argv):
             subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)
         )
         process = lambda popen: [types.SimpleNamespace(process=popen)]
-        watch = RayWatch(EmbeddedRay({"raylet": process(raylet), "gcs_server": process(gcs)}, logs="/the/logs"))
+        server = socket.create_server(("127.0.0.1", 0))
+        watch = RayWatch(
+            EmbeddedRay(
+                {"raylet": process(raylet), "gcs_server": process(gcs)},
+                address="%s:%d" % server.getsockname(), logs="/the/logs",
+            )
+        )
+        if argv[0] == "deaf":
+            server.close()
         print(raylet.pid, gcs.pid, flush=True)
         try:
             if argv[0] == "stuck":
                 libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
                 while True:
                     libc.pthread_mutex_lock(mutex)  # the second time for ever, whatever signal comes
-            while argv[0] == "wait":
+            while argv[0] != "ask":
                 time.sleep(60)
             while True:
                 watch.check()
@@ -103,6 +111,15 @@ def test_a_ray_that_went_with_a_signal_to_the_whole_job_is_an_interruption(how: 
     _, errors = driver.communicate(timeout=60)
     assert driver.returncode == 4, errors
     assert '"status": "interrupted", "exit_code": 4, ' in errors.splitlines()[-2]
+
+
+def test_a_gcs_server_that_lives_and_takes_no_connections_is_dead(tmp_path: Path) -> None:
+    driver, _ = start(tmp_path, "deaf")
+    began = time.monotonic()
+    _, errors = driver.communicate(timeout=60)
+    assert driver.returncode == 1, errors
+    assert time.monotonic() - began < 30
+    assert errors.splitlines()[-1].startswith("error: Ray's gcs_server (it takes no connections) died")
 
 
 def test_a_driver_that_cannot_be_woken_is_ended_with_its_summary(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ _NEEDED = ("raylet", "gcs_server")
 _RAY_ENDS_US = "RAY_gcs_rpc_server_reconnect_timeout_s"
 _RAY_ENDS_US_S = 60.0
 _ASK_EVERY_S, _CONNECT_S = 2.0, 2.0
+_EMBEDDED_PATIENCE_S = 5.0
 
 
 class RayDiedError(UserError):
@@ -44,24 +45,27 @@ class Watched(Protocol):
 
 
 class EmbeddedRay:
-    """One that this process started (`Node.all_processes`: lists of what has a `process`, by kind)."""
+    """One that this process started (`Node.all_processes`: lists of what has a `process`, by kind), with its GCS server
+    at `address`, HOST:PORT: one that was told to end may take no connections for long before its process is gone."""
 
-    def __init__(self, processes: dict[str, list[Any]], *, logs: str) -> None:
+    def __init__(self, processes: dict[str, list[Any]], *, address: str, logs: str) -> None:
         self._processes = {kind: [info.process for info in infos] for kind, infos in processes.items()}
+        self._server = _Server(address)
         self._logs = logs
-        self._first = ""  # the kind that died first
 
     def find_dead(self) -> str:
-        if not self._first:
-            for kind in _NEEDED:
-                for process in self._processes.get(kind, []):
-                    if not self._first and (code := process.poll()) is not None:
-                        told = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-                        self._first = f"{kind} ({told})"
-        if not self._first:
+        first = ""
+        for kind in _NEEDED:
+            for process in self._processes.get(kind, []):
+                if not first and (code := process.poll()) is not None:
+                    told = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+                    first = f"{kind} ({told})"
+        if not first and self._server.silent_s() > _EMBEDDED_PATIENCE_S:
+            first = "gcs_server (it takes no connections)"
+        if not first:
             return ""
         return (
-            f"Ray's {self._first} died, and with it every process of this run; its last words are in {self._logs}; "
+            f"Ray's {first} died, and with it every process of this run; its last words are in {self._logs}; "
             "what is finished stays, the same command does the rest"
         )
 
@@ -79,32 +83,41 @@ class JoinedRay:
 
     def __init__(self, address: str) -> None:
         self._address = address
+        self._server = _Server(address)
         self._patience_s = float(os.environ.get(_RAY_ENDS_US, _RAY_ENDS_US_S)) - 2 * _LEAVE_S
-        self._asked_s = self._answered_s = time.monotonic()
-        self._told = ""
 
     def find_dead(self) -> str:
-        if not self._told and time.monotonic() - self._asked_s > _ASK_EVERY_S and not self._answers():
-            silent_s = time.monotonic() - self._answered_s
-            if silent_s > self._patience_s:
-                self._told = (
-                    f"the head of the Ray cluster at {self._address} has not answered for {silent_s:.0f} s; what is "
-                    "finished stays, the same command does the rest once there is a cluster again"
-                )
-        return self._told
+        silent_s = self._server.silent_s()
+        if silent_s <= self._patience_s:
+            return ""
+        return (
+            f"the head of the Ray cluster at {self._address} has not answered for {silent_s:.0f} s; what is finished "
+            "stays, the same command does the rest once there is a cluster again"
+        )
 
     def end(self) -> None:
         pass
 
-    def _answers(self) -> bool:
-        self._asked_s = time.monotonic()
-        host, _, port = self._address.rpartition(":")
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
-        except OSError:
-            return False
-        self._answered_s = time.monotonic()
-        return True
+
+class _Server:
+    """Whether a port takes connections, asked now and then."""
+
+    def __init__(self, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        self._place = host.strip("[]"), int(port)
+        self._asked_s = self._answered_s = time.monotonic()
+
+    def silent_s(self) -> float:
+        """Seconds since it took the last one; 0 where it does."""
+        now = time.monotonic()
+        if now - self._asked_s > _ASK_EVERY_S:
+            self._asked_s = now
+            try:
+                socket.create_connection(self._place, timeout=_CONNECT_S).close()
+                self._answered_s = self._asked_s
+            except OSError:
+                pass
+        return self._asked_s - self._answered_s
 
 
 class RayWatch:

@@ -1,13 +1,17 @@
-"""SIGTERM, as a batch scheduler sends it: nothing new is begun, and the same command does the rest."""
+"""SIGTERM as a batch scheduler sends it, SIGHUP and Ctrl-C: nothing new is begun, the same command does the rest."""
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import time
 from pathlib import Path
 
 import pytest
 
+from tatok_pipe.runs.job import SUMMARY
+from tatok_pipe.runs.stop_signal import INTERRUPTED
 from tests.faults import job
 from tests.faults.injector import Fault, Injector
 from tests.faults.world import World
@@ -15,6 +19,8 @@ from tests.faults.world import World
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow]
 
 NOTICE_S = 5.0  # after which no shard may be begun
+LINGER_S = 3  # that a driver stays at the point where the signal meets it
+END_S = 30.0
 
 
 def test_sigterm_lets_shards_in_work_finish_and_begins_no_other(world: World, tmp_path: Path) -> None:
@@ -42,3 +48,45 @@ def test_sigterm_lets_shards_in_work_finish_and_begins_no_other(world: World, tm
     assert job.digests(output) == expected
     # What was in work at the signal was finished; at most the shard read ahead of its turn is read again.
     assert sum(injector.attempts().values()) <= len(world.local.numbers) + 1
+
+
+@pytest.mark.parametrize(
+    ("point", "number"),
+    [
+        ("list", signal.SIGTERM), ("list", signal.SIGHUP), ("plan", signal.SIGTERM), ("plan", signal.SIGINT),
+        ("start", signal.SIGTERM), ("start", signal.SIGHUP), ("start", signal.SIGINT),
+        ("finish", signal.SIGTERM), ("finish", signal.SIGHUP), ("finish", signal.SIGINT),
+    ],
+)  # fmt: skip
+def test_a_signal_while_the_driver_is_alone(
+    world: World, tmp_path: Path, point: str, number: signal.Signals
+) -> None:
+    fault = Fault(point, f"sleep:{LINGER_S}")
+    injector = Injector(tmp_path, [fault])
+    output = tmp_path / "out"
+    arguments = world.arguments(world.local, str(output), "actors.max=1", "actors.cpus=1")
+    with job.Job(arguments, env=injector.environment(), folder=tmp_path) as running:
+        running.wait_until(lambda: bool(injector.fired(fault)), what=f"it is at {point}")
+        told = time.time()
+        if number == signal.SIGINT:
+            os.killpg(running.process.pid, number)  # as a terminal does it: everybody gets it
+        else:
+            running.process.send_signal(number)
+        stopped = running.wait(END_S)
+        took = time.time() - told
+        left = running.left_over(within_s=20)
+    print(f"ended after {took:.1f} s")
+    assert stopped.code == 4, stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert not left
+    *_, summary, line = stopped.stderr.splitlines()
+    assert line == INTERRUPTED
+    assert json.loads(summary.partition(SUMMARY)[2])["status"] == "interrupted"
+    assert (job.committed(str(output)) if (output / "data").exists() else []) == (
+        world.local.numbers if point == "finish" else []
+    )
+    if point == "finish":
+        done = job.run(arguments, env={}, folder=tmp_path)
+        assert done.code == 0, done.stderr
+        assert job.digests(str(output)) == world.expect(world.local)
+        assert job.summary(str(output))["missing_shards"] == []

@@ -14,6 +14,9 @@ is to be wrapped and is not there ends the process, and leaves a file `broken-<p
     tar         some members were parsed               before_put  the local file is complete
     decode      before an image is decoded             inside_put  local output: written, not yet under its name
                                                        after_put   published, nobody was told yet
+Points of the driver, which are about no shard ("run"):
+    list        before image shards are listed         start       before Ray is started, or joined
+    plan        before those to do are found           finish      all are done, and nothing of it is told
 
 This runs in every process, before anything of it: the standard library only, and nothing heavy of that.
 """
@@ -243,6 +246,18 @@ def _wrap_before(point: str) -> Callable[[_Plan, Callable[..., Any]], Callable[.
     return wrap
 
 
+def _wrap_stage(point: str) -> Callable[[_Plan, Callable[..., Any]], Callable[..., Any]]:
+    def wrap(plan: _Plan, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def wrapped(*arguments: Any, **options: Any) -> Any:
+            plan.reach(point, "run")
+            return original(*arguments, **options)
+
+        return wrapped
+
+    return wrap
+
+
 def _wrap_commit(plan: _Plan, original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def commit_shard(*arguments: Any, **options: Any) -> Any:
@@ -265,6 +280,10 @@ _WRAPPED: dict[
     "tatok_pipe.encoding.shard_tokenizer": ("ShardTokenizer._encode", ("encode",), _wrap_before("encode")),
     "tatok_pipe.tokens.format": ("ShardWriter.close", ("parquet",), _wrap_before("parquet")),
     "tatok_pipe.tokens.dataset": ("commit_shard", ("before_put", "after_put"), _wrap_commit),
+    "tatok_pipe.commands.tokenize_corpus.setup": ("expand_input", ("list",), _wrap_stage("list")),
+    "tatok_pipe.commands.tokenize_corpus.plan": ("make_plan", ("plan",), _wrap_stage("plan")),
+    "tatok_pipe.ray_runtime.cluster": ("_init", ("start",), _wrap_stage("start")),
+    "tatok_pipe.commands.tokenize_corpus.outcome": ("finish", ("finish",), _wrap_stage("finish")),
 }
 
 
