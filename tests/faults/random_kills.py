@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tatok_pipe.errors import EXIT_DONE, EXIT_INTERRUPTED
+from tatok_pipe.errors import EXIT_DONE, EXIT_FAILED_SHARDS, EXIT_INTERRUPTED
 from tatok_pipe.runs.job import SUMMARY
 from tatok_pipe.runs.stop_signal import INTERRUPTED
 from tests.entries import error_lines
@@ -52,18 +52,15 @@ _KINDS: dict[str, Callable[[str], bool]] = {
     "gcs": lambda line: Path(line.split()[0]).name == "gcs_server",
 }  # fmt: skip
 DRIVER = "driver"
-# What the command may leave with, by the place and who got a signal: done, failed, a mistake or the world, interrupted.
-# Embedded, Ray ends with its raylet and GCS server, and a raylet with its agents; a cluster that lost its head, or the
-# driver its node, has no place where the rest could be done.
-CODES: dict[tuple[str, str], set[int]] = {
-    (EMBEDDED, "actor"): {0},
-    (EMBEDDED, "agent"): {0, 1},
-    (EMBEDDED, "raylet"): {0, 1},
-    (EMBEDDED, "gcs"): {0, 1},
-    (CLUSTER, "actor"): {0},
-    (CLUSTER, "agent"): {0, 1},
-    (CLUSTER, "raylet"): {0, 1},
-    (CLUSTER, "gcs"): {0, 1},
+# What the command may leave with, by who got the signal. An actor is replaced. Embedded, Ray ends with its raylet and
+# its GCS server, and a raylet with its agents; a cluster goes on without a node, and ends with its head. Who comes when
+# all shards are done changes nothing.
+CODES: dict[str, set[int]] = {
+    DRIVER: {EXIT_DONE, EXIT_INTERRUPTED},
+    "actor": {EXIT_DONE},
+    "agent": {EXIT_DONE, EXIT_FAILED_SHARDS},
+    "raylet": {EXIT_DONE, EXIT_FAILED_SHARDS},
+    "gcs": {EXIT_DONE, EXIT_FAILED_SHARDS},
 }
 
 
@@ -89,12 +86,8 @@ def draw(dice: random.Random) -> Plan:
     kind = dice.choices([DRIVER, *_KINDS], weights=[3, 3, 2, 3, 1])[0]
     place = dice.choice([EMBEDDED, CLUSTER])
     number = dice.choices([signal.SIGKILL, signal.SIGTERM], weights=[3, 1])[0]
-    by_clock, wait, shard, pick = (
-        dice.random() < 0.4,
-        dice.random(),
-        dice.randrange(NUM_SHARDS - 2),
-        dice.random(),
-    )
+    by_clock, wait = dice.random() < 0.4, dice.random()
+    shard, pick = dice.randrange(NUM_SHARDS - 2), dice.random()
     if by_clock:
         return Plan(place, kind, number, None, 0.05 + 0.75 * wait, pick)
     return Plan(place, kind, number, shard, wait * _SHARD_S, pick)
@@ -119,10 +112,16 @@ class Round:
         if not self.victim:
             told = f"came too late: {told}"
         return (
-            f"{plan.place:8} {plan.kind:6} {plan.number.name:7} {plan.when:22} {self.victim[:28]:28} "
+            f"{plan.place:8} {plan.kind:6} {plan.number.name:7} {plan.when:22} {_name(self.victim):22} "
             f"{self.num_done:2d}/{NUM_SHARDS} done, exit {self.code:3d} after {self.end_s:4.1f} s, "
             f"gone after {self.gone_s:4.1f} s: {told}"
         )
+
+
+def _name(command_line: str) -> str:
+    """Ray's title of a process, or its program."""
+    words = (Path(word).name for word in command_line.split())
+    return next((word for word in words if not word.startswith(("python", "-"))), "")
 
 
 class Site:
@@ -250,9 +249,7 @@ def judge(played: Round, stderr: str) -> list[str]:
     problems = []
     if plan.kind == DRIVER and plan.number == signal.SIGKILL and played.victim:
         return [] if code == -signal.SIGKILL else [f"exit code {code} of a driver that was killed"]
-    allowed = CODES[plan.place, plan.kind] if plan.kind != DRIVER else {EXIT_DONE, EXIT_INTERRUPTED}
-    if not played.victim:
-        allowed = {EXIT_DONE}
+    allowed = CODES[plan.kind] if played.victim else {EXIT_DONE}
     if code not in allowed:
         problems.append(f"exit code {code}, expected one of {sorted(allowed)}: {stderr}")
     if "Traceback" in stderr:
