@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -60,7 +62,7 @@ from tatok_pipe.ray_runtime.watch import JoinedRay, RayWatch
 def main(argv):
     with job_summary("driver") as summary:
         summary.add({"images": 3})
-        watch = RayWatch(JoinedRay(argv[0]))
+        watch = RayWatch(JoinedRay(*argv))
         print("watching", flush=True)
         time.sleep(30)
 
@@ -133,31 +135,59 @@ def test_a_driver_that_cannot_be_woken_is_ended_with_its_summary(tmp_path: Path)
 
 
 def test_a_head_that_stays_away_ends_the_job_before_ray_ends_the_process(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as head:
-        address = "{}:{}".format(*head.getsockname())
-        driver = watch_head(tmp_path, address)
+    with listening() as head, listening() as node:
+        driver = watch_cluster(tmp_path, head, node)
         began = time.monotonic()
     _, errors = driver.communicate(timeout=60)
     took = time.monotonic() - began
     assert driver.returncode == 1, errors
     *_, summary, line = errors.splitlines()
-    assert line.startswith(f"error: the head of the Ray cluster at {address} has not answered for ")
+    assert line.startswith(f"error: the head of the Ray cluster at {address(head)} has not answered for ")
     assert '"exit_code": 1, ' in summary and '"images": 3' in summary
     assert RAY_ENDS_US_S - 20 <= took < RAY_ENDS_US_S
     assert "Traceback" not in errors
 
 
-def test_a_head_that_comes_back_ends_nothing(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as head:
-        place = head.getsockname()
-        driver = watch_head(tmp_path, "{}:{}".format(*place))
-    time.sleep(4)
-    with socket.create_server(place):
+def test_a_node_that_dies_ends_the_job_that_joined_it(tmp_path: Path) -> None:
+    with listening() as head:
+        with listening() as node:
+            driver = watch_cluster(tmp_path, head, node)
         _, errors = driver.communicate(timeout=60)
+    assert driver.returncode == 1, errors
+    *_, summary, line = errors.splitlines()
+    told = f"error: the node of the Ray cluster at {address(head)} that this command joined, {address(node)}, died"
+    assert line.startswith(told)
+    assert '"exit_code": 1, ' in summary and '"images": 3' in summary
+
+
+def test_a_head_that_comes_back_ends_nothing(tmp_path: Path) -> None:
+    with listening() as node:
+        with listening() as head:
+            place = head.getsockname()
+            driver = watch_cluster(tmp_path, head, node)
+        time.sleep(4)
+        with socket.create_server(place):
+            _, errors = driver.communicate(timeout=60)
     assert driver.returncode == 0, errors
 
 
-def watch_head(tmp_path: Path, address: str) -> subprocess.Popen[str]:
-    driver = run_driver(tmp_path, JOINED, address, RAY_gcs_rpc_server_reconnect_timeout_s=str(RAY_ENDS_US_S))
+def watch_cluster(tmp_path: Path, head: socket.socket, node: socket.socket) -> subprocess.Popen[str]:
+    patience = {"RAY_gcs_rpc_server_reconnect_timeout_s": str(RAY_ENDS_US_S)}
+    driver = run_driver(tmp_path, JOINED, address(head), address(node), **patience)
     assert driver.stdout is not None and driver.stdout.readline() == "watching\n"
     return driver
+
+
+@contextmanager
+def listening() -> Iterator[socket.socket]:
+    """A server; its name stays known when it is closed."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ADDRESSES[server] = "{}:{}".format(*server.getsockname())
+        yield server
+
+
+ADDRESSES: dict[socket.socket, str] = {}
+
+
+def address(server: socket.socket) -> str:
+    return ADDRESSES[server]

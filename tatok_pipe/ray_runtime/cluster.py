@@ -112,7 +112,14 @@ def start_ray(*, for_training: bool = False) -> None:
                 )
             )
         elif node is not None:  # not where a proxy of Ray's (`ray://`) is asked for everything
-            _watches.append(RayWatch(JoinedRay(node.gcs_address)))
+            _watches.append(RayWatch(JoinedRay(node.gcs_address, _own_raylet())))
+
+
+def _own_raylet() -> str:
+    """HOST:PORT of the raylet of the node that this process has joined."""
+    own = ray.get_runtime_context().get_node_id()
+    (node,) = [node for node in ray.nodes() if node["NodeID"] == own]
+    return f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
 
 
 def has_ray_died() -> bool:

@@ -23,7 +23,7 @@ _NEEDED = ("raylet", "gcs_server")
 _RAY_ENDS_US = "RAY_gcs_rpc_server_reconnect_timeout_s"
 _RAY_ENDS_US_S = 60.0
 _ASK_EVERY_S, _CONNECT_S = 2.0, 2.0
-_EMBEDDED_PATIENCE_S = 5.0
+_NODE_PATIENCE_S = 5.0  # with one on this machine
 
 
 class RayDiedError(UserError):
@@ -60,7 +60,7 @@ class EmbeddedRay:
                 if not first and (code := process.poll()) is not None:
                     told = signal.Signals(-code).name if code < 0 else f"exit code {code}"
                     first = f"{kind} ({told})"
-        if not first and self._server.silent_s() > _EMBEDDED_PATIENCE_S:
+        if not first and self._server.silent_s() > _NODE_PATIENCE_S:
             first = "gcs_server (it takes no connections)"
         if not first:
             return ""
@@ -75,25 +75,30 @@ class EmbeddedRay:
 
 
 class JoinedRay:
-    """A cluster that somebody else started, with the GCS server of its head at `address`, HOST:PORT.
+    """A cluster that somebody else started, with the GCS server of its head at `address`, and the raylet of the node
+    that we joined at `node`, both HOST:PORT.
 
     A head may come back (Kubernetes with Redis); Ray waits for that for a minute and then ends this process. We are
-    earlier by as much as it takes to tell.
+    earlier by as much as it takes to tell. A node does not come back, and to a cluster that lives on we are dead with
+    it: it starts nothing for us any more.
     """
 
-    def __init__(self, address: str) -> None:
-        self._address = address
-        self._server = _Server(address)
+    def __init__(self, address: str, node: str) -> None:
+        self._address, self._node = address, node
+        self._head, self._raylet = _Server(address), _Server(node)
         self._patience_s = float(os.environ.get(_RAY_ENDS_US, _RAY_ENDS_US_S)) - 2 * _LEAVE_S
 
     def find_dead(self) -> str:
-        silent_s = self._server.silent_s()
-        if silent_s <= self._patience_s:
+        head_s, raylet_s = self._head.silent_s(), self._raylet.silent_s()
+        if head_s > self._patience_s:
+            told = f"the head of the Ray cluster at {self._address} has not answered for {head_s:.0f} s"
+        elif raylet_s > _NODE_PATIENCE_S and not head_s:
+            told = (
+                f"the node of the Ray cluster at {self._address} that this command joined, {self._node}, died"
+            )
+        else:
             return ""
-        return (
-            f"the head of the Ray cluster at {self._address} has not answered for {silent_s:.0f} s; what is finished "
-            "stays, the same command does the rest once there is a cluster again"
-        )
+        return f"{told}; what is finished stays, the same command does the rest once there is a cluster again"
 
     def end(self) -> None:
         pass
