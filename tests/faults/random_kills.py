@@ -194,7 +194,14 @@ class Site:
         if self._cluster and not self._cluster.is_whole:
             self._cluster.close()
             self._cluster = None
-        self._cluster = self._cluster or StandingCluster(self._injector.environment())
+        if not self._cluster:
+            env = self._injector.environment()
+            try:
+                self._cluster = StandingCluster(env)
+            except (
+                AssertionError
+            ):  # Ray gives a node half a minute to come up, and a busy machine may take longer
+                self._cluster = StandingCluster(env)
         return self._cluster
 
     def _strike(self, running: job.Job, output: str, played: Round) -> None:
