@@ -23,7 +23,7 @@ from tatok_pipe.config.load import load_config
 from tatok_pipe.encoding.image_input import class_names_of, read_class_names
 from tatok_pipe.errors import UserError
 from tatok_pipe.images.limits import ShardLimits
-from tatok_pipe.images.shards import UnusableShard
+from tatok_pipe.images.shard_errors import UnusableShard
 from tatok_pipe.images.source import open_samples
 from tatok_pipe.storage import ShardFile
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tatok_pipe.commands.corpus_findings import Findings
 from tatok_pipe.images.notices import Notice
-from tatok_pipe.images.shards import UnusableShard
+from tatok_pipe.images.shard_errors import UnusableShard
 from tatok_pipe.runs.shard_work import ShardResult
 
 

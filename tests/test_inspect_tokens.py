@@ -21,8 +21,8 @@ from tatok_pipe.encoding.shard_tokenizer import ShardTokenizer, TokenizeJob, tok
 from tatok_pipe.errors import EXIT_DONE, EXIT_REFUSED, EXIT_USAGE, RefusedError, UserError
 from tatok_pipe.images.decode import decode_image
 from tatok_pipe.images.demo import held_out_crops, write_demo_corpus
+from tatok_pipe.images.limits import ShardLimits
 from tatok_pipe.images.options import PreprocessConfig
-from tatok_pipe.images.shards import ShardLimits
 from tatok_pipe.inspect_tokens import main
 from tatok_pipe.tokenizer.calibration import calibrate_ladders
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer, save_tokenizer

@@ -12,8 +12,8 @@ from tatok_pipe.commands.tokenize_corpus.options import OutputConfig, TokenizeCo
 from tatok_pipe.commands.tokenize_corpus.setup import make_spec
 from tatok_pipe.encoding.shard_tokenizer import TokenizeJob
 from tatok_pipe.errors import UserError
+from tatok_pipe.images.limits import ShardLimits
 from tatok_pipe.images.options import PreprocessConfig
-from tatok_pipe.images.shards import ShardLimits
 from tatok_pipe.ray_runtime import actor_plan
 from tatok_pipe.ray_runtime.actor_plan import ActorPlan, plan_actors, prefer_many
 from tatok_pipe.ray_runtime.options import ActorsConfig, ElasticWorkersConfig, WorkersConfig

@@ -23,16 +23,17 @@ from tatok_pipe.encoding.sample_pipeline import SamplePipeline
 from tatok_pipe.encoding.shard_tokenizer import ShardTokenizer, TokenizeJob, token_spec
 from tatok_pipe.images.crops import CropConfig
 from tatok_pipe.images.decode import DecodedCrops, decode_crops, decode_image
+from tatok_pipe.images.limits import ShardLimits
 from tatok_pipe.images.options import PreprocessConfig
-from tatok_pipe.images.shards import ShardLimits, read_samples
+from tatok_pipe.images.webdataset.samples import read_samples
 from tatok_pipe.records import ImageSample
 from tatok_pipe.tokenizer.analysis import psnr
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer
 from tatok_pipe.tokenizer.options import DTFConfig
 from tatok_pipe.tokenizer.scores.table import SCORES
 from tatok_pipe.tokenizer.trainer import to_model_input
+from tatok_pipe.tokens.checking.verify import verify_dataset
 from tatok_pipe.tokens.dataset import TokenDataset, commit_shard, create_or_check
-from tatok_pipe.tokens.verify import verify_dataset
 
 from .pictures import Member, crop_members, encode, hostile_members, small_tokenizer, write_shard
 

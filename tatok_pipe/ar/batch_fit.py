@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from tatok_pipe.tokens.packing import rows_per_rank
+from tatok_pipe.tokens.loading.packing import rows_per_rank
 
 # What best-fit packing leaves empty at most on lengths as they are, and on a few rows.
 _FILL = 0.998

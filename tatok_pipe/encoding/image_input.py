@@ -13,18 +13,18 @@ import pyarrow as pa
 from tatok_pipe import storage
 from tatok_pipe.class_names import parse_names
 from tatok_pipe.errors import UserError
-from tatok_pipe.images import parquet
-from tatok_pipe.images.folder import is_image, plan_folder
-from tatok_pipe.images.image_list import read_classes
-from tatok_pipe.images.inner_tars import holds_tars, plan_inner_tars
 from tatok_pipe.images.kinds import tell_kinds
 from tatok_pipe.images.limits import DEFAULT_LIMITS, ShardLimits
-from tatok_pipe.images.manifest import plan_manifests, source_of
-from tatok_pipe.images.manifest_rows import JSON_LINES_SUFFIX, is_manifest_schema
+from tatok_pipe.images.loose.folder import is_image, plan_folder
+from tatok_pipe.images.loose.image_list import read_classes
+from tatok_pipe.images.loose.inner_tars import holds_tars, plan_inner_tars
+from tatok_pipe.images.loose.manifest import plan_manifests, source_of
+from tatok_pipe.images.loose.manifest_rows import JSON_LINES_SUFFIX, is_manifest_schema
+from tatok_pipe.images.loose.part_plan import PartPlan
 from tatok_pipe.images.options import IMAGES_PER_PART
-from tatok_pipe.images.parquet import read_schema
-from tatok_pipe.images.parquet_columns import are_tokens
-from tatok_pipe.images.part_plan import PartPlan
+from tatok_pipe.images.parquet import samples as parquet
+from tatok_pipe.images.parquet.columns import are_tokens
+from tatok_pipe.images.parquet.samples import read_schema
 from tatok_pipe.images.source import PARQUET_SUFFIX
 from tatok_pipe.storage import TAR_SUFFIXES, ShardFile
 from tatok_pipe.storage.outputs import recognise

@@ -12,7 +12,7 @@ from tatok_pipe.errors import UserError
 from tatok_pipe.images.decode import DecodeError, decode_image
 from tatok_pipe.images.limits import IMAGES_ONLY
 from tatok_pipe.images.options import PreprocessConfig
-from tatok_pipe.images.shards import ShardError
+from tatok_pipe.images.shard_errors import ShardError
 from tatok_pipe.images.source import open_samples, shard_info
 from tatok_pipe.records import ImageSample
 from tatok_pipe.tokenizer.trainer import to_model_input

@@ -28,15 +28,10 @@ from tatok_pipe.encoding.sample_pipeline import Encoded, Group, SamplePipeline
 from tatok_pipe.errors import UserError
 from tatok_pipe.images.crops import CropConfig
 from tatok_pipe.images.decode import DecodeError, decode_crops
+from tatok_pipe.images.limits import ShardLimits
 from tatok_pipe.images.notices import Notices
 from tatok_pipe.images.options import PreprocessConfig
-from tatok_pipe.images.shards import (
-    InterleavedShard,
-    LastingShardError,
-    ShardError,
-    ShardLimits,
-    UnusableShard,
-)
+from tatok_pipe.images.shard_errors import InterleavedShard, LastingShardError, ShardError, UnusableShard
 from tatok_pipe.images.source import open_samples, shard_info
 from tatok_pipe.records import DecodedImage, ImageSample, Quarantined, TokenRecord
 from tatok_pipe.runs.activity import Activity, Track
@@ -44,7 +39,7 @@ from tatok_pipe.runs.shard_work import ShardResult, describe_error
 from tatok_pipe.storage.temporary import temporary_folder
 from tatok_pipe.tokenizer.checkpoint import Tokenizer, load_tokenizer
 from tatok_pipe.tokenizer.dtf import Filter
-from tatok_pipe.tokens.check import verify_written
+from tatok_pipe.tokens.checking.check import verify_written
 from tatok_pipe.tokens.dataset import commit_shard
 from tatok_pipe.tokens.format import ShardSource, ShardWriter, token_shard_name, write_quarantine
 from tatok_pipe.tokens.spec import FilterSpec, TokenSpec

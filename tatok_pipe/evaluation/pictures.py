@@ -20,7 +20,7 @@ from tatok_pipe.encoding.image_input import ListPlace, find_image_shards
 from tatok_pipe.images.decode import DecodeError, decode_image
 from tatok_pipe.images.limits import DEFAULT_LIMITS, IMAGES_ONLY
 from tatok_pipe.images.options import PreprocessConfig
-from tatok_pipe.images.shards import InterleavedShard, UnusableShard
+from tatok_pipe.images.shard_errors import InterleavedShard, UnusableShard
 from tatok_pipe.images.source import open_samples, shard_info
 from tatok_pipe.records import ImageSample
 

@@ -23,7 +23,7 @@ from tatok_pipe.errors import UserError
 from tatok_pipe.evaluation.bench import Bench
 from tatok_pipe.evaluation.plan import EvaluationPlan
 from tatok_pipe.evaluation.suites import SUITES, Row
-from tatok_pipe.images.shards import ShardError
+from tatok_pipe.images.shard_errors import ShardError
 from tatok_pipe.runs.activity import Activity, Track
 from tatok_pipe.runs.shard_work import ShardResult, describe_error
 

@@ -9,21 +9,23 @@ from functools import partial
 from typing import Any, BinaryIO
 
 from tatok_pipe import storage
-from tatok_pipe.images.compressed import Decompressed, is_compressed_tar
-from tatok_pipe.images.image_list import read_part, show_path
-from tatok_pipe.images.inner_tars import class_of_tar, name_within, open_inner_tar
-from tatok_pipe.images.notices import Notices
-from tatok_pipe.images.parquet import read_parquet
-from tatok_pipe.images.part_reader import (
+from tatok_pipe.images.limits import DEFAULT_LIMITS, ShardLimits
+from tatok_pipe.images.loose.image_list import read_part, show_path
+from tatok_pipe.images.loose.inner_tars import class_of_tar, name_within, open_inner_tar
+from tatok_pipe.images.loose.part_reader import (
     hash_head,
     hash_part,
     number_of_class,
     part_info,
     read_part_samples,
 )
-from tatok_pipe.images.regroup import read_regrouped
-from tatok_pipe.images.shards import DEFAULT_LIMITS, LastingShardError, ShardLimits, read_samples
-from tatok_pipe.images.zip import is_zip, read_zip
+from tatok_pipe.images.notices import Notices
+from tatok_pipe.images.parquet.samples import read_parquet
+from tatok_pipe.images.shard_errors import LastingShardError
+from tatok_pipe.images.webdataset.compressed import Decompressed, is_compressed_tar
+from tatok_pipe.images.webdataset.regroup import read_regrouped
+from tatok_pipe.images.webdataset.samples import read_samples
+from tatok_pipe.images.webdataset.zip import is_zip, read_zip
 from tatok_pipe.records import ImageSample, Quarantined
 
 PARQUET_SUFFIX = ".parquet"

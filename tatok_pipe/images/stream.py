@@ -18,7 +18,7 @@ from tatok_pipe.errors import UserError
 from tatok_pipe.images.decode import DecodeError, decode_image
 from tatok_pipe.images.limits import IMAGES_ONLY
 from tatok_pipe.images.options import PreprocessConfig
-from tatok_pipe.images.shards import InterleavedShard, ShardError
+from tatok_pipe.images.shard_errors import InterleavedShard, ShardError
 from tatok_pipe.images.source import open_samples, shard_info
 from tatok_pipe.parallel import map_ahead
 from tatok_pipe.records import ImageSample

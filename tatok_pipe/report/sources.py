@@ -19,7 +19,7 @@ from tatok_pipe import storage
 from tatok_pipe.errors import UserError
 from tatok_pipe.images.fields import IGNORABLE
 from tatok_pipe.images.limits import DEFAULT_LIMITS, ShardLimits
-from tatok_pipe.images.shards import InterleavedShard, ShardError
+from tatok_pipe.images.shard_errors import InterleavedShard, ShardError
 from tatok_pipe.images.source import open_samples, shard_info
 from tatok_pipe.records import ImageSample, TokenRecord
 from tatok_pipe.report.figures import SourceSizes

@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
 from tatok_pipe.images.notices import Notice
-from tatok_pipe.images.shards import ShardError
+from tatok_pipe.images.shard_errors import ShardError
 from tatok_pipe.runs.activity import Activity
 
 

@@ -1,8 +1,8 @@
 """How a part of loose images is written: `<source>#<number>`, the number in six digits or more. The source is what
 gave the images: a folder, a manifest that lists them, or a tar of tars, each of which is a part.
 
-Which images are in which part stands in a list of its own (`images/image_list.py`). Where it has to be found, its URL
-follows: `<source>#<number>#<URL of the list>`.
+Which images are in which part stands in a list of its own (`images/loose/image_list.py`). Where it has to be found, its
+URL follows: `<source>#<number>#<URL of the list>`.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from tatok_pipe import storage
 from tatok_pipe.errors import RefusedError, UserError, has_outside_cause
-from tatok_pipe.images.shards import UnusableShard
+from tatok_pipe.images.shard_errors import UnusableShard
 from tatok_pipe.records import Quarantined, TokenRecord
 from tatok_pipe.tokens.digest import ContentDigest
 from tatok_pipe.tokens.invariants import check_record

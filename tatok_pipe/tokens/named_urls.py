@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
-from tatok_pipe.images.image_list import LIST_FILE, read_part
+from tatok_pipe.images.loose.image_list import LIST_FILE, read_part
 
 _MIN_DIGITS = 6  # of the number of a part
 

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from pyarrow import compute
 
 from tatok_pipe import storage
-from tatok_pipe.images.parquet_footer import read_footer
-from tatok_pipe.images.parquet_pages import BadPage, PageGuard, Seekable
+from tatok_pipe.images.parquet.footer import read_footer
+from tatok_pipe.images.parquet.pages import BadPage, PageGuard, Seekable
 
 pc: Any = compute  # its functions are made when it is imported, out of sight of type checkers
 

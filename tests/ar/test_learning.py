@@ -18,10 +18,10 @@ from tatok_pipe.ar.parallel import parallelize
 from tatok_pipe.ar.trainer import GeneratorTrainer
 from tatok_pipe.encoding.shard_tokenizer import ShardTokenizer
 from tatok_pipe.tokenizer.options import PACKAGED, DTFConfig
-from tatok_pipe.tokens.conditions import ConditionConfig
 from tatok_pipe.tokens.dataset import TokenDataset
-from tatok_pipe.tokens.loader import LoaderConfig, TokenLoader
-from tatok_pipe.tokens.training_set import read_training_set
+from tatok_pipe.tokens.loading.conditions import ConditionConfig
+from tatok_pipe.tokens.loading.loader import LoaderConfig, TokenLoader
+from tatok_pipe.tokens.loading.training_set import read_training_set
 from tatok_pipe.training.schedule import ScheduleConfig
 from tests.test_shard_tokenizer import make_job
 

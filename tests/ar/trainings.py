@@ -19,9 +19,9 @@ from tatok_pipe.ar.model import Generator
 from tatok_pipe.ar.options import GeneratorConfig, OptimizerConfig, TrainingConfig
 from tatok_pipe.ar.parallel import parallelize
 from tatok_pipe.ar.trainer import GeneratorTrainer
-from tatok_pipe.tokens.conditions import ConditionConfig
-from tatok_pipe.tokens.loader import LoaderConfig, StepBatch, TokenLoader
-from tatok_pipe.tokens.training_set import read_training_set
+from tatok_pipe.tokens.loading.conditions import ConditionConfig
+from tatok_pipe.tokens.loading.loader import LoaderConfig, StepBatch, TokenLoader
+from tatok_pipe.tokens.loading.training_set import read_training_set
 from tatok_pipe.training.checkpoint_folder import read_manifests, write_manifest
 from tatok_pipe.training.schedule import ScheduleConfig
 from tests.token_datasets import TINY

@@ -18,18 +18,18 @@ import psutil
 from tatok_pipe import storage
 from tatok_pipe.commands.demo.server import s3_server
 from tatok_pipe.records import TokenRecord
-from tatok_pipe.tokens.batches import Sequences
-from tatok_pipe.tokens.conditions import ConditionConfig
 from tatok_pipe.tokens.dataset import create_or_check
 from tatok_pipe.tokens.format import ShardSource, ShardWriter
 from tatok_pipe.tokens.layout import DATASET_FILE
-from tatok_pipe.tokens.loader import TokenLoader
-from tatok_pipe.tokens.packing import pack
-from tatok_pipe.tokens.sequences import SequenceReader, concatenate
+from tatok_pipe.tokens.loading.batches import Sequences
+from tatok_pipe.tokens.loading.conditions import ConditionConfig
+from tatok_pipe.tokens.loading.loader import TokenLoader
+from tatok_pipe.tokens.loading.packing import pack
+from tatok_pipe.tokens.loading.sequences import SequenceReader, concatenate
+from tatok_pipe.tokens.loading.training_set import read_training_set
+from tatok_pipe.tokens.loading.window_stream import LoaderConfig
+from tatok_pipe.tokens.loading.windows import EpochPlanner
 from tatok_pipe.tokens.spec import FilterSpec, TokenSpec
-from tatok_pipe.tokens.training_set import read_training_set
-from tatok_pipe.tokens.window_stream import LoaderConfig
-from tatok_pipe.tokens.windows import EpochPlanner
 from tests.benchmarks.measure import Results, environment, timed
 
 PAIRS = 3

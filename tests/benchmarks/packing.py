@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tatok_pipe.tokens.packing import pack, permutation
+from tatok_pipe.tokens.loading.packing import pack, permutation
 from tests.benchmarks.measure import Results, from_pairs, timed
 
 ROW_TOKENS = 4096

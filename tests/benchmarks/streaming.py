@@ -12,8 +12,8 @@ from pathlib import Path
 
 from tatok_pipe import storage
 from tatok_pipe.commands.demo.server import s3_server
-from tatok_pipe.images.shards import read_samples
 from tatok_pipe.images.source import open_samples
+from tatok_pipe.images.webdataset.samples import read_samples
 from tatok_pipe.records import ImageSample
 from tests.benchmarks.measure import Results, environment, timed
 from tests.benchmarks.pictures import make_pictures, write_shards

@@ -26,15 +26,15 @@ from tatok_pipe.ar.throughput import Ceiling
 from tatok_pipe.ar.trainer import GeneratorTrainer
 from tatok_pipe.encoding.shard_tokenizer import ShardTokenizer, TokenizeJob, token_spec
 from tatok_pipe.images.demo import write_demo_corpus
+from tatok_pipe.images.limits import ShardLimits
 from tatok_pipe.images.options import PreprocessConfig
-from tatok_pipe.images.shards import ShardLimits
 from tatok_pipe.nn.blocks import attend
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer
 from tatok_pipe.tokenizer.options import PACKAGED, DTFConfig
-from tatok_pipe.tokens.conditions import ConditionConfig
 from tatok_pipe.tokens.dataset import TokenDataset, create_or_check
-from tatok_pipe.tokens.loader import LoaderConfig, TokenLoader
-from tatok_pipe.tokens.training_set import read_training_set
+from tatok_pipe.tokens.loading.conditions import ConditionConfig
+from tatok_pipe.tokens.loading.loader import LoaderConfig, TokenLoader
+from tatok_pipe.tokens.loading.training_set import read_training_set
 from tests.benchmarks.measure import Results, from_pairs, timed
 
 PAIRS = 2

@@ -10,7 +10,7 @@ import pytest
 
 from tatok_pipe.errors import UserError
 from tatok_pipe.evaluation.pictures import PictureSource, plan_sources, read_pictures, to_images, to_pixels
-from tatok_pipe.images.shards import UnusableShard
+from tatok_pipe.images.shard_errors import UnusableShard
 from tests.pictures import Member, crop_members, write_shard
 
 

@@ -108,7 +108,7 @@ def test_a_name_that_is_gone_is_loud(tmp_path: Path) -> None:
         "import sys, types, importlib.machinery\n"
         "from tests.faults.inject import sitecustomize\n"
         "plan = sitecustomize._Plan(sys.argv[1])\n"
-        "sitecustomize._Finder(plan)._wrap(types.ModuleType('tatok_pipe.images.tar'))\n"
+        "sitecustomize._Finder(plan)._wrap(types.ModuleType('tatok_pipe.images.webdataset.tar'))\n"
     )
     plan = injector.environment()["TATOK_FAULTS"]
     found, stderr = end(start(code, plan, injector=injector))

@@ -15,10 +15,11 @@ import pyarrow as pa
 import pytest
 
 from tatok_pipe import storage
-from tatok_pipe.images.compressed import READERS, is_compressed_tar
+from tatok_pipe.images.limits import ShardLimits
 from tatok_pipe.images.notices import Notices
-from tatok_pipe.images.shards import LastingShardError, ShardError, ShardLimits
+from tatok_pipe.images.shard_errors import LastingShardError, ShardError
 from tatok_pipe.images.source import hash_shard, open_samples, shard_info
+from tatok_pipe.images.webdataset.compressed import READERS, is_compressed_tar
 from tatok_pipe.records import ImageSample, Quarantined
 from tests.pictures import crop_members, write_shard
 from tests.storage.web import WebServer

@@ -19,7 +19,7 @@ from PIL import Image, ImageCms, ImageOps, PngImagePlugin, features
 from tatok_pipe.images.decode import decode_image, decoder_version
 from tatok_pipe.images.demo import held_out_crops
 from tatok_pipe.images.options import PreprocessConfig
-from tatok_pipe.images.shards import read_samples
+from tatok_pipe.images.webdataset.samples import read_samples
 from tatok_pipe.records import ImageSample
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)

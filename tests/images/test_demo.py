@@ -19,7 +19,7 @@ from tatok_pipe.images import demo
 from tatok_pipe.images.decode import decode_image
 from tatok_pipe.images.demo import HELD_OUT, SOURCES, DemoCorpus, held_out_crops, write_demo_corpus
 from tatok_pipe.images.options import PreprocessConfig
-from tatok_pipe.images.shards import read_samples
+from tatok_pipe.images.webdataset.samples import read_samples
 from tatok_pipe.records import ImageSample
 
 for package in ("skimage", "sklearn", "webdataset"):

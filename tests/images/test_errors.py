@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 
 from tatok_pipe.images.decode import DecodeError
-from tatok_pipe.images.shards import InterleavedShard, ShardError
+from tatok_pipe.images.shard_errors import InterleavedShard, ShardError
 
 
 def test_errors_survive_the_way_between_processes() -> None:

@@ -17,10 +17,10 @@ from tatok_pipe.encoding.image_input import (
     find_image_shards,
 )
 from tatok_pipe.errors import UserError
-from tatok_pipe.images.image_list import load_list
 from tatok_pipe.images.limits import DEFAULT_LIMITS
+from tatok_pipe.images.loose.image_list import load_list
 from tatok_pipe.images.notices import Notices
-from tatok_pipe.images.shards import LastingShardError
+from tatok_pipe.images.shard_errors import LastingShardError
 from tatok_pipe.images.source import hash_shard, open_samples, shard_info
 from tatok_pipe.records import ImageSample, Quarantined
 from tatok_pipe.storage import ListedPart, ShardFile, parse_part

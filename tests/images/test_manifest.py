@@ -17,7 +17,7 @@ from tatok_pipe import storage
 from tatok_pipe.encoding.image_input import ListPlace, class_names_of, find_image_shards
 from tatok_pipe.errors import UserError
 from tatok_pipe.images.limits import DEFAULT_LIMITS, ShardLimits
-from tatok_pipe.images.shards import LastingShardError
+from tatok_pipe.images.shard_errors import LastingShardError
 from tatok_pipe.images.source import hash_shard, open_samples, shard_info
 from tatok_pipe.records import ImageSample, Quarantined
 from tatok_pipe.tokens.format import token_shard_name

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from tatok_pipe import storage
-from tatok_pipe.images import part_reader, web_hosts
 from tatok_pipe.images.limits import ShardLimits
+from tatok_pipe.images.loose import part_reader, web_hosts
+from tatok_pipe.images.loose.web_hosts import HostUnreachable, WebHosts
 from tatok_pipe.images.source import shard_info
-from tatok_pipe.images.web_hosts import HostUnreachable, WebHosts
 from tatok_pipe.records import ImageSample, Quarantined
 from tests.images.manifests import contents, plan, read, refusal, write_lines
 from tests.storage.web import WebServer

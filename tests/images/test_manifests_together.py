@@ -12,7 +12,7 @@ from tatok_pipe import storage
 from tatok_pipe.encoding.image_input import class_names_of, classes_by_name
 from tatok_pipe.errors import UserError
 from tatok_pipe.images.limits import DEFAULT_LIMITS, ShardLimits
-from tatok_pipe.images.shards import UnusableShard
+from tatok_pipe.images.shard_errors import UnusableShard
 from tatok_pipe.tokens.format import token_shard_name
 from tests.images.manifests import Row, contents, plan, read, refusal, write_images, write_lines, write_table
 from tests.pictures import crop_members, write_shard

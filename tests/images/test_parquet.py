@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from tatok_pipe import storage
-from tatok_pipe.images import parquet as parquet_module
 from tatok_pipe.images.fields import MAX_KEY_CHARACTERS
-from tatok_pipe.images.parquet import read_parquet
-from tatok_pipe.images.shards import ShardError, ShardLimits
+from tatok_pipe.images.limits import ShardLimits
+from tatok_pipe.images.parquet import samples as parquet_module
+from tatok_pipe.images.parquet.samples import read_parquet
+from tatok_pipe.images.shard_errors import ShardError
 from tatok_pipe.records import ImageSample, Quarantined
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

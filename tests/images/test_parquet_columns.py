@@ -20,8 +20,8 @@ import pytest
 from tatok_pipe import storage
 from tatok_pipe.images.limits import ShardLimits
 from tatok_pipe.images.notices import Notices
-from tatok_pipe.images.parquet import read_parquet
-from tatok_pipe.images.shards import ShardError, UnusableShard
+from tatok_pipe.images.parquet.samples import read_parquet
+from tatok_pipe.images.shard_errors import ShardError, UnusableShard
 from tatok_pipe.records import ImageSample, Quarantined
 
 IMAGES = [b"\xff\xd8\xff" + bytes([i]) for i in range(3)]
@@ -332,7 +332,7 @@ def test_text_that_is_no_image(tmp_path: Path) -> None:
 
 
 def test_tars_and_parquet_have_the_same_labels(read_columns: Any) -> None:
-    from tatok_pipe.images.shards import read_samples
+    from tatok_pipe.images.webdataset.samples import read_samples
 
     from .test_shards import pack
 

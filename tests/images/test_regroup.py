@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tatok_pipe.images.limits import ShardLimits
 from tatok_pipe.images.notices import Notices
-from tatok_pipe.images.regroup import read_regrouped
-from tatok_pipe.images.shards import InterleavedShard, ShardError, ShardLimits, read_samples
+from tatok_pipe.images.shard_errors import InterleavedShard, ShardError
+from tatok_pipe.images.webdataset.regroup import read_regrouped
+from tatok_pipe.images.webdataset.samples import read_samples
 from tatok_pipe.records import ImageSample, Quarantined
 
 Files = list[tuple[str, bytes]]

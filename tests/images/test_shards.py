@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from tatok_pipe.images.fields import MAX_KEY_CHARACTERS, MAX_METADATA_BYTES
 from tatok_pipe.images.limits import IMAGE_EXTENSIONS, UNREAD_EXTENSIONS, ShardLimits
 from tatok_pipe.images.notices import EMPTY, GAP, JSON_LABEL, MENDED_JSON, Notices
-from tatok_pipe.images.shards import InterleavedShard, ShardError, UnusableShard, read_samples
+from tatok_pipe.images.shard_errors import InterleavedShard, ShardError, UnusableShard
+from tatok_pipe.images.webdataset.samples import read_samples
 from tatok_pipe.records import ImageSample, Quarantined
 from tests.pictures import crop_members, write_shard
 

@@ -16,7 +16,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from tatok_pipe import storage
-from tatok_pipe.images.shards import InterleavedShard, ShardError, ShardLimits
+from tatok_pipe.images.limits import ShardLimits
+from tatok_pipe.images.shard_errors import InterleavedShard, ShardError
 from tatok_pipe.images.source import open_samples
 from tatok_pipe.records import ImageSample, Quarantined
 

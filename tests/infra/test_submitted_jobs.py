@@ -17,8 +17,8 @@ import pytest
 from tatok_pipe import storage
 from tatok_pipe.commands.demo.server import S3Server
 from tatok_pipe.runs.job import SUMMARY
+from tatok_pipe.tokens.checking.verify import verify_dataset
 from tatok_pipe.tokens.dataset import TokenDataset
-from tatok_pipe.tokens.verify import verify_dataset
 from tests.infra.ray_head import BIN, RayHead
 from tests.pictures import crop_members, hostile_members, small_tokenizer, write_shard
 

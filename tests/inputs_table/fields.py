@@ -17,14 +17,14 @@ import pyarrow.parquet as pq
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
 from tatok_pipe.images.fields import CAPTION_NAMES, LABEL_NAMES
-from tatok_pipe.images.folder import plan_folder
-from tatok_pipe.images.inner_tars import plan_inner_tars
 from tatok_pipe.images.limits import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
-from tatok_pipe.images.manifest import plan_manifests
-from tatok_pipe.images.manifest_rows import ADDRESS_COLUMNS
+from tatok_pipe.images.loose.folder import plan_folder
+from tatok_pipe.images.loose.inner_tars import plan_inner_tars
+from tatok_pipe.images.loose.manifest import plan_manifests
+from tatok_pipe.images.loose.manifest_rows import ADDRESS_COLUMNS
 from tatok_pipe.images.notices import Notices
-from tatok_pipe.images.parquet_columns import IMAGE_COLUMNS, KEY_COLUMNS, META_COLUMNS
-from tatok_pipe.images.shards import ShardError
+from tatok_pipe.images.parquet.columns import IMAGE_COLUMNS, KEY_COLUMNS, META_COLUMNS
+from tatok_pipe.images.shard_errors import ShardError
 from tatok_pipe.images.source import open_samples, shard_info
 from tatok_pipe.records import ImageSample, Quarantined
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from tatok_pipe.images.decode import decode_image
 from tatok_pipe.images.demo import held_out_crops, write_demo_corpus
 from tatok_pipe.images.options import PreprocessConfig
-from tatok_pipe.images.shards import read_samples
+from tatok_pipe.images.webdataset.samples import read_samples
 from tatok_pipe.records import ImageSample
 from tatok_pipe.tokenizer.analysis import analyse, decode, psnr
 from tatok_pipe.tokenizer.checkpoint import Tokenizer, load_tokenizer

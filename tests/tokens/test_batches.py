@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tatok_pipe.records import Kind, PackedBatch
-from tatok_pipe.tokens.batches import PackedRows, Sequences, empty_rows, join, lay_out
-from tatok_pipe.tokens.packing import Packing, pack
+from tatok_pipe.tokens.loading.batches import PackedRows, Sequences, empty_rows, join, lay_out
+from tatok_pipe.tokens.loading.packing import Packing, pack
 
 NUM_GLOBALS = 3
 

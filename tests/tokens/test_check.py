@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tatok_pipe.records import Quarantined, TokenRecord
-from tatok_pipe.tokens.check import (
+from tatok_pipe.tokens.checking.check import (
     CorruptShard,
     Damage,
     count_reasons,

@@ -11,13 +11,13 @@ import pytest
 
 from tatok_pipe.errors import UserError
 from tatok_pipe.records import TokenRecord
-from tatok_pipe.tokens.conditions import ConditionConfig, read_embeddings
 from tatok_pipe.tokens.dataset import create_or_check
 from tatok_pipe.tokens.format import ShardSource, ShardWriter
-from tatok_pipe.tokens.loader import TokenLoader
+from tatok_pipe.tokens.loading.conditions import ConditionConfig, read_embeddings
+from tatok_pipe.tokens.loading.loader import TokenLoader
+from tatok_pipe.tokens.loading.training_set import read_training_set
+from tatok_pipe.tokens.loading.window_stream import LoaderConfig
 from tatok_pipe.tokens.spec import TokenSpec
-from tatok_pipe.tokens.training_set import read_training_set
-from tatok_pipe.tokens.window_stream import LoaderConfig
 
 SIZE = 4
 

@@ -15,8 +15,8 @@ from ray.data.extensions import ArrowTensorArray
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
-from tatok_pipe.tokens.conditions import ConditionConfig, read_embeddings
-from tatok_pipe.tokens.embeddings import read_vectors
+from tatok_pipe.tokens.loading.conditions import ConditionConfig, read_embeddings
+from tatok_pipe.tokens.loading.embeddings import read_vectors
 
 SIZE = 3
 VALUES = np.random.default_rng(0).normal(size=(25, SIZE))

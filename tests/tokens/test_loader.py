@@ -20,15 +20,15 @@ from tatok_pipe import storage
 from tatok_pipe.errors import RefusedError, UserError
 from tatok_pipe.records import Kind, PackedBatch, TokenRecord
 from tatok_pipe.tokens import format as token_format
-from tatok_pipe.tokens import windows
-from tatok_pipe.tokens.conditions import ConditionConfig
 from tatok_pipe.tokens.dataset import TokenDataset, create_or_check
 from tatok_pipe.tokens.format import ShardSource, ShardWriter
 from tatok_pipe.tokens.layout import DATASET_FILE
-from tatok_pipe.tokens.loader import StepBatch, TokenLoader
+from tatok_pipe.tokens.loading import windows
+from tatok_pipe.tokens.loading.conditions import ConditionConfig
+from tatok_pipe.tokens.loading.loader import StepBatch, TokenLoader
+from tatok_pipe.tokens.loading.training_set import read_training_set
+from tatok_pipe.tokens.loading.window_stream import LoaderConfig
 from tatok_pipe.tokens.spec import TokenSpec
-from tatok_pipe.tokens.training_set import read_training_set
-from tatok_pipe.tokens.window_stream import LoaderConfig
 
 MakeRecords = Callable[..., list[TokenRecord]]
 COUNTS = (50, 37, 0, 16, 70)  # rows of the shards

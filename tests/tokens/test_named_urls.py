@@ -9,7 +9,7 @@ import pytest
 
 from tatok_pipe import inspect_tokens, storage
 from tatok_pipe.errors import UserError
-from tatok_pipe.images.image_list import ListedFile, write_list
+from tatok_pipe.images.loose.image_list import ListedFile, write_list
 from tatok_pipe.tokens.dataset import commit_shard, create_or_check
 from tatok_pipe.tokens.format import ShardSource, ShardWriter, token_shard_name
 from tatok_pipe.tokens.index import refresh_index

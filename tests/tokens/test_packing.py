@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tatok_pipe.tokens.packing import Packing, pack, permutation, rank_rows, rows_per_rank
+from tatok_pipe.tokens.loading.packing import Packing, pack, permutation, rank_rows, rows_per_rank
 
 
 def generator(seed: int = 0) -> np.random.Generator:

@@ -12,11 +12,11 @@ import pytest
 
 from tatok_pipe import storage
 from tatok_pipe.records import TokenRecord
-from tatok_pipe.tokens.check import Damage
-from tatok_pipe.tokens.remedies import Remedy
-from tatok_pipe.tokens.repair import Outcome, Result, repair_dataset
+from tatok_pipe.tokens.checking.check import Damage
+from tatok_pipe.tokens.checking.remedies import Remedy
+from tatok_pipe.tokens.checking.repair import Outcome, Result, repair_dataset
+from tatok_pipe.tokens.checking.verify import verify_dataset
 from tatok_pipe.tokens.spec import FilterSpec, TokenSpec
-from tatok_pipe.tokens.verify import verify_dataset
 
 from .damage import NUM_SHARDS, WITH_QUARANTINE, Made, flip, make, make_older
 

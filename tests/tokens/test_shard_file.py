@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tatok_pipe.errors import UserError
-from tatok_pipe.images.shards import UnusableShard
+from tatok_pipe.images.shard_errors import UnusableShard
 from tatok_pipe.tokens import shard_file
-from tatok_pipe.tokens.check import CorruptShard, Damage, verify_shard_file
+from tatok_pipe.tokens.checking.check import CorruptShard, Damage, verify_shard_file
 from tatok_pipe.tokens.dataset import TokenDataset
 from tatok_pipe.tokens.format import ShardSource, ShardWriter, iter_records
 from tatok_pipe.tokens.shard_file import ShardFile

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tatok_pipe.errors import UserError
-from tatok_pipe.tokens.splits import Split, survey_split
-from tatok_pipe.tokens.training_set import read_training_set
+from tatok_pipe.tokens.loading.splits import Split, survey_split
+from tatok_pipe.tokens.loading.training_set import read_training_set
 from tests.token_datasets import make_rows, write_token_dataset
 
 

@@ -17,7 +17,10 @@ import pytest
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
 from tatok_pipe.records import Quarantined, TokenRecord
-from tatok_pipe.tokens.check import Damage
+from tatok_pipe.tokens.checking.check import Damage
+from tatok_pipe.tokens.checking.remedies import Finding, Remedy
+from tatok_pipe.tokens.checking.repair import repair_dataset
+from tatok_pipe.tokens.checking.verify import verify_dataset
 from tatok_pipe.tokens.dataset import TokenDataset, write_summary
 from tatok_pipe.tokens.format import (
     ShardWriter,
@@ -26,10 +29,7 @@ from tatok_pipe.tokens.format import (
     token_shard_name,
     write_quarantine,
 )
-from tatok_pipe.tokens.remedies import Finding, Remedy
-from tatok_pipe.tokens.repair import repair_dataset
 from tatok_pipe.tokens.spec import TokenSpec
-from tatok_pipe.tokens.verify import verify_dataset
 
 from .damage import BAD, NUM_SHARDS, WITH_QUARANTINE, Made, flip, make, make_older
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tatok_pipe.tokens.format import ROW_GROUP_ROWS
-from tatok_pipe.tokens.windows import (
+from tatok_pipe.tokens.loading.windows import (
     Draw,
     EpochPlanner,
     ShardRows,

@@ -13,7 +13,7 @@ from tatok_pipe.ar.requests import ImageRequest, Place
 from tatok_pipe.records import TokenRecord
 from tatok_pipe.seeds import hash_seed
 from tatok_pipe.tokens.dataset import HasTokens, TokenDataset
-from tatok_pipe.tokens.embeddings import read_vectors
+from tatok_pipe.tokens.loading.embeddings import read_vectors
 
 
 @dataclass(frozen=True)

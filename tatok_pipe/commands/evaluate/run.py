@@ -20,7 +20,7 @@ from tatok_pipe.evaluation.plan import EvaluationPlan
 from tatok_pipe.evaluation.suites import SUITES
 from tatok_pipe.evaluation.work import EvaluateJob, committed_parts, part_name, read_part
 from tatok_pipe.images.demo import write_demo_corpus
-from tatok_pipe.images.image_list import LIST_FILE
+from tatok_pipe.images.loose.image_list import LIST_FILE
 from tatok_pipe.ray_runtime.actor_plan import prefer_many
 from tatok_pipe.ray_runtime.cluster import check_ray_can_start, start_ray
 from tatok_pipe.ray_runtime.shard_run import run_shards

@@ -15,7 +15,7 @@ from tatok_pipe.ar.generation.layout import PLAN_FILE
 from tatok_pipe.commands.generate.options import GenerateConfig, StartConfig
 from tatok_pipe.errors import RefusedError, UserError
 from tatok_pipe.tokens.dataset import TokenDataset
-from tatok_pipe.tokens.embeddings import read_vectors
+from tatok_pipe.tokens.loading.embeddings import read_vectors
 from tatok_pipe.tokens.spec import TokenSpec
 
 FORMAT = 1

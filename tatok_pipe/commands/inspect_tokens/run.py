@@ -18,11 +18,11 @@ from tatok_pipe.report.sources import Sample, read_sample
 from tatok_pipe.runs.job import JobSummary
 from tatok_pipe.tokenizer.checkpoint import Tokenizer, load_tokenizer
 from tatok_pipe.tokenizer.options import PACKAGED
+from tatok_pipe.tokens.checking.remedies import Finding, Remedy, withhold
+from tatok_pipe.tokens.checking.repair import repair_dataset
+from tatok_pipe.tokens.checking.verify import verify_dataset
 from tatok_pipe.tokens.dataset import TokenDataset
 from tatok_pipe.tokens.named_urls import open_named
-from tatok_pipe.tokens.remedies import Finding, Remedy, withhold
-from tatok_pipe.tokens.repair import repair_dataset
-from tatok_pipe.tokens.verify import verify_dataset
 
 logger = logging.getLogger("tatok_pipe.inspect_tokens")
 

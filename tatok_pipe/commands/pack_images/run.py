@@ -19,7 +19,7 @@ from tatok_pipe.commands.pack_images.shard_packer import (
 )
 from tatok_pipe.encoding.image_input import ListPlace, class_names_of, find_image_shards, tell_output_inside
 from tatok_pipe.errors import EXIT_DONE, EXIT_FAILED_SHARDS, EXIT_INTERRUPTED, RefusedError, UserError
-from tatok_pipe.images.image_list import LIST_FILE
+from tatok_pipe.images.loose.image_list import LIST_FILE
 from tatok_pipe.ray_runtime.actor_plan import prefer_many
 from tatok_pipe.ray_runtime.cluster import check_ray_can_start, start_ray
 from tatok_pipe.ray_runtime.shard_run import run_shards

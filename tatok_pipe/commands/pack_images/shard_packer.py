@@ -29,7 +29,7 @@ from tatok_pipe.images.errors import DecodeError
 from tatok_pipe.images.formats.signatures import find_format
 from tatok_pipe.images.limits import ShardLimits
 from tatok_pipe.images.notices import Notices
-from tatok_pipe.images.shards import InterleavedShard, ShardError
+from tatok_pipe.images.shard_errors import InterleavedShard, ShardError
 from tatok_pipe.images.source import hash_shard, open_samples, shard_info
 from tatok_pipe.records import ImageSample, Quarantined
 from tatok_pipe.runs.activity import Activity, Track

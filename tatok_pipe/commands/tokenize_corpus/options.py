@@ -7,8 +7,8 @@ from typing import Literal
 from tatok_pipe.config.options import config_dataclass, option, section
 from tatok_pipe.config.shared_options import DEMO, DEMO_FOLDER, ProgressConfig
 from tatok_pipe.images.crops import CropConfig
+from tatok_pipe.images.limits import ShardLimits
 from tatok_pipe.images.options import IMAGES_PER_PART, PILLOW_PIXEL_LIMIT, PreprocessConfig
-from tatok_pipe.images.shards import ShardLimits
 from tatok_pipe.ray_runtime.options import ActorsConfig
 from tatok_pipe.runs.shard_queue import FailuresConfig
 from tatok_pipe.storage.settings import OTHER_STORES_HELP, STORAGE_HELP, StorageConfig

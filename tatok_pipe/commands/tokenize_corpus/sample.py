@@ -16,7 +16,7 @@ from tatok_pipe.commands.tokenize_corpus.estimate import Sample
 from tatok_pipe.encoding.shard_tokenizer import ShardTokenizer, TokenizeJob, check_images
 from tatok_pipe.images.decode import DecodeError, decode_crops
 from tatok_pipe.images.notices import Notice, Notices
-from tatok_pipe.images.shards import InterleavedShard, ShardError
+from tatok_pipe.images.shard_errors import InterleavedShard, ShardError
 from tatok_pipe.images.source import open_samples, shard_info
 from tatok_pipe.records import ImageSample, Quarantined
 from tatok_pipe.report.figures import count

@@ -25,7 +25,7 @@ from tatok_pipe.encoding.shard_tokenizer import TokenizeJob, token_spec
 from tatok_pipe.errors import UserError
 from tatok_pipe.images.decode import decoder_version
 from tatok_pipe.images.demo import write_demo_corpus
-from tatok_pipe.images.image_list import LIST_FILE
+from tatok_pipe.images.loose.image_list import LIST_FILE
 from tatok_pipe.images.options import PreprocessConfig
 from tatok_pipe.images.source import PARQUET_SUFFIX
 from tatok_pipe.ray_runtime.cluster import has_gpu, start_ray

@@ -29,10 +29,10 @@ from tatok_pipe.config.load import from_dict
 from tatok_pipe.ray_runtime.training_log import TrainingLog
 from tatok_pipe.ray_runtime.training_task import Checkpoint, TrainingRun, Worker
 from tatok_pipe.storage.json_types import to_json_types
-from tatok_pipe.tokens.conditions import ConditionConfig
-from tatok_pipe.tokens.loader import LoaderConfig, StepBatch, TokenLoader
+from tatok_pipe.tokens.loading.conditions import ConditionConfig
+from tatok_pipe.tokens.loading.loader import LoaderConfig, StepBatch, TokenLoader
+from tatok_pipe.tokens.loading.windows import ShardRows
 from tatok_pipe.tokens.spec import TokenSpec
-from tatok_pipe.tokens.windows import ShardRows
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from tatok_pipe.errors import UserError
 from tatok_pipe.tokens.dataset import read_dataset_file
 from tatok_pipe.tokens.index import list_data, read_footer
 from tatok_pipe.tokens.layout import data_url
-from tatok_pipe.tokens.parquet_groups import parquet_errors
+from tatok_pipe.tokens.loading.parquet_groups import parquet_errors
 from tatok_pipe.tokens.shard_file import open_shard
 from tatok_pipe.tokens.spec import TokenSpec
 

@@ -29,7 +29,7 @@ from tatok_pipe.evaluation.plan import EvaluationPlan
 from tatok_pipe.evaluation.suites.base import Row
 from tatok_pipe.tokens.index import read_footer
 from tatok_pipe.tokens.layout import data_url
-from tatok_pipe.tokens.parquet_groups import parquet_errors
+from tatok_pipe.tokens.loading.parquet_groups import parquet_errors
 
 
 class Corpus:

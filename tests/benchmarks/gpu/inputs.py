@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from tatok_pipe.ar.batch import Vocabulary
 from tatok_pipe.ar.requests import Place
 from tatok_pipe.records import DecodedImage, PackedBatch
-from tatok_pipe.tokens.batches import Sequences, empty_rows, join, lay_out
-from tatok_pipe.tokens.packing import pack
+from tatok_pipe.tokens.loading.batches import Sequences, empty_rows, join, lay_out
+from tatok_pipe.tokens.loading.packing import pack
 
 # Standard deviation of the kept patches of an image over their mean: 64 of 91 in the demo corpus.
 _SPREAD = 0.7

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tatok_pipe.ar.model import Generator
 from tatok_pipe.nn.blocks import attend
-from tatok_pipe.tokens.batches import Sequences
+from tatok_pipe.tokens.loading.batches import Sequences
 
 _IGNORED = -100  # cross_entropy's
 

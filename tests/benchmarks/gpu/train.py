@@ -19,7 +19,7 @@ from tatok_pipe.ar.options import TrainingConfig
 from tatok_pipe.ar.parallel import parallelize
 from tatok_pipe.ar.trainer import GeneratorTrainer
 from tatok_pipe.records import Kind, PackedBatch
-from tatok_pipe.tokens.batches import Sequences
+from tatok_pipe.tokens.loading.batches import Sequences
 from tests.benchmarks.gpu.bench import Bench
 from tests.benchmarks.gpu.device import Device, Stopwatch
 from tests.benchmarks.gpu.inputs import draw_sequences, packed_batches

@@ -275,7 +275,7 @@ _WRAPPED: dict[
     str, tuple[str, tuple[str, ...], Callable[[_Plan, Callable[..., Any]], Callable[..., Any]]]
 ] = {
     "tatok_pipe.storage.reader": ("open_stream", ("begin", "get"), _wrap_open_stream),
-    "tatok_pipe.images.tar": ("read_members", ("tar",), _wrap_read_members),
+    "tatok_pipe.images.webdataset.tar": ("read_members", ("tar",), _wrap_read_members),
     "tatok_pipe.images.decode": ("decode_crops", ("decode",), _wrap_before("decode")),
     "tatok_pipe.encoding.shard_tokenizer": ("ShardTokenizer._encode", ("encode",), _wrap_before("encode")),
     "tatok_pipe.tokens.format": ("ShardWriter.close", ("parquet",), _wrap_before("parquet")),

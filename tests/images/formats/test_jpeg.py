@@ -24,7 +24,7 @@ from tatok_pipe.images.decode import DecodeError, decode_image, decoder_version
 from tatok_pipe.images.formats import jpeg
 from tatok_pipe.images.formats.jpeg import load_jpeg, read_jpeg
 from tatok_pipe.images.options import PreprocessConfig
-from tatok_pipe.images.shards import read_samples
+from tatok_pipe.images.webdataset.samples import read_samples
 from tatok_pipe.records import ImageSample
 from tests.image_files.jpegs import (
     DAMAGES,

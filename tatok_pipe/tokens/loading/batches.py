@@ -1,0 +1,165 @@
+"""Token sequences laid out as rows for the model, without a loop over sequences; and cutting and joining of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tatok_pipe.records import Kind, PackedBatch
+from tatok_pipe.tokens.loading.packing import Packing, ranges
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """The sequences of a window in columns: n of them, K globals each, M patches of their own."""
+
+    numbers: np.ndarray  # (n,) int64, in the dataset: rows of its shards in name order
+    global_codes: np.ndarray  # (n, K) int32
+    num_patches: np.ndarray  # (n,) int64, M
+    patch_codes: np.ndarray  # (sum of M,) int32
+    patch_positions: np.ndarray  # (sum of M,) int32
+    labels: np.ndarray  # (n,) int32; 0 where the condition is no class
+    is_conditional: np.ndarray  # (n,) bool
+    has_budget: np.ndarray  # (n,) bool
+    embeddings: np.ndarray | None  # (n, E) float32
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(n,) int64, elements of each with its condition: 1 + K + M."""
+        return 1 + self.global_codes.shape[1] + self.num_patches
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """A batch that knows where its rows begin, so that some of them can be cut out."""
+
+    batch: PackedBatch
+    first_sequences: np.ndarray  # (num_rows + 1,) int64, cumulative: the first sequence of each row
+    first_boundaries: np.ndarray  # (num_rows + 1,) int64, cumulative: the first boundary of each row
+
+    @property
+    def num_rows(self) -> int:
+        return self.batch.num_rows
+
+    def cut(self, start: int, stop: int) -> PackedBatch:
+        """The rows from `start` to `stop` as views of this memory."""
+        whole = self.batch
+        row_tokens = whole.num_elements // whole.num_rows if whole.num_rows else 0
+        elements = slice(start * row_tokens, stop * row_tokens)
+        sequences = slice(int(self.first_sequences[start]), int(self.first_sequences[stop]))
+        boundaries = whole.boundaries[self.first_boundaries[start] : self.first_boundaries[stop] + 1]
+        return PackedBatch(
+            num_rows=stop - start,
+            kinds=whole.kinds[elements],
+            codes=whole.codes[elements],
+            places=whole.places[elements],
+            order=whole.order[elements],
+            boundaries=boundaries - np.int32(elements.start),
+            labels=whole.labels[sequences],
+            is_conditional=whole.is_conditional[sequences],
+            has_budget=whole.has_budget[sequences],
+            embeddings=None if whole.embeddings is None else whole.embeddings[sequences],
+            sequences=whole.sequences[sequences],
+        )
+
+
+def lay_out(sequences: Sequences, packing: Packing, rows: np.ndarray) -> PackedRows:
+    """The given `rows`, (R,), of a packing of `sequences`, in that order."""
+    row_tokens, num_globals = packing.row_tokens, sequences.global_codes.shape[1]
+    per_row = packing.starts[rows + 1] - packing.starts[rows]  # (R,)
+    chosen = packing.sequences[ranges(packing.starts[rows], per_row)]  # (S,)
+    lengths, num_patches = sequences.lengths[chosen], sequences.num_patches[chosen]  # (S,)
+
+    # Segments are the sequences of each row and, where it is not full, its padding.
+    first_sequences = _cumulative(per_row)  # (R + 1,)
+    used = np.diff(_cumulative(lengths)[first_sequences])  # (R,)
+    is_padded = used < row_tokens
+    first_boundaries = _cumulative(per_row + is_padded)
+    segments = np.empty(first_boundaries[-1], np.int64)
+    is_padding = np.zeros(len(segments), np.bool_)
+    is_padding[first_boundaries[1:][is_padded] - 1] = True
+    segments[is_padding] = (row_tokens - used)[is_padded]
+    segments[~is_padding] = lengths
+    boundaries = _cumulative(segments).astype(np.int32)
+    starts = boundaries[:-1][~is_padding]  # (S,), where sequences begin
+
+    num_elements = len(rows) * row_tokens
+    order = np.arange(num_elements, dtype=np.int32)
+    order -= np.repeat(boundaries[:-1], segments)
+    kinds = np.repeat(np.where(is_padding, Kind.PADDING, Kind.PATCH).astype(np.uint8), segments)
+    codes, places = np.zeros(num_elements, np.int32), np.zeros(num_elements, np.int32)
+    kinds[starts] = Kind.CONDITION
+    global_places = np.arange(num_globals, dtype=np.int32)
+    globals_at = (starts[:, None] + 1 + global_places).ravel()  # (S * K,)
+    kinds[globals_at] = Kind.GLOBAL
+    codes[globals_at] = sequences.global_codes[chosen].ravel()
+    places[globals_at] = np.tile(global_places, len(chosen))
+    patches_at = ranges(starts + 1 + num_globals, num_patches)  # (sum of M,)
+    patches = ranges((np.cumsum(sequences.num_patches) - sequences.num_patches)[chosen], num_patches)
+    codes[patches_at] = sequences.patch_codes[patches]
+    places[patches_at] = sequences.patch_positions[patches]
+    batch = PackedBatch(
+        num_rows=len(rows),
+        kinds=kinds,
+        codes=codes,
+        places=places,
+        order=order,
+        boundaries=boundaries,
+        labels=sequences.labels[chosen],
+        is_conditional=sequences.is_conditional[chosen],
+        has_budget=sequences.has_budget[chosen],
+        embeddings=None if sequences.embeddings is None else sequences.embeddings[chosen],
+        sequences=sequences.numbers[chosen],
+    )
+    return PackedRows(batch, first_sequences, first_boundaries)
+
+
+def empty_rows(num_rows: int, *, row_tokens: int, embedding_size: int | None) -> PackedBatch:
+    """Rows of nothing but padding, for ranks that have less rows than others."""
+    num_elements = num_rows * row_tokens
+    return PackedBatch(
+        num_rows=num_rows,
+        kinds=np.full(num_elements, Kind.PADDING, np.uint8),
+        codes=np.zeros(num_elements, np.int32),
+        places=np.zeros(num_elements, np.int32),
+        order=np.tile(np.arange(row_tokens, dtype=np.int32), num_rows),
+        boundaries=np.arange(num_rows + 1, dtype=np.int32) * np.int32(row_tokens),
+        labels=np.zeros(0, np.int32),
+        is_conditional=np.zeros(0, np.bool_),
+        has_budget=np.zeros(0, np.bool_),
+        embeddings=None if embedding_size is None else np.zeros((0, embedding_size), np.float32),
+        sequences=np.zeros(0, np.int64),
+    )
+
+
+def join(batches: Sequence[PackedBatch]) -> PackedBatch:
+    """At least one batch, one after the other."""
+    if len(batches) == 1:
+        return batches[0]
+    begins = np.cumsum([0] + [batch.num_elements for batch in batches]).astype(np.int32)
+    boundaries = [batch.boundaries[:-1] + begin for batch, begin in zip(batches, begins[:-1], strict=True)]
+    embeddings = [batch.embeddings for batch in batches if batch.embeddings is not None]
+    return PackedBatch(
+        num_rows=sum(batch.num_rows for batch in batches),
+        kinds=np.concatenate([batch.kinds for batch in batches]),
+        codes=np.concatenate([batch.codes for batch in batches]),
+        places=np.concatenate([batch.places for batch in batches]),
+        order=np.concatenate([batch.order for batch in batches]),
+        boundaries=np.concatenate([*boundaries, begins[-1:]]),
+        labels=np.concatenate([batch.labels for batch in batches]),
+        is_conditional=np.concatenate([batch.is_conditional for batch in batches]),
+        has_budget=np.concatenate([batch.has_budget for batch in batches]),
+        embeddings=np.concatenate(embeddings) if embeddings else None,
+        sequences=np.concatenate([batch.sequences for batch in batches]),
+    )
+
+
+def _cumulative(counts: np.ndarray) -> np.ndarray:
+    sums = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=sums[1:])
+    return sums

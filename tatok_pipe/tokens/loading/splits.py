@@ -1,0 +1,70 @@
+"""What a training will see of a token dataset: which side of the split has images, and which classes have one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from tatok_pipe import storage
+from tatok_pipe.parallel import map_ahead
+from tatok_pipe.tokens.layout import data_url
+from tatok_pipe.tokens.loading.conditions import check_labels
+from tatok_pipe.tokens.loading.parquet_groups import parquet_errors
+from tatok_pipe.tokens.loading.windows import ShardRows, is_held_out
+from tatok_pipe.tokens.shard_file import open_shard
+
+_NUM_THREADS = 8
+_ADVICE = "`python -m tatok_pipe.inspect_tokens --verify` tells what is wrong with the dataset"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Of the images that are trained on, and of those that are held out."""
+
+    has_train: bool
+    has_held_out: bool
+    classes: frozenset[int]  # that an image to be trained on has; empty where nobody asked
+
+
+def survey_split(
+    url: str, shards: Sequence[ShardRows], *, held_out_share: float, num_classes: int = 0
+) -> Split:
+    """Look at keys and, for `num_classes` (0: none), at labels, and no further than it takes to know: both sides have
+    an image, and every class.
+
+    Raises UserError where a shard cannot be read, and for a label that is missing or out of range in what was looked
+    at: with too few classes, or a corpus without labels, that is the first shard.
+    """
+    if not held_out_share and not num_classes:
+        return Split(has_train=True, has_held_out=False, classes=frozenset())
+    columns = ["key"] * bool(held_out_share) + ["label"] * bool(num_classes)
+    has_train, has_held_out, seen = False, False, np.zeros(num_classes, np.bool_)
+
+    def read(shard: ShardRows) -> tuple[bool, bool, np.ndarray]:
+        place = data_url(url, shard.name)
+        with parquet_errors(place, _ADVICE), open_shard(place) as file:
+            table = file.read(range(file.num_row_groups), columns)
+        chosen = np.zeros(len(table), np.bool_)
+        if held_out_share:
+            chosen = is_held_out(table["key"].cast(pa.binary()).to_pylist(), held_out_share)
+        labels = np.zeros(0, np.int32)
+        if num_classes:
+            given = table["label"].combine_chunks()
+            checked = check_labels(
+                given, num_classes=num_classes, shard=storage.redact(place), name=lambda row: f"row {row}"
+            )
+            labels = np.unique(checked[~chosen])
+        return bool((~chosen).any()), bool(chosen.any()), labels
+
+    filled = [shard for shard in shards if shard.num_rows]
+    with ThreadPoolExecutor(_NUM_THREADS, "token-split") as pool:
+        for trains, holds_out, labels in map_ahead(pool, read, filled, max_items=_NUM_THREADS):
+            has_train, has_held_out = has_train or trains, has_held_out or holds_out
+            seen[labels] = True
+            if has_train and (has_held_out or not held_out_share) and seen.all():
+                break
+    return Split(has_train, has_held_out, frozenset(np.flatnonzero(seen).tolist()))
