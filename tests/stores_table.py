@@ -42,6 +42,10 @@ def stores() -> dict[str, tuple[servers.Start, str]]:
             f"gcp-storage-emulator {version('gcp-storage-emulator')}, {google}",
         ),
         "`az://`": (servers.azurite, f"Azurite {servers.azurite_version()}, {azure}"),
+        "`sftp://`": (
+            servers.sftp,
+            f"asyncssh {version('asyncssh')}, paramiko {version('paramiko')}, fsspec {version('fsspec')}",
+        ),
         "`hf://`": (servers.hub, f"tests/storage/hub.py, huggingface_hub {version('huggingface_hub')}"),
     }
 
@@ -121,6 +125,8 @@ on such a store; of two at the same instant both could be told that they had won
 ENDING = """
 - fake-gcs-server keeps the condition of multipart uploads, which gcsfs makes of small files, and of no other upload.
 - The hub itself is not tried, but a server with the answers that huggingface_hub and the hub's documentation speak of.
+- The driver of `sftp://` takes no `?` in names and patterns, and has one connection a thread, so that a shard is read
+  in one piece after the other; who asks is told in `FSSPEC_SFTP={"username": …, "password": …}` or an agent of ssh.
 - `memory://` is of one process, so that the actors of a job do not share it.
 """
 

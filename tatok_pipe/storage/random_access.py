@@ -19,7 +19,15 @@ from tatok_pipe.storage import retry
 from tatok_pipe.storage.faults import LastingError
 from tatok_pipe.storage.files import SourceInfo, read_range
 from tatok_pipe.storage.reader import check_unchanged, open_stream, source_gives_ranges
-from tatok_pipe.storage.urls import is_http, is_local, open_filesystem, redact
+from tatok_pipe.storage.urls import (
+    close_apart,
+    is_for_one_thread,
+    is_http,
+    is_local,
+    open_apart,
+    open_filesystem,
+    redact,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +77,18 @@ def open_random_access(
         return LocalFile(path, info)
     if is_http(filesystem) and not source_gives_ranges(filesystem, path, url):
         return DownloadedFile(url, info)
-    return BlockReader(filesystem, path, url=url, info=info, block_bytes=block_bytes, num_ahead=num_ahead)
+    is_apart = is_for_one_thread(filesystem)
+    if is_apart:
+        filesystem, path = open_apart(url)
+    return BlockReader(
+        filesystem,
+        path,
+        url=url,
+        info=info,
+        block_bytes=block_bytes,
+        num_ahead=1 if is_apart else num_ahead,
+        is_apart=is_apart,
+    )
 
 
 class LocalFile(io.FileIO):
@@ -135,10 +154,19 @@ class BlockReader(io.RawIOBase):
     """The remote reader behind `open_random_access`. For one thread at a time."""
 
     def __init__(
-        self, filesystem: Any, path: str, *, url: str, info: SourceInfo, block_bytes: int, num_ahead: int
+        self,
+        filesystem: Any,
+        path: str,
+        *,
+        url: str,
+        info: SourceInfo,
+        block_bytes: int,
+        num_ahead: int,
+        is_apart: bool = False,
     ) -> None:
         super().__init__()
         self._filesystem = filesystem
+        self._is_apart = is_apart  # whether the filesystem is closed with the file
         self._path = path
         self._url = url
         self._info = info
@@ -192,6 +220,8 @@ class BlockReader(io.RawIOBase):
             self._cancelled.set()
             self._blocks.clear()
             self._pool.shutdown(wait=False, cancel_futures=True)
+            if self._is_apart:
+                close_apart(self._filesystem)
         super().close()
 
     def read_ahead(self, ranges: Iterable[tuple[int, int]]) -> None:

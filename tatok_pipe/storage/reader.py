@@ -16,7 +16,15 @@ from typing import Any, BinaryIO, Protocol, cast
 from tatok_pipe.storage import http, retry
 from tatok_pipe.storage.faults import LastingError
 from tatok_pipe.storage.files import SourceInfo, file_info, read_range
-from tatok_pipe.storage.urls import is_http, is_local, open_filesystem, redact
+from tatok_pipe.storage.urls import (
+    close_apart,
+    is_for_one_thread,
+    is_http,
+    is_local,
+    open_apart,
+    open_filesystem,
+    redact,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +65,8 @@ def open_stream(
     ):
         logger.info("%s: the server gives no ranges; the file is read as one stream", redact(url))
         source = Stream(filesystem, path)
+    elif is_for_one_thread(filesystem):
+        source = OneConnection(url)
     reader = RangeReader(
         source,
         url=url,
@@ -144,6 +154,25 @@ class Ranges:
 
     def close(self) -> None:
         pass
+
+
+class OneConnection:
+    """A store whose driver is for one thread: the connection of the thread that reads."""
+
+    is_sequential = True
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._opened: tuple[Any, str] | None = None
+
+    def read(self, start: int, stop: int) -> bytes:
+        self._opened = self._opened or open_apart(self._url)
+        return read_range(*self._opened, start, stop)
+
+    def close(self) -> None:
+        if (opened := self._opened) is not None:
+            self._opened = None
+            close_apart(opened[0])
 
 
 class Stream:

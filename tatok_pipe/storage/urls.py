@@ -19,6 +19,9 @@ from tatok_pipe.storage.faults import find_fault
 from tatok_pipe.storage.parts import ListedPart, hide_lists, parse_part
 from tatok_pipe.storage.settings import settings_of
 
+# Their driver passes every option on to paramiko's `connect`, and has one connection, in which the answer to one thread
+# may be taken by another, so that both wait for ever.
+_SSH_PROTOCOLS = ("sftp", "ssh")
 _S3_PROTOCOLS = ("s3", "s3a")
 # Filesystems of fsspec that read out of another one, which their URL names behind `::`.
 _WITHIN_ANOTHER = frozenset(
@@ -37,7 +40,16 @@ _WITHIN_ANOTHER = frozenset(
 )
 _LOCAL_PROTOCOLS = ("file", "local")
 # Our extras that bring the drivers of protocols.
-_EXTRAS = {"az": "azure", "abfs": "azure", "abfss": "azure", "gs": "gcs", "gcs": "gcs", "hf": "hub"}
+_EXTRAS = {
+    "az": "azure",
+    "abfs": "azure",
+    "abfss": "azure",
+    "gs": "gcs",
+    "gcs": "gcs",
+    "hf": "hub",
+    "sftp": "sftp",
+    "ssh": "sftp",
+}
 LOCAL_STORE = ("",)
 # Several streams share one filesystem object, each with eight ranges in flight; botocore's own limit is 10.
 _S3_CONNECTIONS = 64
@@ -68,6 +80,10 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     what it finds of credentials.
     """
     protocol = split_protocol(url)[0]
+    if protocol in _SSH_PROTOCOLS and "?" in url:
+        raise UserError(
+            f"{redact(url)}: the driver of {protocol}:// takes no '?' in names and patterns; use * instead"
+        )
     try:
         if is_chained(url) or protocol not in (None, *_LOCAL_PROTOCOLS) and "::" not in url:
             return url_to_fs(url, **_driver_options(url))
@@ -101,6 +117,21 @@ def open_filesystem(url: str) -> tuple[Any, str]:
         ) from error
 
 
+def is_for_one_thread(filesystem: Any) -> bool:
+    """Whether a filesystem must not be used by several threads, so that each needs one from `open_apart`."""
+    return speaks(filesystem, "sftp")
+
+
+def open_apart(url: str) -> tuple[Any, str]:
+    """As `open_filesystem`, with a connection that nobody else has, for `close_apart`. Of those `is_for_one_thread`
+    holds for."""
+    return url_to_fs(url, skip_instance_cache=True, **_driver_options(url))
+
+
+def close_apart(filesystem: Any) -> None:
+    filesystem.client.close()
+
+
 def is_chained(url: str) -> bool:
     """Whether `url` names a filesystem within another one: `simplecache::s3://bucket/a`, `zip://a::file://b.zip`."""
     return "::" in url and any(map(names_filesystem_within, url.split("::")[:-1]))
@@ -127,7 +158,8 @@ def _driver_options(url: str) -> dict[str, Any]:
     if protocol in _S3_PROTOCOLS:
         told = conf.get("s3", {}).get("config_kwargs", {})
         options["config_kwargs"] = {"max_pool_connections": _S3_CONNECTIONS} | told
-    options["use_listings_cache"] = False
+    if protocol not in _SSH_PROTOCOLS:
+        options["use_listings_cache"] = False
     if is_chained(url) and protocol is not None:
         return {"use_listings_cache": False, protocol: options}
     return options

@@ -131,6 +131,19 @@ def hub_environment(server: HubServer, folder: Path) -> dict[str, str]:
     }
 
 
+@contextmanager
+def sftp(folder: Path) -> Iterator[Store]:
+    """Has no condition, and its rename replaces nothing."""
+    (folder / "sftp" / "images").mkdir(parents=True)
+    port = free_port()
+    command = [sys.executable, "-m", "tests.storage.sftp_server", str(port), str(folder / "sftp")]
+    # It runs in the folder of its log.
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    with running(["env", f"PYTHONPATH={path}", *command], port, folder / "sftp.log"):
+        who = {"host": "127.0.0.1", "port": port, "username": "somebody", "password": "anything"}
+        yield Store("sftp://127.0.0.1/images/x", {"FSSPEC_SFTP": json.dumps(who)}, has_bucket=True)
+
+
 Start = Callable[[Path], AbstractContextManager[Store]]
 # Those on which of two writers one wins.
 ATOMIC: dict[str, Start] = {

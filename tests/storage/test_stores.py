@@ -32,3 +32,19 @@ def test_what_every_store_has_to_do(start: servers.Start, left_out: tuple[str, .
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False
         )
     assert found.returncode == 0, found.stderr[-4000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", ["check_content", "check_shards"])
+def test_sftp(check: str, tmp_path: Path) -> None:
+    """Its driver is for one thread, and would wait for ever for an answer that another one took."""
+    pytest.importorskip("asyncssh")
+    pytest.importorskip("paramiko")
+    program = f"import sys; from tests.storage import store_checks; store_checks.{check}(sys.argv[1])"
+    with servers.sftp(tmp_path) as store:
+        environment = servers.clean_environment(store)
+        command = [sys.executable, "-c", program, f"{store.url}/{check}"]
+        found = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100, check=False
+        )
+    assert found.returncode == 0, found.stderr[-4000:]
