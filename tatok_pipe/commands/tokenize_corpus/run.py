@@ -14,7 +14,7 @@ from tatok_pipe.commands.tokenize_corpus.options import (
     TokenizeCorpusConfig,
 )
 from tatok_pipe.commands.tokenize_corpus.outcome import Outcome, finish, show_changes
-from tatok_pipe.commands.tokenize_corpus.plan import CorpusPlan, discard_committed, make_plan
+from tatok_pipe.commands.tokenize_corpus.plan import CorpusPlan, discard_committed, make_plan, remember_times
 from tatok_pipe.commands.tokenize_corpus.sample import look_at_shards, measure_sample
 from tatok_pipe.commands.tokenize_corpus.setup import describe, expand_input, make_job, make_spec
 from tatok_pipe.encoding.shard_tokenizer import TokenizeJob
@@ -89,6 +89,7 @@ def _do(
             "interrupted: %d of %d shards are done; the same command does the rest",
             plan.num_done + outcome.num_done, plan.num_planned,
         )  # fmt: skip
+        remember_times(config.output.url, spec, plan)
         return EXIT_INTERRUPTED
     return finish(config, spec, plan, outcome, summary)
 
