@@ -107,8 +107,9 @@ def _pandas(path: str, **options: Any) -> Found:
     for name in COLUMNS:
         kind = str(frame[name].dtype)
         first = next((value for value in frame[name] if value is not None), None)
-        is_array = isinstance(first, np.ndarray) and kind == "object"
-        types[name] = f"object of {first.dtype} arrays" if is_array else kind
+        if isinstance(first, np.ndarray) and kind == "object":
+            kind = f"object of {first.dtype} arrays"
+        types[name] = kind
     return Found(types, frame.to_dict("records"), "`frame.attrs`" if _KEY in frame.attrs else "")
 
 

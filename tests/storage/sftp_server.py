@@ -6,6 +6,7 @@ python -m tests.storage.sftp_server PORT FOLDER
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 
 import asyncssh
@@ -25,7 +26,7 @@ class _Folder(asyncssh.SFTPServer):
     """What is above the folder is not there."""
 
     def __init__(self, channel: asyncssh.SSHServerChannel) -> None:
-        super().__init__(channel, chroot=sys.argv[2])
+        super().__init__(channel, chroot=os.fsencode(sys.argv[2]))
 
 
 async def serve() -> None:

@@ -277,7 +277,7 @@ def test_rows_of_a_shard_with_other_settings_are_refused(tmp_path: Path) -> None
 def test_what_is_no_dataset(tmp_path: Path, token_spec: TokenSpec) -> None:
     with pytest.raises(UserError, match="no _dataset.json there"):
         TokenDataset(str(tmp_path))
-    for content, message in (("{", "is broken"), ("[]", "no format version"), ('{"format": 3}', "version 3")):
+    for content, message in (("{", "is broken"), ("[]", "no format version"), ('{"format": 2}', "version 2")):
         (tmp_path / "_dataset.json").write_text(content)
         with pytest.raises(UserError, match=message):
             TokenDataset(str(tmp_path))
