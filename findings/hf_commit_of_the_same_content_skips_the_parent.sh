@@ -17,6 +17,7 @@ HF_HOME="$folder" "$folder/venv/bin/python" - <<'PYTHON'
 import base64
 import hashlib
 import json
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -62,13 +63,21 @@ server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
 threading.Thread(target=server.serve_forever, daemon=True).start()
 api = HfApi(endpoint=f"http://127.0.0.1:{server.server_port}", token="hf_nobody")
 parent = api.repo_info("me/set", repo_type="dataset").sha
+seen = []
 for writer, data in (("first", b"same"), ("second", b"same"), ("third", b"other")):
     operation = CommitOperationAdd("x.txt", data)
     try:
         api.create_commit(
             "me/set", [operation], commit_message=writer, repo_type="dataset", parent_commit=parent
         )
-        print(f"{writer}: told that it has written; commits since the parent: {len(commits) - 1}")
+        seen.append(f"{writer}: told that it has written; commits since the parent: {len(commits) - 1}")
     except OSError as error:
-        print(f"{writer}: {error.response.status_code}")
+        seen.append(f"{writer}: {error.response.status_code}")
+print(*seen, sep="\n")
+is_as_told = seen == [
+    "first: told that it has written; commits since the parent: 1",
+    "second: told that it has written; commits since the parent: 1",
+    "third: 412",
+]
+sys.exit(0 if is_as_told else "the behaviour has changed")
 PYTHON

@@ -14,6 +14,7 @@ trap 'rm -rf "$folder"' EXIT
 "$folder/venv/bin/pip" install -q huggingface_hub==2.4.0 fsspec==2026.9.0 2>/dev/null
 HF_HOME="$folder" "$folder/venv/bin/python" - <<'PYTHON'
 import json
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -45,12 +46,13 @@ filesystem.ls("datasets/me/set/data")
 files |= {"data/0.txt": 7, "data/1.txt": 3}  # a commit of somebody else
 
 
+seen = []
+
+
 def tell(where):
     hub = HfFileSystem(**options)
-    print(
-        f"{where}: 1.txt is there: {hub.exists('datasets/me/set/data/1.txt')}, "
-        f"bytes of 0.txt: {hub.info('datasets/me/set/data/0.txt')['size']}"
-    )
+    seen.append((hub.exists("datasets/me/set/data/1.txt"), hub.info("datasets/me/set/data/0.txt")["size"]))
+    print(f"{where}: 1.txt is there: {seen[-1][0]}, bytes of 0.txt: {seen[-1][1]}")
 
 
 print("on the hub: 1.txt is there: True, bytes of 0.txt: 7")
@@ -58,4 +60,5 @@ tell("in the same thread")
 thread = threading.Thread(target=tell, args=["in a new thread"])
 thread.start()
 thread.join()
+sys.exit(0 if seen == [(False, 5), (False, 5)] else "the behaviour has changed")
 PYTHON
