@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
@@ -21,6 +22,16 @@ from tatok_pipe.tokens.spec import FilterSpec, TokenSpec
 def one_torch_thread() -> None:
     """Models here are tiny: threads would only wait for each other, for minutes on a busy machine."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_signals() -> Iterator[None]:
+    """A command that ends ignores signals; that of a test in this process is not to leave that to the tests after it,
+    and to the processes that these start."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
