@@ -31,7 +31,8 @@ def own_signals() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
     for number, handler in before.items():
-        signal.signal(number, handler)
+        if handler is not None:  # what was not set by Python cannot be
+            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

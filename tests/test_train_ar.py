@@ -246,6 +246,7 @@ def test_nothing_is_begun_where_another_training_lives_or_nothing_can_be_written
 def test_rows_that_are_mostly_padding_are_told_before_ray_starts(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, num_workers: int
 ) -> None:
+    ray.shutdown()  # another test's
     given = [*command(folder)[3:], "packing.row_tokens=1024", "training.batch_tokens=65536"]
     given += [f"workers.max={num_workers}", "validation.share=0", f"output.url={tmp_path}/out"]
     with hold_output(f"{tmp_path}/out", StopSignal()):  # refused where Ray would be started
