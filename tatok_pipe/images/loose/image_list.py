@@ -189,10 +189,7 @@ def read_part(part: storage.ListedPart) -> PartContent:
             metadata = file.metadata.metadata or {}
             classes, class_names = (_names_in(metadata, key) for key in (_CLASSES_KEY, _NAMES_KEY))
             group = _find_group(file.metadata, part.number)
-            names = [
-                name for name in LIST_SCHEMA.names if name in file.schema_arrow.names
-            ]  # offset came later
-            table = None if group is None else file.read_row_group(group, columns=names)
+            table = None if group is None else file.read_row_group(group, columns=LIST_SCHEMA.names)
             files = [] if table is None else list(_files(table))
         except (pa.ArrowException, KeyError, ValueError) as error:
             raise OSError(f"{shown}: its list cannot be read: {error}") from error
