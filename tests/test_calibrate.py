@@ -11,7 +11,7 @@ from PIL import Image
 
 from tatok_pipe import calibrate
 from tatok_pipe.errors import UserError
-from tatok_pipe.evaluation.suites.information import bound_filters
+from tatok_pipe.evaluation.suites.information.suite import bound_filters
 from tatok_pipe.tokenizer.analysis import CONTROLS
 from tatok_pipe.tokenizer.calibration import calibrate_ladders
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer, save_tokenizer

@@ -28,7 +28,7 @@ from torch import Tensor
 from tatok_pipe import storage
 from tatok_pipe.encoding.image_input import find_image_shards
 from tatok_pipe.evaluation.pictures import to_pixels
-from tatok_pipe.evaluation.suites.reconstruction import CODECS, codec_at
+from tatok_pipe.evaluation.suites.reconstruction.suite import CODECS, codec_at
 from tatok_pipe.evaluation.textbook import PACKAGED as TEXTBOOK
 from tatok_pipe.evaluation.textbook import load_textbook, position_bits
 from tatok_pipe.images.crops import CropConfig

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from tatok_pipe.evaluation.suites.base import Row, Suite
-from tatok_pipe.evaluation.suites.corpus import Corpus
-from tatok_pipe.evaluation.suites.fine_detail import FineDetail
-from tatok_pipe.evaluation.suites.generation import Generation
-from tatok_pipe.evaluation.suites.information import Information
-from tatok_pipe.evaluation.suites.rate_distortion import RateDistortion
-from tatok_pipe.evaluation.suites.reconstruction import Reconstruction
+from tatok_pipe.evaluation.suites.corpus.suite import Corpus
+from tatok_pipe.evaluation.suites.fine_detail.suite import FineDetail
+from tatok_pipe.evaluation.suites.generation.suite import Generation
+from tatok_pipe.evaluation.suites.information.suite import Information
+from tatok_pipe.evaluation.suites.rate_distortion.suite import RateDistortion
+from tatok_pipe.evaluation.suites.reconstruction.suite import Reconstruction
 
 _ALL: tuple[Suite, ...] = (
     Reconstruction(),

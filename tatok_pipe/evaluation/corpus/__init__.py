@@ -1,1 +1,0 @@
-"""Two token datasets compared: what the suite `corpus` is made of."""

@@ -1,0 +1,1 @@
+"""Whether drawn images are like real ones: distances of features, diversity, lengths."""

@@ -1,0 +1,1 @@
+"""Quality against tokens: curves of scores and rules, their areas, thresholds on other images."""

@@ -1,0 +1,1 @@
+"""How well images come back from all their tokens, beside codecs at equal bits."""
