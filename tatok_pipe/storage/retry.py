@@ -19,9 +19,12 @@ Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 
 NUM_ATTEMPTS = 5
-# Of drivers that have tried for half a minute and more by themselves before they say no.
+# Of drivers that have tried for half a minute and more by themselves before they say no; the hub's does so where it
+# gets no answer, in some of its calls.
 NUM_PATIENT_ATTEMPTS = 2
 _PATIENT = ("az", "gs")
+_PATIENT_WHERE_SILENT = ("hf",)
+_LONG_SILENCE_S = 60.0
 FIRST_DELAY_S = 0.25
 MAX_DELAY_S = 10.0
 # The longest time that a store may ask one to wait for. Where it wants more, its word is told at once, and the same
@@ -45,6 +48,7 @@ def call(
     pass through unchanged.
     """
     for attempt in range(1, num_attempts + 1):
+        began = time.monotonic()
         try:
             return action()
         except Exception as error:
@@ -53,7 +57,9 @@ def call(
                 raise
             if fault.is_mute and (told := _ask_why(url, fault)) is not None:
                 error, fault = told
-            is_patient = not fault.is_local and protocol_of(url) in _PATIENT
+            was_long = time.monotonic() - began > _LONG_SILENCE_S
+            patient = (*_PATIENT, *_PATIENT_WHERE_SILENT) if was_long else _PATIENT
+            is_patient = not fault.is_local and protocol_of(url) in patient
             most = min(num_attempts, NUM_PATIENT_ATTEMPTS) if is_patient else num_attempts
             if attempt >= most or not fault.passes or fault.wait_s > MAX_ASKED_DELAY_S:
                 raise _named(error, fault, url) from error

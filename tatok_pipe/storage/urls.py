@@ -16,6 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from tatok_pipe.errors import UserError
 from tatok_pipe.storage.faults import find_fault
+from tatok_pipe.storage.hub_session import limit_silence
 from tatok_pipe.storage.parts import ListedPart, hide_lists, parse_part
 from tatok_pipe.storage.settings import settings_of
 
@@ -85,6 +86,8 @@ def open_filesystem(url: str) -> tuple[Any, str]:
             f"{redact(url)}: the driver of {protocol}:// takes no '?' in names and patterns; use * instead"
         )
     try:
+        if protocol == "hf":
+            limit_silence()
         if is_chained(url) or protocol not in (None, *_LOCAL_PROTOCOLS) and "::" not in url:
             return url_to_fs(url, **_driver_options(url))
         if protocol in (None, *_LOCAL_PROTOCOLS):

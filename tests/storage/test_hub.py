@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ from huggingface_hub import constants
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError, has_outside_cause
-from tatok_pipe.storage import hub_commits, retry
+from tatok_pipe.storage import hub_commits, hub_session, retry
 from tatok_pipe.storage.published import Content
 from tests.storage import servers
 from tests.storage.answers import AnsweringServer
@@ -358,6 +359,7 @@ def test_no_hub() -> None:
 def test_without_the_client() -> None:
     program = """
 import sys
+import threading
 sys.modules["huggingface_hub"] = None
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
@@ -371,3 +373,33 @@ except UserError as error:
     )
     (line,) = done.stdout.splitlines()
     assert "the driver of hf:// is not installed" in line and 'pip install "tatok_pipe[hub]"' in line
+
+
+# --- a hub that takes connections and never answers
+
+
+@pytest.mark.parametrize("kind", ["tree", "paths-info", "resolve"])
+def test_a_silent_hub_is_told(hub: HubServer, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Without a limit of ours the client's listing waits for ever, whatever limit its session has."""
+    silence = threading.Event()
+
+    def stay_silent(request: Request) -> Answered | None:
+        if f"/{kind}/" in request.path:
+            silence.wait(60)
+        return None
+
+    hub.interfere = stay_silent
+    monkeypatch.setattr(hub_session, "SILENCE_S", 0.2)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the client's own attempts
+    try:
+        with pytest.raises((OSError, UserError), match=r"does not answer \(.*timed out\)") as told:
+            if kind == "tree":
+                storage.expand_shards(f"{BASE}/data/*.parquet")
+            elif kind == "paths-info":
+                storage.exists(f"{BASE}/data/0.parquet")
+            else:
+                storage.read_bytes(f"{BASE}/data/0.parquet")
+    finally:
+        silence.set()
+    assert isinstance(told.value, UserError) or has_outside_cause(told.value)

@@ -88,3 +88,13 @@ def test_a_client_that_tried_for_a_minute_by_itself_is_asked_twice() -> None:
     with pytest.raises(OSError, match="az://b/x: Cannot connect to host"):
         retry.call(action, url="az://b/x", pause=lambda _: None)
     assert action.num_calls == retry.NUM_PATIENT_ATTEMPTS == 2
+
+
+def test_the_hub_is_asked_twice_where_each_time_took_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client asks six times by itself in some of its calls, and in others once."""
+    for longest_s, num_calls in ((60.0, retry.NUM_ATTEMPTS), (-1.0, retry.NUM_PATIENT_ATTEMPTS)):
+        monkeypatch.setattr(retry, "_LONG_SILENCE_S", longest_s)
+        action = Flaky(*[TimeoutError("timed out")] * 9)
+        with pytest.raises(OSError, match="timed out"):
+            retry.call(action, url="hf://datasets/a/b/x", pause=lambda _: None)
+        assert action.num_calls == num_calls
