@@ -94,7 +94,7 @@ def test_the_hub_is_asked_twice_where_each_time_took_long(monkeypatch: pytest.Mo
     """Its client asks six times by itself in some of its calls, and in others once."""
     for longest_s, num_calls in ((60.0, retry.NUM_ATTEMPTS), (-1.0, retry.NUM_PATIENT_ATTEMPTS)):
         monkeypatch.setattr(retry, "_LONG_SILENCE_S", longest_s)
-        action = Flaky(*[TimeoutError("timed out")] * 9)
+        action = Flaky(*[ServiceRequestError("timed out")] * 9)
         with pytest.raises(OSError, match="timed out"):
             retry.call(action, url="hf://datasets/a/b/x", pause=lambda _: None)
         assert action.num_calls == num_calls
