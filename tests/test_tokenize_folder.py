@@ -93,8 +93,12 @@ def digests(output: Path) -> dict[str, str]:
     }
 
 
-def test_the_same_images_in_every_form_give_the_same_tokens(checkpoint: str, tmp_path: Path) -> None:
-    members = images(12)
+@pytest.mark.parametrize("num_images", [12, pytest.param(300, marks=pytest.mark.slow)])
+def test_the_same_images_in_every_form_give_the_same_tokens(
+    checkpoint: str, tmp_path: Path, num_images: int
+) -> None:
+    members = images(num_images)
+    assert len(members) == num_images
     tar = Path(write_shard(tmp_path / "photos.tar", members))
     (tmp_path / "photos.tar.gz").write_bytes(gzip.compress(tar.read_bytes()))
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
@@ -115,7 +119,7 @@ def test_the_same_images_in_every_form_give_the_same_tokens(checkpoint: str, tmp
         output = tmp_path / f"of-{len(found)}"
         job = make_job(checkpoint, output)
         tokenize = ShardTokenizer(job, device="cpu", num_threads=1)
-        place = ListPlace(f"{output}/_input.parquet", images_per_part=5)
+        place = ListPlace(f"{output}/_input.parquet", images_per_part=num_images * 5 // 12)
         for shard in find_image_shards(f"{tmp_path}/{name}", option="input.shards", place=place):
             result = tokenize(shard.url)
             assert result.error == "" and result.num_images

@@ -34,12 +34,18 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+def num_images() -> int:
+    return 12
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_images: int) -> Iterator[HubServer]:
     """With the same images as a dataset in each form that the hub's users know."""
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    members = images(12)
-    halves = [members[:6], members[6:]]
+    members = images(num_images)
+    half = num_images // 2
+    halves = [members[:half], members[half:]]
     tars = [Path(write_shard(tmp_path / f"{number}.tar", half)) for number, half in enumerate(halves)]
     folder = {f"train/{name}": data for name, data in members}
     folder |= {f"val/{name}": data for name, data in members[:3]}
@@ -73,10 +79,11 @@ def write_parquet(path: Path, members: list[tuple[str, bytes]]) -> bytes:
     return path.read_bytes()
 
 
+@pytest.mark.parametrize("num_images", [12, pytest.param(300, marks=pytest.mark.slow)])
 def test_a_dataset_of_the_hub_gives_the_tokens_of_a_folder(
-    hub: HubServer, checkpoint: str, tmp_path: Path
+    hub: HubServer, checkpoint: str, tmp_path: Path, num_images: int
 ) -> None:
-    here = write_folder(tmp_path / "photos", images(12))
+    here = write_folder(tmp_path / "photos", images(num_images))
     found = {}
     for name, spec in {
         "here": str(here),
@@ -86,13 +93,13 @@ def test_a_dataset_of_the_hub_gives_the_tokens_of_a_folder(
     }.items():
         output = tmp_path / name
         tokenize = ShardTokenizer(make_job(checkpoint, output), device="cpu", num_threads=1)
-        place = ListPlace(f"{output}/_input.parquet", images_per_part=5)
+        place = ListPlace(f"{output}/_input.parquet", images_per_part=num_images * 5 // 12)
         for shard in find_image_shards(spec, option="input.shards", place=place):
             result = tokenize(shard.url)
             assert result.error == "" and result.num_images
         tokenize.close()
         found[name] = tokens(output)
-    assert len(found["here"]) == 12
+    assert len(found["here"]) == num_images
     assert all(each == found["here"] for each in found.values())
 
 
