@@ -29,6 +29,9 @@ def test_variants_are_options_that_there_are() -> None:
         found["random start"].training.stages[0] == "joint"
         and found["random start"].training.joint_steps == 7
     )
+    joint = [found[name] for name in found if name.startswith("joint training")]
+    assert [each.model.encoder.depth for each in joint] == [0, 2]
+    assert [(each.training.start, each.training.joint_steps) for each in joint] == [("closed_form", 14)] * 2
     mix = found["trained with all patches kept"].training.decoder_mix
     assert (mix.gain, mix.synthesis, mix.random, mix.globals_only) == (0, 0, 0, 0)
     assert found["recipe"].training.decoder_mix.gain > 0

@@ -45,6 +45,9 @@ def variants(training: dict[str, Any]) -> dict[str, list[str]]:
             "training.decoder_mix.synthesis=0",
             f"training.decoder_mix.prefix={mix.gain + mix.synthesis:g}",
         ],
+        # Equal steps of joint training before the decoder's own: what reading each other is worth to the tokens.
+        "joint training, tokens from linear maps": _joint(training, depth=0),
+        "joint training, patches and globals attend": _joint(training, depth=2),
         # It has as many steps of joint training before the decoder's own.
         "random start": [
             "training.start=random",
@@ -52,6 +55,10 @@ def variants(training: dict[str, Any]) -> dict[str, list[str]]:
             f"training.learning_rate={training['decoder_learning_rate']}",
         ],
     }
+
+
+def _joint(training: dict[str, Any], *, depth: int) -> list[str]:
+    return [f"model.encoder.depth={depth}", f"training.joint_steps={2 * training['decoder_steps']}"]
 
 
 def main(argv: list[str]) -> int:
