@@ -45,7 +45,7 @@ def variants(training: dict[str, Any]) -> dict[str, list[str]]:
             "training.decoder_mix.synthesis=0",
             f"training.decoder_mix.prefix={mix.gain + mix.synthesis:g}",
         ],
-        # Equal steps of joint training before the decoder's own: what reading each other is worth to the tokens.
+        # Equal steps of joint training after the decoder's: what reading each other is worth to the tokens.
         "joint training, tokens from linear maps": _joint(training, depth=0),
         "joint training, patches and globals attend": _joint(training, depth=2),
         # It has as many steps of joint training before the decoder's own.
