@@ -20,17 +20,13 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from tatok_pipe.images.crops import Box, CropConfig, CropPlan
 from tatok_pipe.images.decode_budget import PixelBudget
 from tatok_pipe.images.errors import DecodeError
-from tatok_pipe.images.formats import avif, webp
-from tatok_pipe.images.formats.jpeg import Jpeg, decoder_name, load_jpeg, read_jpeg
-from tatok_pipe.images.formats.readers import READERS
+from tatok_pipe.images.formats.jpeg import Jpeg, load_jpeg, read_jpeg
 from tatok_pipe.images.formats.reading import Reading
 from tatok_pipe.images.formats.signatures import find_format
+from tatok_pipe.images.formats.table import NAMES, reader_of
 from tatok_pipe.images.options import PreprocessConfig
 from tatok_pipe.images.resize import resize_rgb
 from tatok_pipe.images.srgb import interpolable, to_srgb
-
-_ENDS_EARLY = {"AVIF": avif.ends_early, "WEBP": webp.ends_early}
-
 
 # A pixel takes up to 16 bytes on its way (loaded, cropped, flattened, converted), so about 2 GB in a process.
 _BUDGET = PixelBudget(128_000_000)
@@ -69,11 +65,11 @@ def decoder_version() -> str:
     """What, beside PreprocessConfig and CropConfig, decides the pixels, or what is refused: Pillow with the libraries
     in it, simplejpeg and AVIF by their own versions since not every machine has them, torch's resizing, and the
     procedure of this module, of `crops` and of `formats` (raise its number when a change there changes pixels)."""
+    versions = [reader.version() for reader in map(reader_of, NAMES) if reader.version is not None]
     return "/".join(
         [
             f"pillow-{PIL.__version__}",
-            decoder_name(),
-            f"avif-{avif.avif_version() or 'none'}",
+            *versions,
             f"torch-{torch.__version__.partition('+')[0]}",
             "box-bicubic-3",
         ]
@@ -105,7 +101,7 @@ def decode_crops(data: bytes, config: PreprocessConfig, crops: CropConfig, *, ke
     format = find_format(data)
     try:
         jpeg = read_jpeg(data) if format == "JPEG" else None
-        reading = READERS[format](data)
+        reading = reader_of(format).read(data)
         with Image.open(io.BytesIO(reading.data), formats=[format]) as image:
             return _decode(image, reading, jpeg, config, CropPlan(crops, config.image_size, key))
     except DecodeError:
@@ -242,7 +238,8 @@ def _explain(error: Exception, data: bytes, format: str) -> DecodeError:
     if isinstance(error, MemoryError):
         return DecodeError("OutOfMemory", text)
     # Pillow has no exception for these, only wording; some formats say how long a file should be.
-    is_cut = format in _ENDS_EARLY and _ENDS_EARLY[format](data)
+    ends_early = reader_of(format).ends_early
+    is_cut = ends_early is not None and ends_early(data)
     if is_cut or re.search("truncated|not enough image data", detail, re.IGNORECASE):
         return DecodeError("Truncated", text)
     if re.search(

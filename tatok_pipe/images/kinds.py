@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tatok_pipe.images.limits import IMAGE_EXTENSIONS, UNREAD_EXTENSIONS
+from tatok_pipe.images.formats.table import IMAGE_EXTENSIONS, UNREAD_EXTENSIONS
 from tatok_pipe.storage import TAR_SUFFIXES, file_name
 
 BEGIN_BYTES = 8  # as many tell the kinds apart

@@ -6,15 +6,8 @@ from functools import cached_property
 
 from tatok_pipe.config.options import config_dataclass, option
 from tatok_pipe.images.fields import CAPTION_NAMES, IGNORABLE, LABEL_NAMES, MAX_METADATA_BYTES
+from tatok_pipe.images.formats.table import IMAGE_EXTENSIONS
 
-IMAGE_EXTENSIONS = (
-    "jpg", "jpeg", "jpe", "jfif", "png", "webp", "avif", "gif", "bmp", "dib", "tif", "tiff", "ppm", "pgm", "pbm", "pnm",
-)  # fmt: skip
-# Of images that no decoder here reads. They count where a sample has no other image, so that it is told why.
-UNREAD_EXTENSIONS = (
-    "heic", "heif", "hif", "jp2", "j2k", "jpx", "jxl", "jxr", "psd", "exr", "hdr", "pfm", "pam", "svg", "ico", "tga",
-    "dng", "cr2", "cr3", "nef", "arw", "qoi", "dds",
-)  # fmt: skip
 # `cls` first, WebDataset's own; `cls.txt` and the like are what its decoders make text of.
 LABEL_EXTENSIONS = tuple(
     sorted((*LABEL_NAMES, *(f"{name}.txt" for name in LABEL_NAMES)), key=lambda name: name != "cls")

@@ -19,7 +19,7 @@ from PIL import Image, ImageFile, PngImagePlugin
 
 from tatok_pipe.images.decode import DecodeError, decode_image
 from tatok_pipe.images.formats import png
-from tatok_pipe.images.formats.signatures import FORMATS
+from tatok_pipe.images.formats.table import NAMES
 from tatok_pipe.images.options import PreprocessConfig
 
 CONFIG = PreprocessConfig(image_size=16)
@@ -114,7 +114,7 @@ def test_what_is_no_image_says_how_it_begins(data):
     assert message.startswith(f"begins with {data[:16]!r}; expected JPEG, PNG")
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", NAMES)
 def test_every_cut_is_refused_unless_all_pixels_are_there(format):
     whole = valid(format)
     expected, _, _ = decode_image(whole, CONFIG)
@@ -210,7 +210,7 @@ def test_header_that_lies_about_the_format():
 
 @settings(max_examples=300, deadline=None)
 @given(
-    format=st.sampled_from(FORMATS),
+    format=st.sampled_from(NAMES),
     edits=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6),
     cut=st.floats(0, 1),
 )

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tatok_pipe.images.fields import MAX_KEY_CHARACTERS, MAX_METADATA_BYTES
-from tatok_pipe.images.limits import IMAGE_EXTENSIONS, UNREAD_EXTENSIONS, ShardLimits
+from tatok_pipe.images.formats.table import IMAGE_EXTENSIONS, UNREAD_EXTENSIONS
+from tatok_pipe.images.limits import ShardLimits
 from tatok_pipe.images.notices import EMPTY, GAP, JSON_LABEL, MENDED_JSON, Notices
 from tatok_pipe.images.shard_errors import InterleavedShard, ShardError, UnusableShard
 from tatok_pipe.images.webdataset.samples import read_samples

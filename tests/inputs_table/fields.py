@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
 from tatok_pipe.images.fields import CAPTION_NAMES, LABEL_NAMES
-from tatok_pipe.images.limits import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
+from tatok_pipe.images.formats.table import IMAGE_EXTENSIONS
+from tatok_pipe.images.limits import CAPTION_EXTENSIONS
 from tatok_pipe.images.loose.folder import plan_folder
 from tatok_pipe.images.loose.inner_tars import plan_inner_tars
 from tatok_pipe.images.loose.manifest import plan_manifests

@@ -8,7 +8,7 @@ from itertools import combinations
 from tatok_pipe.images.decode import DecodeError, decode_image
 from tatok_pipe.images.formats.png import MAX_INFLATED_BYTES
 from tatok_pipe.images.formats.signatures import NAMES_NOT_READ
-from tatok_pipe.images.limits import IMAGE_EXTENSIONS, UNREAD_EXTENSIONS
+from tatok_pipe.images.formats.table import IMAGE_EXTENSIONS, UNREAD_EXTENSIONS
 from tatok_pipe.images.options import PreprocessConfig
 from tests.image_files.all import all_cases
 from tests.image_files.case import SIDE, Case

@@ -5,7 +5,7 @@ from __future__ import annotations
 from PIL import features
 
 from tatok_pipe.images.errors import DecodeError
-from tatok_pipe.images.formats.reading import Reading
+from tatok_pipe.images.formats.reading import Reader, Reading
 
 
 def avif_version() -> str | None:
@@ -13,7 +13,7 @@ def avif_version() -> str | None:
     return features.version_module("avif") if features.check_module("avif") else None
 
 
-def read_avif(data: bytes) -> Reading:
+def _read(data: bytes) -> Reading:
     if avif_version() is None:
         raise DecodeError(
             "UnsupportedFormat",
@@ -23,7 +23,7 @@ def read_avif(data: bytes) -> Reading:
     return Reading(data)
 
 
-def ends_early(data: bytes) -> bool:
+def _ends_early(data: bytes) -> bool:
     """Whether the file says that it is longer."""
     at = 0
     while at + 8 <= len(data):
@@ -34,3 +34,6 @@ def ends_early(data: bytes) -> bool:
             return False
         at += max(length, 8)
     return at != len(data)
+
+
+READER = Reader(_read, ends_early=_ends_early, version=lambda: f"avif-{avif_version() or 'none'}")

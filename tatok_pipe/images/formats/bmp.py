@@ -7,7 +7,7 @@ import struct
 from PIL import Image
 
 from tatok_pipe.images.errors import DecodeError, unsupported_mode
-from tatok_pipe.images.formats.reading import Reading
+from tatok_pipe.images.formats.reading import Reader, Reading
 
 _FILE_HEADER_BYTES = 14
 _CORE_HEADER, _OS2_HEADER = 12, 64
@@ -38,7 +38,7 @@ _TRUSTED_MASKS = {
 _COLOURS_AT = 46  # how many colours the palette has; 0: all
 
 
-def read_bmp(data: bytes) -> Reading:
+def _read(data: bytes) -> Reading:
     """Raises DecodeError for layouts that are not in the table. What is cut off is left to Pillow to explain."""
     if len(data) < _FILE_HEADER_BYTES + _CORE_HEADER:
         return Reading(data)
@@ -127,3 +127,6 @@ def _without_empty_alpha(image: Image.Image) -> Image.Image:
     if image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
         return image.convert("RGB")
     return image
+
+
+READER = Reader(_read)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from PIL import Image
 
 from tatok_pipe.images.errors import unsupported_mode
-from tatok_pipe.images.formats.reading import Reading, whiten_uncovered
+from tatok_pipe.images.formats.reading import Reader, Reading, whiten_uncovered
 
 _HEADER_BYTES = 13
 _EXTENSION, _FRAME = 0x21, 0x2C
 
 
-def read_gif(data: bytes) -> Reading:
+def _read(data: bytes) -> Reading:
     """Raises DecodeError where there is no colour table. What is broken is left to Pillow to explain."""
     try:
         at = _first_frame(data)
@@ -40,3 +40,6 @@ def _first_frame(data: bytes) -> int | None:
             at += data[at] + 1
         at += 1
     return at if data[at + 9 :] else None
+
+
+READER = Reader(_read)

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from tatok_pipe.images.errors import DecodeError
+from tatok_pipe.images.formats.reading import Reader
 
 try:
     import simplejpeg
@@ -249,3 +250,6 @@ def _read_scans(data: bytes, position: int, is_progressive: bool) -> bytes:
                 segment, position = _segment(data, marker, position)
         pieces += [data[begin:start], _scan_header(segment, is_progressive)]
     raise DecodeError("Corrupt", f"more than {_MAX_SCANS} scans; encoders write 20 at most")
+
+
+READER = Reader(version=decoder_name)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from tatok_pipe.images.errors import DecodeError, unsupported_mode
-from tatok_pipe.images.formats.reading import Reading, grey16_to_grey8
+from tatok_pipe.images.formats.reading import Reader, Reading, grey16_to_grey8
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Of a profile and all compressed text together, once inflated.
@@ -42,7 +42,7 @@ class _Chunk:
         return not self.kind[0] & 32
 
 
-def read_png(data: bytes) -> Reading:
+def _read(data: bytes) -> Reading:
     """Raises DecodeError where Pillow would show another picture, and for broken critical chunks."""
     pixels: bytearray | None = None
     ancillary: dict[bytes, bytes] = {}
@@ -196,3 +196,6 @@ def _mask_key(key: bytes, bits: int, colour: int) -> bytes:
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))
+
+
+READER = Reader(_read)

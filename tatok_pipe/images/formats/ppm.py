@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from PIL import Image
 
-from tatok_pipe.images.formats.reading import Reading, grey16_to_grey8
+from tatok_pipe.images.formats.reading import Reader, Reading, grey16_to_grey8
 
 
-def read_ppm(data: bytes) -> Reading:
+def _read(data: bytes) -> Reading:
     return Reading(data, after_load=_to_8_bits)
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
     """Pillow scales every maximum above 255 to 65535."""
     return grey16_to_grey8(image) if image.mode.startswith("I") else image
+
+
+READER = Reader(_read)

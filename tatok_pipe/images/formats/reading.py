@@ -26,6 +26,15 @@ class Reading:
     after_load: Callable[[Image.Image], Image.Image] | None = None
 
 
+@dataclass(frozen=True)
+class Reader:
+    """What a module knows of its format."""
+
+    read: Callable[[bytes], Reading] = Reading  # raises DecodeError
+    ends_early: Callable[[bytes], bool] | None = None  # whether a file says that it is longer, where files do
+    version: Callable[[], str] | None = None  # of what decides the pixels beside Pillow
+
+
 def whiten_uncovered(image: Image.Image, covered: Covered) -> Image.Image:
     """White where the first frame of an animation leaves its canvas as it is: transparent, as everywhere white."""
     left, top, right, bottom = covered

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageFile, TiffImagePlugin
 
 from tatok_pipe.images.errors import DecodeError, unsupported_mode
-from tatok_pipe.images.formats.reading import Reading, grey16_to_grey8
+from tatok_pipe.images.formats.reading import Reader, Reading, grey16_to_grey8
 from tatok_pipe.images.formats.tiff_directory import Tags, number, numbers, read_tags, with_short
 
 _PHOTOMETRICS = {
@@ -132,7 +132,7 @@ def _few(values: tuple[int, ...]) -> list[int]:
     return list(dict.fromkeys(values))[:_NUM_SHOWN]
 
 
-def read_tiff(data: bytes) -> Reading:
+def _read(data: bytes) -> Reading:
     """Raises DecodeError for pixels that are not in the table. A broken directory is left to Pillow to explain."""
     if data[:4] == b"MM\0+":
         raise unsupported_mode("a BigTIFF with its highest bytes first")
@@ -261,3 +261,6 @@ def _set_small_map(image: Image.Image, values: tuple) -> None:
     image.putpalette(
         bytes(int(values[channel * count + index]) for index in range(count) for channel in range(3))
     )
+
+
+READER = Reader(_read)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from PIL import Image
 
-from tatok_pipe.images.formats.reading import Reading, whiten_uncovered
+from tatok_pipe.images.formats.reading import Reader, Reading, whiten_uncovered
 
 _HEADER_BYTES = 12
 
 
-def read_webp(data: bytes) -> Reading:
+def _read(data: bytes) -> Reading:
     at = _HEADER_BYTES
     while at + 24 <= len(data) and data[at : at + 4] != b"ANMF":
         length = int.from_bytes(data[at + 4 : at + 8], "little")
@@ -25,6 +25,9 @@ def read_webp(data: bytes) -> Reading:
     return Reading(data, after_load=whiten)
 
 
-def ends_early(data: bytes) -> bool:
+def _ends_early(data: bytes) -> bool:
     """Whether the file says that it is longer."""
     return int.from_bytes(data[4:8], "little") + 8 > len(data)
+
+
+READER = Reader(_read, ends_early=_ends_early)

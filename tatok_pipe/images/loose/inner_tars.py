@@ -17,7 +17,8 @@ from tatok_pipe import storage
 from tatok_pipe.class_names import MAX_NAMES, are_names
 from tatok_pipe.errors import UserError
 from tatok_pipe.images.fields import MAX_KEY_CHARACTERS, shorten_key
-from tatok_pipe.images.limits import DEFAULT_LIMITS, IMAGE_EXTENSIONS, UNREAD_EXTENSIONS, ShardLimits
+from tatok_pipe.images.formats.table import IMAGE_EXTENSIONS, UNREAD_EXTENSIONS
+from tatok_pipe.images.limits import DEFAULT_LIMITS, ShardLimits
 from tatok_pipe.images.loose.image_list import ListedFile, extension_of, show_path
 from tatok_pipe.images.loose.part_plan import PartPlan, plan_parts
 from tatok_pipe.images.webdataset.compressed import Decompressed, is_compressed_tar

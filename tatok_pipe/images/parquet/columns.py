@@ -15,7 +15,8 @@ from tatok_pipe.images.fields import (
     WITHOUT_LABELS,
     is_label_like,
 )
-from tatok_pipe.images.limits import IMAGE_EXTENSIONS, ShardLimits
+from tatok_pipe.images.formats.table import IMAGE_EXTENSIONS
+from tatok_pipe.images.limits import ShardLimits
 from tatok_pipe.images.notices import Notices, other_labels
 from tatok_pipe.images.parquet import values as values
 from tatok_pipe.images.shard_errors import ShardError, UnusableShard

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import BinaryIO
 
-from tatok_pipe.images.limits import DEFAULT_LIMITS, IMAGE_EXTENSIONS, ShardLimits
+from tatok_pipe.images.formats.table import IMAGE_EXTENSIONS
+from tatok_pipe.images.limits import DEFAULT_LIMITS, ShardLimits
 from tatok_pipe.images.notices import Notices
 from tatok_pipe.images.shard_errors import ShardError
 from tatok_pipe.images.webdataset.sample_files import Files, Named, find_fault, make_sample

@@ -17,13 +17,8 @@ from tatok_pipe.images.fields import (
     parse_text,
     take_json,
 )
-from tatok_pipe.images.limits import (
-    CAPTION_EXTENSIONS,
-    IMAGE_EXTENSIONS,
-    LABEL_EXTENSIONS,
-    UNREAD_EXTENSIONS,
-    ShardLimits,
-)
+from tatok_pipe.images.formats.table import IMAGE_EXTENSIONS, UNREAD_EXTENSIONS
+from tatok_pipe.images.limits import CAPTION_EXTENSIONS, LABEL_EXTENSIONS, ShardLimits
 from tatok_pipe.images.notices import GAP, Notices, other_labels
 from tatok_pipe.images.webdataset.tar import Member
 from tatok_pipe.records import ImageSample, Quarantined
