@@ -1,7 +1,8 @@
 """tatok_pipe: turn an image corpus into adaptive discrete tokens, and tokens into a generator.
 
 The tokenizer is TaTok (arXiv 2605.16384): global tokens, patch tokens and Dynamic Token Filtering. `load_tokenizer` and
-`load_generator` are the models as Python objects (`tatok_pipe.api`); the jobs are `python -m tatok_pipe.…`.
+`load_generator` are the models as Python objects, `TokenDataset` and `TokenLoader` the tokens for a training of one's
+own (`tatok_pipe.api`); the jobs are `python -m tatok_pipe.…`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from tatok_pipe.api import DTFConfig as DTFConfig
     from tatok_pipe.api import RaggedTokens as RaggedTokens
     from tatok_pipe.api import SamplingConfig as SamplingConfig
+    from tatok_pipe.api import TokenBatch as TokenBatch
+    from tatok_pipe.api import TokenDataset as TokenDataset
+    from tatok_pipe.api import TokenLoader as TokenLoader
     from tatok_pipe.api import load_generator as load_generator
     from tatok_pipe.api import load_tokenizer as load_tokenizer
 
@@ -26,6 +30,9 @@ __all__ = [
     "DrawConfig",
     "RaggedTokens",
     "SamplingConfig",
+    "TokenBatch",
+    "TokenDataset",
+    "TokenLoader",
     "__version__",
     "load_generator",
     "load_tokenizer",

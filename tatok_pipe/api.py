@@ -1,4 +1,4 @@
-"""The pipeline's models as Python objects: encode and decode images, sample new ones.
+"""The pipeline as Python objects: encode and decode images, sample new ones, read tokens in a training of one's own.
 
     import tatok_pipe
 
@@ -8,6 +8,9 @@
 
     generator = tatok_pipe.load_generator("tatok_generator")
     images = tokenizer.decode(generator.sample(16, classes=[3, 5]))
+
+    dataset = tatok_pipe.TokenDataset("tatok_out")
+    for batch in tatok_pipe.TokenLoader("tatok_out", rows_per_step=8): ...
 
 Letters: B images, S image size, K globals, M kept of N patches, side = √N.
 """
@@ -36,7 +39,10 @@ from tatok_pipe.images.pictures import Picture, list_pictures, to_pixels
 from tatok_pipe.seeds import hash_seed
 from tatok_pipe.tokenizer import checkpoint as tokenizer_checkpoint
 from tatok_pipe.tokenizer.options import DTFConfig
+from tatok_pipe.tokens.dataset import TokenDataset as TokenDataset
 from tatok_pipe.tokens.dataset import records_to_tensors
+from tatok_pipe.tokens.loading.token_loader import TokenBatch as TokenBatch
+from tatok_pipe.tokens.loading.token_loader import TokenLoader as TokenLoader
 
 _BATCH_IMAGES = 16
 

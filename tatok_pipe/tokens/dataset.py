@@ -8,7 +8,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 import numpy as np
 
@@ -37,6 +37,7 @@ from tatok_pipe.tokens.layout import (
     data_url,
     quarantine_url,
 )
+from tatok_pipe.tokens.random_rows import RandomRows
 from tatok_pipe.tokens.spec import FORMAT_VERSION, TokenSpec
 from tatok_pipe.tokens.statistics import ShardStatistics
 
@@ -250,7 +251,8 @@ def merge_statistics(url: str, names: Sequence[str], spec: TokenSpec) -> ShardSt
 class TokenDataset:
     """Reads a token dataset. Raises UserError where `url` holds none, or one of another format version.
 
-    The shards are those committed at the time of opening.
+    The shards are those committed at the time of opening. Rows are numbered from 0 through the shards in order of their
+    names: `len(dataset)`, `dataset[5]`, `dataset[-10:]`; iterating reads them in order.
     """
 
     def __init__(self, url: str) -> None:
@@ -266,6 +268,36 @@ class TokenDataset:
     @property
     def num_rows(self) -> int:
         return self.statistics.num_images
+
+    @cached_property
+    def _random_rows(self) -> RandomRows:
+        index = refresh_index(self.url, self.spec, save=False)
+        num_rows = dict(zip(index.names, index.table["num_rows"].to_pylist(), strict=True))
+        return RandomRows(self.url, self.spec, [(name, num_rows[name]) for name in self.shards])
+
+    def __len__(self) -> int:
+        return len(self._random_rows)
+
+    def __iter__(self) -> Iterator[TokenRecord]:
+        return self.rows()
+
+    @overload
+    def __getitem__(self, number: int) -> TokenRecord: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list[TokenRecord]: ...
+
+    def __getitem__(self, number: int | slice) -> TokenRecord | list[TokenRecord]:
+        """A row, with arrays of its own that may be written to; of a slice a list. Raises IndexError."""
+        if isinstance(number, slice):
+            return [self._random_rows.read(each) for each in range(*number.indices(len(self)))]
+        return self._random_rows.read(number)
+
+    def to_tensors(self, records: Sequence[HasTokens]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Rows as the tokenizer's decoder takes them, (global_codes, patch_codes, keep): `records_to_tensors`."""
+        return records_to_tensors(
+            records, num_globals=self.spec.num_globals, num_patches=self.spec.num_patches
+        )
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -313,9 +345,7 @@ class TokenDataset:
         import torch  # here for the same reason as in records_to_tensors
 
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-        spec = self.spec
-        tensors = records_to_tensors(records, num_globals=spec.num_globals, num_patches=spec.num_patches)
-        global_codes, patch_codes, keep = (each.to(device) for each in tensors)
+        global_codes, patch_codes, keep = (each.to(device) for each in self.to_tensors(records))
         with torch.no_grad():
             return model.decode(global_codes, patch_codes, keep)
 

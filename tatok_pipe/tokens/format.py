@@ -216,6 +216,13 @@ def iter_records(url: str, *, spec: TokenSpec | None = None) -> Iterator[TokenRe
             yield from to_records(file.read([group]))
 
 
+def read_group(url: str, group: int, *, spec: TokenSpec) -> list[TokenRecord]:
+    """The rows of one row group of a token shard. Raises as `iter_records`."""
+    with _damage_told(url), open_shard(url) as file:
+        check_settings(parse_footer(file.metadata, url), spec, url)
+        return to_records(file.read([group]))
+
+
 def read_records(source: pa.Table | str | os.PathLike[str]) -> list[TokenRecord]:
     """All rows of a token shard, given as a table, path or URL."""
     return to_records(source) if isinstance(source, pa.Table) else list(iter_records(os.fspath(source)))

@@ -20,7 +20,7 @@ from tatok_pipe.encoding.shard_tokenizer import ShardTokenizer
 from tatok_pipe.tokenizer.options import PACKAGED, DTFConfig
 from tatok_pipe.tokens.dataset import TokenDataset
 from tatok_pipe.tokens.loading.conditions import ConditionConfig
-from tatok_pipe.tokens.loading.loader import LoaderConfig, TokenLoader
+from tatok_pipe.tokens.loading.step_loader import LoaderConfig, StepLoader
 from tatok_pipe.tokens.loading.training_set import read_training_set
 from tatok_pipe.training.schedule import ScheduleConfig
 from tests.test_shard_tokenizer import make_job
@@ -71,7 +71,7 @@ def test_it_learns_64_images_by_heart(tmp_path: Path) -> None:
         set_sync=parallel.set_sync,
     )
     rows = -(-dataset.num_elements // 512) + 1
-    loader = TokenLoader(
+    loader = StepLoader(
         url, dataset.spec, dataset.shards,
         LoaderConfig(row_tokens=512, rows_per_step=rows, rows_per_microbatch=rows),
         condition=ConditionConfig(kind="class", num_classes=10, drop_condition=0.0), seed=0,

@@ -20,7 +20,7 @@ from tatok_pipe.ar.options import GeneratorConfig, OptimizerConfig, TrainingConf
 from tatok_pipe.ar.parallel import parallelize
 from tatok_pipe.ar.trainer import GeneratorTrainer
 from tatok_pipe.tokens.loading.conditions import ConditionConfig
-from tatok_pipe.tokens.loading.loader import LoaderConfig, StepBatch, TokenLoader
+from tatok_pipe.tokens.loading.step_loader import LoaderConfig, StepBatch, StepLoader
 from tatok_pipe.tokens.loading.training_set import read_training_set
 from tatok_pipe.training.checkpoint_folder import read_manifests, write_manifest
 from tatok_pipe.training.schedule import ScheduleConfig
@@ -66,7 +66,7 @@ def make_loader(
     num_ranks: int = 1,
     held_out_share: float = 0.0,
     split: str = "train",
-) -> TokenLoader:
+) -> StepLoader:
     dataset = read_training_set(url)
     spec, shards = dataset.spec, dataset.shards
     config = LoaderConfig(
@@ -74,7 +74,7 @@ def make_loader(
         held_out_share=held_out_share,
     )  # fmt: skip
     condition = ConditionConfig(kind="class", num_classes=4)
-    return TokenLoader(
+    return StepLoader(
         url,
         spec,
         shards,

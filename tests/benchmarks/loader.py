@@ -23,9 +23,9 @@ from tatok_pipe.tokens.format import ShardSource, ShardWriter
 from tatok_pipe.tokens.layout import DATASET_FILE
 from tatok_pipe.tokens.loading.batches import Sequences
 from tatok_pipe.tokens.loading.conditions import ConditionConfig
-from tatok_pipe.tokens.loading.loader import TokenLoader
 from tatok_pipe.tokens.loading.packing import pack
 from tatok_pipe.tokens.loading.sequences import SequenceReader, concatenate
+from tatok_pipe.tokens.loading.step_loader import StepLoader
 from tatok_pipe.tokens.loading.training_set import read_training_set
 from tatok_pipe.tokens.loading.window_stream import LoaderConfig
 from tatok_pipe.tokens.loading.windows import EpochPlanner
@@ -82,9 +82,7 @@ class Epochs:
 
     def __init__(self, url: str, config: LoaderConfig) -> None:
         dataset = read_training_set(url)
-        self._steps = iter(
-            TokenLoader(url, dataset.spec, dataset.shards, config, condition=CONDITION, seed=0)
-        )
+        self._steps = iter(StepLoader(url, dataset.spec, dataset.shards, config, condition=CONDITION, seed=0))
         self._read()
 
     def tokens_per_s(self) -> float:

@@ -33,7 +33,7 @@ from tatok_pipe.tokenizer.checkpoint import load_tokenizer
 from tatok_pipe.tokenizer.options import PACKAGED, DTFConfig
 from tatok_pipe.tokens.dataset import TokenDataset, create_or_check
 from tatok_pipe.tokens.loading.conditions import ConditionConfig
-from tatok_pipe.tokens.loading.loader import LoaderConfig, TokenLoader
+from tatok_pipe.tokens.loading.step_loader import LoaderConfig, StepLoader
 from tatok_pipe.tokens.loading.training_set import read_training_set
 from tests.benchmarks.measure import Results, from_pairs, timed
 
@@ -147,7 +147,7 @@ def run(results: Results) -> None:
         vocabulary = Vocabulary.from_spec(spec)
         records = list(TokenDataset(url).rows())
         lengths = np.array([1 + record.num_tokens for record in records])
-        loader = TokenLoader(
+        loader = StepLoader(
             url, spec, shards,
             LoaderConfig(row_tokens=ROW_TOKENS, rows_per_step=10_000, rows_per_microbatch=ROWS),
             condition=ConditionConfig(kind="class", num_classes=20, drop_condition=0.0), seed=0,

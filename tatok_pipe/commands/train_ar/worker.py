@@ -30,7 +30,7 @@ from tatok_pipe.ray_runtime.training_log import TrainingLog
 from tatok_pipe.ray_runtime.training_task import Checkpoint, TrainingRun, Worker
 from tatok_pipe.storage.json_types import to_json_types
 from tatok_pipe.tokens.loading.conditions import ConditionConfig
-from tatok_pipe.tokens.loading.loader import LoaderConfig, StepBatch, TokenLoader
+from tatok_pipe.tokens.loading.step_loader import LoaderConfig, StepBatch, StepLoader
 from tatok_pipe.tokens.loading.windows import ShardRows
 from tatok_pipe.tokens.spec import TokenSpec
 
@@ -174,9 +174,9 @@ class GeneratorTraining:
     def figures(self) -> dict[str, Any]:
         return last_losses(self._curve)
 
-    def _open_loader(self, split: str) -> TokenLoader:
+    def _open_loader(self, split: str) -> StepLoader:
         run, config, model = self._run, self._config, self._config.model
-        return TokenLoader(
+        return StepLoader(
             config.input.url,
             TokenSpec.from_json(run.tokens),
             run.shards,

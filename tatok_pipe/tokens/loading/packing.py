@@ -1,4 +1,5 @@
-"""Sequences of many lengths into rows of one length: best-fit decreasing, and which rows each rank takes.
+"""Sequences of many lengths into rows of one length: best-fit decreasing, or one a row with those of like length
+together; and which rows each rank takes.
 
 Best-fit decreasing takes the longest sequence first and puts it into the fullest row that still has room for it, or
 into a new one. Sequences of equal length are alike, and so are rows with equal room, which allows for large strides:
@@ -54,6 +55,28 @@ def pack(lengths: np.ndarray, *, row_tokens: int, random: np.random.Generator) -
     starts = np.zeros(num_rows + 1, np.int64)
     np.cumsum(np.bincount(rows, minlength=num_rows), out=starts[1:])
     return Packing(longest_first[by_row], starts, row_tokens, int(lengths.sum()))
+
+
+def one_a_row(
+    lengths: np.ndarray, *, row_tokens: int, rows_per_step: int, first_place: int, random: np.random.Generator
+) -> Packing:
+    """Each sequence of the given `lengths`, (n,) integers, in a row of its own, those of one step alike in length.
+
+    Steps have `rows_per_step` rows, and the first row stands at `first_place` of its step, so that the first step and
+    the last may have fewer of these. The steps stand in random order, and so do sequences of equal length. Raises
+    ValueError as `pack`.
+    """
+    lengths = np.asarray(lengths, np.int64)
+    _check_lengths(lengths, row_tokens)
+    shuffled = permutation(len(lengths), random)
+    longest_first = shuffled[np.argsort(-lengths[shuffled], kind="stable")]
+    begins = np.arange(-first_place, len(lengths), rows_per_step).clip(0)  # of the steps
+    sizes = np.diff(begins, append=len(lengths))
+    order = permutation(len(sizes), random)  # which step has the longest sequences, and so on
+    rows = ranges(begins[order], sizes[order])  # (n,), of longest_first
+    by_row = np.empty(len(lengths), np.int64)
+    by_row[rows] = longest_first
+    return Packing(by_row, np.arange(len(lengths) + 1), row_tokens, int(lengths.sum()))
 
 
 def permutation(count: int, random: np.random.Generator) -> np.ndarray:

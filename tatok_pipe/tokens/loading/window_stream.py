@@ -13,12 +13,13 @@ import numpy as np
 from tatok_pipe.errors import UserError
 from tatok_pipe.parallel import map_ahead
 from tatok_pipe.tokens.loading.batches import PackedRows, Sequences, lay_out
-from tatok_pipe.tokens.loading.packing import pack, rank_rows
+from tatok_pipe.tokens.loading.packing import one_a_row, pack, rank_rows
 from tatok_pipe.tokens.loading.sequences import SequenceReader, concatenate
 from tatok_pipe.tokens.loading.windows import Draw, EpochPlanner, RowGroup, generator, random_shares
 
 _READ_THREADS = 4  # row groups that are read at a time
 _ON_DATASET_CHANGE = ("error", "restart_epoch")
+LAYOUTS = ("packed", "padded")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class LoaderConfig:
     # Sequences that are read, shuffled and packed together, per rank; up to three times as many are in memory.
     window_sequences: int = 32_768
     held_out_share: float = 0.0  # of the samples, by a hash of the key: kept from training
+    # packed: as few rows as the sequences need; padded: one sequence a row, those of a step alike in length.
+    layout: str = "packed"
     # Where shards or settings are not those of the saved position: stop, or begin the next epoch with them.
     on_dataset_change: str = "error"
 
@@ -40,6 +43,8 @@ class LoaderConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
         if not 0 <= self.held_out_share < 1:
             raise ValueError(f"held_out_share={self.held_out_share}: expected 0 or more, and less than 1")
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"layout={self.layout!r}: expected one of {', '.join(LAYOUTS)}")
         if self.on_dataset_change not in _ON_DATASET_CHANGE:
             raise ValueError(
                 f"on_dataset_change={self.on_dataset_change!r}: expected one of {', '.join(_ON_DATASET_CHANGE)}"
@@ -153,7 +158,16 @@ class WindowStream:
         sequences = self._hide_conditions(sequences, begin)
         lengths = sequences.lengths
         random = generator(self._planner.seed, begin.epoch, begin.window, Draw.PACKING)
-        packing = pack(lengths, row_tokens=config.row_tokens, random=random)
+        if config.layout == "packed":
+            packing = pack(lengths, row_tokens=config.row_tokens, random=random)
+        else:
+            packing = one_a_row(
+                lengths,
+                row_tokens=config.row_tokens,
+                rows_per_step=config.rows_per_step,
+                first_place=(place - begin.row) % config.rows_per_step,
+                random=random,
+            )
         num_rows = max(0, packing.num_rows - begin.row)
         own_rows = rank_rows(
             num_rows,

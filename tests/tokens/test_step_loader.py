@@ -25,7 +25,7 @@ from tatok_pipe.tokens.format import ShardSource, ShardWriter
 from tatok_pipe.tokens.layout import DATASET_FILE
 from tatok_pipe.tokens.loading import windows
 from tatok_pipe.tokens.loading.conditions import ConditionConfig
-from tatok_pipe.tokens.loading.loader import StepBatch, TokenLoader
+from tatok_pipe.tokens.loading.step_loader import StepBatch, StepLoader
 from tatok_pipe.tokens.loading.training_set import read_training_set
 from tatok_pipe.tokens.loading.window_stream import LoaderConfig
 from tatok_pipe.tokens.spec import TokenSpec
@@ -76,13 +76,13 @@ def open_loader(
     condition: ConditionConfig = CLASSES,
     seed: int = 3,
     **options: Any,
-) -> TokenLoader:
+) -> StepLoader:
     dataset = read_training_set(url)
     spec, shards = dataset.spec, dataset.shards
-    return TokenLoader(url, spec, shards, config, condition=condition, seed=seed, **options)
+    return StepLoader(url, spec, shards, config, condition=condition, seed=seed, **options)
 
 
-def epoch_of(loader: TokenLoader, number: int = 0) -> list[StepBatch]:
+def epoch_of(loader: StepLoader, number: int = 0) -> list[StepBatch]:
     steps = [
         step
         for step in itertools.takewhile(lambda step: step.epoch <= number, loader)
@@ -234,7 +234,7 @@ def step_of_ranks(loaders: Sequence[Iterator[StepBatch]]) -> list[list[Found]]:
 def test_resuming_anywhere_at_any_world_size(url: str) -> None:
     condition = dataclasses.replace(CLASSES, drop_condition=0.3)
 
-    def begin(num_ranks: int, state: dict[str, Any] | None) -> list[TokenLoader]:
+    def begin(num_ranks: int, state: dict[str, Any] | None) -> list[StepLoader]:
         loaders = [
             open_loader(url, condition=condition, rank=rank, num_ranks=num_ranks) for rank in range(num_ranks)
         ]

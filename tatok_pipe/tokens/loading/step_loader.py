@@ -58,7 +58,7 @@ class StepBatch:
         return self.num_elements / self.num_slots
 
 
-class TokenLoader:
+class StepLoader:
     """Steps of training on the token `shards` at `url`, endlessly; or one pass over what is held out.
 
     `shards` comes from one `read_training_set` for all ranks. A step takes the next `rows_per_step` rows of the epoch,
@@ -123,6 +123,8 @@ class TokenLoader:
             held_out_share=config.held_out_share,
             split=split,
             seed=seed,
+            # Rows that are padded are sorted by their steps.
+            **({} if config.layout == "packed" else {"padded": config.rows_per_step}),
         )
         self._position = Position()
         self._iteration = 0

@@ -1,0 +1,249 @@
+"""Token datasets in a training of one's own: batches as torch tensors, under torch's DataLoader or without it.
+
+Letters: R rows, T elements of a row, S sequences, K globals, N patch places, Q stretches of sequences and padding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from tatok_pipe.records import Kind, PackedBatch
+from tatok_pipe.tokens.loading.batches import join
+from tatok_pipe.tokens.loading.conditions import ConditionConfig
+from tatok_pipe.tokens.loading.packing import rows_per_rank
+from tatok_pipe.tokens.loading.step_loader import StepBatch, StepLoader
+from tatok_pipe.tokens.loading.training_set import read_training_set
+from tatok_pipe.tokens.loading.window_stream import LoaderConfig
+
+NO_TARGET = -100  # torch's cross entropy passes it over
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """A rank's rows of a step. A sequence is `[condition] g_1 … g_K patch_1 … patch_M`, the patches in raster order."""
+
+    ids: Tensor  # (R, T) int64, of one vocabulary, as `TokenLoader` says; its `end_id` where a row is padding
+    targets: Tensor  # (R, T) int64, the next id of the sequence, `end_id` at its last; NO_TARGET in padding
+    # (R, T) int64: 0 for a condition, then K for globals, then N for patches; 0 in padding.
+    positions: Tensor
+    kinds: Tensor  # (R, T) uint8, `tatok_pipe.records.Kind`: padding, condition, global, patch
+    order: Tensor  # (R, T) int64, place in the sequence, and in a stretch of padding
+    # (Q + 1,) int32, cumulative over all rows: where sequences and padding begin, then R·T. Kernels for sequences of
+    # many lengths call it cu_seqlens.
+    boundaries: Tensor
+    labels: Tensor  # (S,) int64, classes; 0 where the loader was given none
+    sequences: Tensor  # (S,) int64, numbers of the rows in the dataset, as `TokenDataset` counts them
+    epoch: int
+    state: dict[str, Any]  # for `TokenLoader.load_state_dict`: the position after this step
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """Who sees whom, (R, 1, T, T) bool, for `scaled_dot_product_attention`: what came before in its sequence."""
+        stretches = (self.order == 0).cumsum(dim=1)
+        is_same = stretches[:, None, :, None] == stretches[:, None, None, :]
+        return is_same.tril()
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TokenBatch:
+        """The same on a device."""
+        return self._map(lambda each: each.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> TokenBatch:
+        """The same in memory that copies to a GPU need not wait for; DataLoader calls it with `pin_memory=True`."""
+        return self._map(lambda each: each.pin_memory())
+
+    def _map(self, change: Any) -> TokenBatch:
+        tensors = {
+            each.name: change(value)
+            for each in dataclasses.fields(self)
+            if isinstance(value := getattr(self, each.name), Tensor)
+        }
+        return dataclasses.replace(self, **tensors)
+
+
+class TokenLoader(IterableDataset[TokenBatch]):
+    """Steps of training on the token dataset at `url`, endlessly or for some epochs; or one pass over what is held out.
+
+    The order follows from (seed, epoch) alone: at any number of ranks and workers a step has the same sequences.
+    A step is `rows_per_step` rows over all ranks, and the last one of an epoch what is left; ranks that have none of it
+    get rows of padding. With layout "packed" a row of `row_tokens` elements has as many sequences as fit, with "padded"
+    one, and the rows of a step, which are alike in length, end with the longest of the rank's.
+
+    Ids are of one vocabulary: codes of globals, then codes of patches, then `num_classes` classes, `none_id` for a
+    condition that is hidden (of the share `drop_condition`) or not read (`num_classes=0`), and `end_id`.
+
+    Under torch's DataLoader give `batch_size=None`. `state` of a batch, or `state_dict` where this object is iterated
+    itself, goes on after exactly that step, also with other ranks and workers, and (packed) another `rows_per_step`.
+    Where the dataset or the settings have changed since, `load_state_dict` raises UserError. Rank and number of ranks
+    are torch.distributed's, else RANK and WORLD_SIZE of the environment, where they are not given.
+
+    Raises UserError for settings that do not go with the data; so does iterating, where a shard cannot be read.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        rows_per_step: int = 64,
+        row_tokens: int = 4096,
+        layout: str = "packed",
+        num_classes: int = 0,
+        drop_condition: float = 0.0,
+        seed: int = 0,
+        epochs: int | None = None,
+        split: str = "train",
+        held_out_share: float = 0.0,
+        window_sequences: int = 32_768,
+        rank: int | None = None,
+        num_ranks: int | None = None,
+    ) -> None:
+        if epochs is not None and epochs < 1:
+            raise ValueError(f"epochs={epochs}: expected at least 1, or None to go on endlessly")
+        if (rank is None) != (num_ranks is None):
+            raise ValueError(f"rank={rank}, num_ranks={num_ranks}: give both, or neither")
+        found_rank, found_ranks = _find_rank() if rank is None or num_ranks is None else (rank, num_ranks)
+        found = read_training_set(url)
+        self.spec = found.spec
+        self.num_classes = num_classes
+        self.epochs = epochs
+        self._layout = layout
+        self._steps = StepLoader(
+            url,
+            found.spec,
+            found.shards,
+            LoaderConfig(
+                row_tokens=row_tokens,
+                rows_per_step=rows_per_step,
+                rows_per_microbatch=rows_per_rank(rows_per_step, found_ranks),
+                window_sequences=window_sequences,
+                held_out_share=held_out_share,
+                layout=layout,
+            ),
+            condition=ConditionConfig(
+                kind="class" if num_classes else "none",
+                num_classes=num_classes,
+                drop_condition=drop_condition,
+            ),
+            seed=seed,
+            rank=found_rank,
+            num_ranks=found_ranks,
+            split=split,
+        )
+        self._state: dict[str, Any] = {**self._steps.state_dict(), "step": 0}
+
+    @property
+    def none_id(self) -> int:
+        """The id of a condition that tells nothing."""
+        return self.spec.global_vocab + self.spec.patch_vocab + self.num_classes
+
+    @property
+    def end_id(self) -> int:
+        """The id that every sequence ends with, which no row holds but as padding."""
+        return self.none_id + 1
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids there are."""
+        return self.end_id + 1
+
+    @property
+    def num_positions(self) -> int:
+        """How many positions there are: 1 + K + N."""
+        return 1 + self.spec.num_globals + self.spec.num_patches
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position after the step that was given out last, as JSON types. In a worker of a DataLoader it is that
+        worker's, for the same worker of the same number of them."""
+        return dict(self._state)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on at a position, from the next iteration on."""
+        self._steps.load_state_dict(state)  # which checks it
+        self._state = dict(state)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin at this epoch with the next iteration. Needed before each where `epochs` is given and a DataLoader
+        starts its workers anew for it: this object does not see how far they came."""
+        self._state = self._begin(epoch, 0)
+
+    def _begin(self, epoch: int, step: int) -> dict[str, Any]:
+        return {"epoch": epoch, "window": 0, "row": 0, "digest": self._steps.digest, "step": step}
+
+    def __iter__(self) -> Generator[TokenBatch, None, None]:
+        info = get_worker_info()
+        worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
+        state = self._state
+        # Steps go to the workers in turn. One that goes on where it was itself begins after the steps of the others.
+        is_own = "worker" in state
+        next_step = state["step"] + (num_workers - 1 if is_own else worker)
+        first_epoch = state["epoch"]
+        self._steps.load_state_dict(state)
+        number = state["step"]
+        for step in self._steps:
+            if self.epochs is not None and step.epoch >= first_epoch + self.epochs:
+                break
+            if number == next_step:
+                next_step += num_workers
+                after = {**self._steps.state_dict(), "step": number + 1}
+                self._state = after if info is None else {**after, "worker": worker}
+                yield self._to_batch(step, after)
+            number += 1
+        # The same for all workers, whoever had the last step.
+        self._state = self._begin(0 if self.epochs is None else first_epoch + self.epochs, number)
+
+    def _to_batch(self, step: StepBatch, state: dict[str, Any]) -> TokenBatch:
+        batch = join(step.microbatches)
+        kinds, order = (each.reshape(batch.num_rows, -1) for each in (batch.kinds, batch.order))
+        ids, positions = (each.reshape(batch.num_rows, -1) for each in self._ids(batch))
+        if self._layout == "padded":
+            longest = max(1, int((kinds != Kind.PADDING).sum(axis=1).max()))
+            kinds, order, ids, positions = (each[:, :longest] for each in (kinds, order, ids, positions))
+        follows = np.zeros_like(kinds, dtype=np.bool_)
+        follows[:, :-1] = np.isin(kinds[:, 1:], (Kind.GLOBAL, Kind.PATCH))
+        targets = np.where(kinds == Kind.PADDING, NO_TARGET, self.end_id)
+        targets[:, :-1][follows[:, :-1]] = ids[:, 1:][follows[:, :-1]]
+        begins = np.flatnonzero(order.ravel() == 0)
+
+        def tensor(array: np.ndarray, dtype: type) -> Tensor:
+            return torch.from_numpy(array.astype(dtype, order="C"))  # a copy: rows are views of a window
+
+        return TokenBatch(
+            ids=tensor(ids, np.int64),
+            targets=tensor(targets, np.int64),
+            positions=tensor(positions, np.int64),
+            kinds=tensor(kinds, np.uint8),
+            order=tensor(order, np.int64),
+            boundaries=tensor(np.append(begins, order.size), np.int32),
+            labels=tensor(batch.labels, np.int64),
+            sequences=tensor(batch.sequences, np.int64),
+            epoch=step.epoch,
+            state=state,
+        )
+
+    def _ids(self, batch: PackedBatch) -> Iterator[np.ndarray]:
+        """Ids and positions, (R·T,) int64 each."""
+        kinds, codes, places = batch.kinds, batch.codes.astype(np.int64), batch.places.astype(np.int64)
+        is_patch, is_condition = kinds == Kind.PATCH, kinds == Kind.CONDITION
+        ids = codes + is_patch * self.spec.global_vocab
+        first_class = self.spec.global_vocab + self.spec.patch_vocab
+        ids[is_condition] = np.where(batch.is_conditional, first_class + batch.labels, self.none_id)
+        ids[kinds == Kind.PADDING] = self.end_id
+        yield ids
+        positions = places + is_patch * self.spec.num_globals
+        positions[(kinds == Kind.GLOBAL) | is_patch] += 1
+        yield positions
+
+
+def _find_rank() -> tuple[int, int]:
+    """(rank, number of ranks) of this process."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
