@@ -23,6 +23,8 @@ from tatok_pipe.storage.settings import settings_of
 # Their driver passes every option on to paramiko's `connect`, and has one connection, in which the answer to one thread
 # may be taken by another, so that both wait for ever.
 _SSH_PROTOCOLS = ("sftp", "ssh")
+# Their drivers drop what stands behind a '?', as if it were a query.
+_WITHOUT_QUESTION_MARKS = (*_SSH_PROTOCOLS, "ftp", "smb", "webhdfs")
 _S3_PROTOCOLS = ("s3", "s3a")
 # Filesystems of fsspec that read out of another one, which their URL names behind `::`.
 _WITHIN_ANOTHER = frozenset(
@@ -81,7 +83,7 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     what it finds of credentials.
     """
     protocol = split_protocol(url)[0]
-    if protocol in _SSH_PROTOCOLS and "?" in url:
+    if protocol in _WITHOUT_QUESTION_MARKS and "?" in url:
         raise UserError(
             f"{redact(url)}: the driver of {protocol}:// takes no '?' in names and patterns; use * instead"
         )
@@ -272,7 +274,7 @@ def _spell(url: str) -> _Spelling:
     filesystem, path = open_filesystem(url)
     if is_local(filesystem):
         return _Spelling(path, os.path.abspath(path))
-    name = url if is_chained(url) else filesystem.unstrip_protocol(path)
+    name = url if is_chained(url) else _with_host(filesystem.unstrip_protocol(path), url)
     if speaks(filesystem, "abfs") and "@" in url.partition("://")[2].partition("/")[0]:
         name = "abfs://" + url.partition("://")[2]  # with the account, which adlfs leaves out of the path
     name = _USER_INFO.sub("", name)
@@ -299,6 +301,14 @@ def name_listed(url: str, path: str, name: str) -> str:
         key = path.partition("/")[2]
         parts[place] = part[: len(part) - len(key)] + name.partition("/")[2]
     return "::".join(parts)
+
+
+def _with_host(name: str, url: str) -> str:
+    """The driver's `name` of `url`, with the host and port that those of sftp, ftp, smb and webhdfs leave out."""
+    protocol, _, path = name.partition("://")
+    host = _USER_INFO.sub("", url).partition("://")[2].partition("/")[0]
+    has_host = "host" in fsspec.get_filesystem_class(protocol)._get_kwargs_from_urls(url)
+    return f"{protocol}://{host.lower()}{path}" if has_host and path.startswith("/") else name
 
 
 # Asking fsspec takes 15 to 40 us a URL, most of a minute for a million. Their directories are few, and a name

@@ -25,6 +25,7 @@ class Case:
     truth: np.ndarray | None = None
     # Left, top, right and bottom of what the first frame covers. Outside of it decoders without alpha show anything.
     covered: tuple[int, int, int, int] = (0, 0, SIDE, SIDE)
+    refused: str = "Unsupported"  # how the error begins that a reader may refuse it with
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", re.sub(r"\b1 bits", "1 bit", self.kind))

@@ -184,7 +184,7 @@ def _chunks() -> Iterator[Case]:
         at = whole.index(name)
         end = at + 4 + int.from_bytes(whole[at - 4 : at], "big")
         broken = whole[:end] + bytes([whole[end] ^ 1]) + whole[end + 1 :]
-        yield Case("PNG", "a wrong checksum in a critical chunk", name.decode(), broken)
+        yield Case("PNG", "a wrong checksum in a critical chunk", name.decode(), broken, refused="Corrupt")
 
 
 def _animations() -> Iterator[Case]:

@@ -18,8 +18,9 @@ _TEXT = """## Images
 
 A file is known by its first bytes, never by its name. Of every format only the kinds of pixels are read that come out
 right: generated files of all of these kinds ({num_files} in all) are compared with what they were made of and with
-OpenCV, libvips, and imagecodecs or tifffile (`tests/images/test_other_decoders.py`). What Pillow or its libraries
-would show wrongly is refused as `UnsupportedMode`, whatever is in the pixels and wherever the crop is.
+those of OpenCV, libvips, and imagecodecs or tifffile that read the format (`tests/images/test_other_decoders.py`).
+What Pillow or its libraries would show wrongly is refused as `UnsupportedMode`, whatever is in the pixels and
+wherever the crop is.
 
 - **Several pictures in a file**: the first frame, page or image; of an animated PNG the default image.
 - **Transparent is white**, in every format, and so is what the first frame of an animation leaves uncovered of its

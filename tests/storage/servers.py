@@ -140,8 +140,9 @@ def sftp(folder: Path) -> Iterator[Store]:
     # It runs in the folder of its log.
     path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     with running(["env", f"PYTHONPATH={path}", *command], port, folder / "sftp.log"):
-        who = {"host": "127.0.0.1", "port": port, "username": "somebody", "password": "anything"}
-        yield Store("sftp://127.0.0.1/images/x", {"FSSPEC_SFTP": json.dumps(who)}, has_bucket=True)
+        who = {"username": "somebody", "password": "anything"}
+        url = f"sftp://127.0.0.1:{port}/images/x"
+        yield Store(url, {"FSSPEC_SFTP": json.dumps(who)}, has_bucket=True)
 
 
 Start = Callable[[Path], AbstractContextManager[Store]]

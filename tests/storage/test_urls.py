@@ -214,3 +214,13 @@ def test_the_environment_alone_says_where_and_who(s3_url: str, monkeypatch: pyte
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody-else")
     with pytest.raises(PermissionError, match=storage.join(s3_url, "x")):
         storage.read_bytes(storage.join(s3_url, "x"))
+
+
+def test_the_host_is_part_of_a_name_whatever_the_driver_makes_of_it() -> None:
+    """fsspec's drivers of sftp, ftp, smb and webhdfs have paths without it. This one connects when it must."""
+    first, other = "webhdfs://h1:99/a/x.tar", "webhdfs://h2:99/a/x.tar"
+    assert storage.canonical_url(first) == first
+    assert storage.canonical_url("webhdfs://someone:secret@H1:99/a/x.tar") == first
+    assert storage.store_of(first) == ("webhdfs", "h1:99") != storage.store_of(other)
+    with pytest.raises(UserError, match=r"the driver of webhdfs:// takes no '\?' in names and patterns"):
+        storage.expand_shards("webhdfs://h1:99/a/??.tar")

@@ -46,6 +46,7 @@ FORMATS = (
     ImageFormat("BMP", ("bmp", "dib"), rb"BM"),
     ImageFormat("TIFF", ("tif", "tiff"), rb"II[*+]\0|MM\0[*+]"),
     ImageFormat("PPM", ("ppm", "pgm", "pbm", "pnm"), rb"P[1-6][\s#]"),
+    ImageFormat("QOI", ("qoi",), rb"qoif"),
 )
 UNREAD_FORMATS = (
     UnreadFormat(
@@ -70,7 +71,6 @@ UNREAD_FORMATS = (
         rb"FUJIFILMCCD-RAW|IIRO|IIRS|IIU\0",
         brands=(b"crx ",),
     ),
-    UnreadFormat("QOI", ("qoi",), rb"qoif"),
     UnreadFormat("DDS", ("dds",), rb"DDS "),
     UnreadFormat("FLIF", begins=rb"FLIF"),
     UnreadFormat("BPG", begins=rb"BPG\xfb"),

@@ -29,7 +29,6 @@ def media(*brands: bytes) -> bytes:
         ("JPEG XL", bytes(imagecodecs.jpegxl_encode(picture()))),
         ("JPEG XL", bytes(imagecodecs.jpegxl_encode(picture(), usecontainer=True))),
         ("JPEG XR", bytes(imagecodecs.jpegxr_encode(picture()))),
-        ("QOI", bytes(imagecodecs.qoi_encode(picture()))),
         ("HEIC", media(b"heic", b"mif1")),
         ("HEIC", media(b"mif1", b"mif1", b"heic")),
         ("HEIF", media(b"mif1", b"mif1")),
