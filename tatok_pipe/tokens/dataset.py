@@ -39,6 +39,7 @@ from tatok_pipe.tokens.layout import (
 )
 from tatok_pipe.tokens.spec import FORMAT_VERSION, TokenSpec
 from tatok_pipe.tokens.statistics import ShardStatistics
+from tatok_pipe.tokens.versions import Version, find_current, find_version
 
 if TYPE_CHECKING:
     import torch
@@ -250,13 +251,23 @@ def merge_statistics(url: str, names: Sequence[str], spec: TokenSpec) -> ShardSt
 class TokenDataset:
     """Reads a token dataset. Raises UserError where `url` holds none, or one of another format version.
 
-    The shards are those committed at the time of opening.
+    The shards are those committed at the time of opening, or those of an earlier `version`, by its number: UserError
+    where there is no such version, or its shards are not there any more.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, version: int | None = None) -> None:
         self.url = url
         self.spec, self.description = read_dataset_file(url)
-        self.shards = sorted(committed_shards(url))
+        if version is None:
+            self.shards = sorted(committed_shards(url))
+        else:
+            self.version = find_version(url, version, refresh_index(url, self.spec, save=False))
+            self.shards = sorted(self.version.shards)
+
+    @cached_property
+    def version(self) -> Version:
+        """Which of its versions the dataset is."""
+        return find_current(self.url, refresh_index(self.url, self.spec, save=False))
 
     @cached_property
     def statistics(self) -> ShardStatistics:

@@ -13,6 +13,11 @@ REPORT_FILE = "report.html"
 @config_dataclass
 class InputConfig:
     url: str = option("tatok_out", help="folder of the token dataset, on any URL", is_url=True)
+    version: int | None = option(
+        None,
+        at_least=1,
+        help="report on an earlier version of the dataset, while its token shards are there; null: what is there now",
+    )
     image_shards: int = option(
         24,
         at_least=0,
@@ -74,3 +79,10 @@ class InspectTokensConfig:
         "same tokenize_corpus command again) and leftovers of killed jobs; nothing else is removed. Exit code 0 where "
         "nothing is wrong any more but for shards to be made again, 1 where damage had to be left",
     )
+
+    def __post_init__(self) -> None:
+        if self.input.version is not None and (self.verify or self.repair):
+            raise ValueError(
+                f"input.version={self.input.version}: expected null with verify and repair, which look at what is "
+                "there now"
+            )

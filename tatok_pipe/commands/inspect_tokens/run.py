@@ -39,7 +39,7 @@ def run(config: InspectTokensConfig, *, argv: list[str], summary: JobSummary) ->
 
 
 def _report(config: InspectTokensConfig) -> int:
-    dataset = TokenDataset(config.input.url)
+    dataset = TokenDataset(config.input.url, version=config.input.version)
     inventory = take_inventory(dataset)
     with_page = config.output.report != NO_REPORT
     groups = pick_groups(
@@ -60,6 +60,7 @@ def _report(config: InspectTokensConfig) -> int:
         )
     lines = [
         ("dataset", storage.redact(config.input.url)),
+        ("version", str(dataset.version)),
         *figure_lines(dataset.spec, inventory, sample.sizes),
         *(("failed", _name_failure(url, error)) for url, error in sorted(inventory.failed.items())),
     ]
@@ -150,6 +151,7 @@ def _make_report(
     model = tokenizer.model if tokenizer else None
     return Report(
         url=storage.redact(config.input.url),
+        version=str(dataset.version),
         spec=dataset.spec,
         description=dataset.description,
         inventory=inventory,

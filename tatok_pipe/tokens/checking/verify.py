@@ -39,6 +39,7 @@ from tatok_pipe.tokens.layout import (
     quarantine_url,
 )
 from tatok_pipe.tokens.statistics import ShardStatistics
+from tatok_pipe.tokens.versions import BrokenVersions, read_versions
 
 _NUM_READERS = 8  # each holds one shard in memory
 _SHARD_NAME = re.compile(r"(.+-[0-9a-f]{8})\.parquet")
@@ -106,6 +107,7 @@ def verify_dataset(
     lost = verifier.find_lost(witness.owed, set(shards))
     findings += lost
     findings += verifier.check_summary(len(shards), total, num_lost=len(lost))
+    findings += verifier.check_versions()
     return sorted(findings, key=lambda each: each.file)
 
 
@@ -212,6 +214,14 @@ class Verifier:
         if len(summary["missing_shards"]) < num_missing:
             named = len(summary["missing_shards"])
             return [_wrong_summary(f"names {named} missing shards, at least {num_missing} are")]
+        return []
+
+    def check_versions(self) -> list[Finding]:
+        """What is wrong with what is written down of the versions."""
+        try:
+            read_versions(self.url)
+        except BrokenVersions as error:
+            return [Finding(Damage.VERSIONS, error.file, error.reason, advice=f"left: {error.advice}")]
         return []
 
     def _check_quarantine(self, name: str, shard: CheckedShard, has_file: bool) -> Finding | None:
