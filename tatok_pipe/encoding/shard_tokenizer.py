@@ -42,6 +42,7 @@ from tatok_pipe.tokenizer.dtf import Filter
 from tatok_pipe.tokens.checking.check import verify_written
 from tatok_pipe.tokens.dataset import commit_shard
 from tatok_pipe.tokens.format import ShardSource, ShardWriter, token_shard_name, write_quarantine
+from tatok_pipe.tokens.removed import Removed, read_removed
 from tatok_pipe.tokens.spec import FilterSpec, TokenSpec
 
 logger = logging.getLogger(__name__)
@@ -120,6 +121,18 @@ def _check_unchanged(url: str, info: storage.SourceInfo) -> None:
     now = shard_info(url)
     if (now.size_bytes, now.mtime_ns) != (info.size_bytes, info.mtime_ns):
         raise OSError(f"{storage.redact(url)}: changed while it was read")
+
+
+def _without(removed: Removed, name: str, encoded: Encoded) -> Encoded:
+    """What a token shard gets of its samples. Those that were removed are encoded like the others, since what is beside
+    an image in its batch must not decide its codes."""
+    if not removed.hashes:
+        return encoded
+    return replace(
+        encoded,
+        records=[record for record in encoded.records if not removed.has(name, record.key)],
+        quarantined=[row for row in encoded.quarantined if not removed.has(name, row.key)],
+    )
 
 
 class _Stopped(Exception):
@@ -251,12 +264,13 @@ class ShardTokenizer:
                 attempt += 1
 
     def _tokenize(self, url: str, track: Track, *, regroup: bool) -> ShardResult:
+        name, removed = token_shard_name(url), read_removed(self.job.output_url)
         info = shard_info(url)
         source = ShardSource(storage.canonical_url(url), info.size_bytes, info.etag)
         hasher = None if info.etag else hashlib.sha256()
         quarantined: list[Quarantined] = []
         notices, refusals = Notices(), Notices()
-        num_images = num_tokens = bytes_read = 0
+        num_encoded = num_images = num_tokens = bytes_read = 0
         with (
             open_samples(
                 url,
@@ -271,7 +285,9 @@ class ShardTokenizer:
         ):
             data_path = os.path.join(folder, "data.parquet")
             with ShardWriter(data_path, self.job.spec, source) as writer:
-                for encoded in self._stream(samples, track):
+                for whole in self._stream(samples, track):
+                    num_encoded += len(whole.records)
+                    encoded = _without(removed, name, whole)
                     writer.append(encoded.records)
                     writer.add_quarantined(encoded.quarantined)
                     quarantined += encoded.quarantined
@@ -287,7 +303,7 @@ class ShardTokenizer:
                         quarantined=bad,
                         share=min(1.0, bytes_read / max(1, info.size_bytes)),
                     )
-                check_images(storage.redact(url), num_images, refusals)
+                check_images(storage.redact(url), num_encoded, refusals)
                 if hasher is not None:
                     source = writer.source = replace(source, sha256=hasher.hexdigest())
                     _check_unchanged(url, info)
@@ -299,7 +315,7 @@ class ShardTokenizer:
                 write_quarantine(quarantine_path, quarantined)
             commit_shard(
                 self.job.output_url,
-                token_shard_name(url),
+                name,
                 data_path,
                 quarantine_path,
                 spec=self.job.spec,

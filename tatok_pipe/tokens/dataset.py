@@ -225,11 +225,13 @@ def read_lost(url: str) -> list[Owed]:
         return []
 
 
-def tell_unfinished(url: str, names: Collection[str]) -> str:
-    """`TokenDataset.unfinished` of a dataset of which the shards with these names are committed."""
+def tell_unfinished(url: str, names: Collection[str], *, with_failed: bool = True) -> str:
+    """`TokenDataset.unfinished` of a dataset of which the shards with these names are committed. Without `with_failed`
+    a run is finished that could not do some shards, and said so."""
     try:
         summary = json.loads(storage.read_bytes(storage.join(url, SUMMARY_FILE)))
-        num_missing = len(set(summary["missing_shards"]).difference(names))
+        failed = () if with_failed else map(token_shard_name, summary["failed_shards"])
+        num_missing = len(set(summary["missing_shards"]).difference(names, failed))
         num_planned = summary["num_shards_planned"]
     except FileNotFoundError:
         return f"the run that makes it has not come to its end (no {SUMMARY_FILE})"

@@ -209,7 +209,7 @@ def to_records(table: pa.Table) -> list[TokenRecord]:
 def iter_records(url: str, *, spec: TokenSpec | None = None) -> Iterator[TokenRecord]:
     """The rows of a token shard in order, one row group in memory at a time. Raises RefusedError where it was made with
     other settings than `spec`, UserError where it is no token shard, or cannot be read."""
-    with _damage_told(url), open_shard(url) as file:
+    with damage_told(url), open_shard(url) as file:
         if spec is not None:
             check_settings(parse_footer(file.metadata, url), spec, url)
         for group in range(file.num_row_groups):
@@ -272,7 +272,7 @@ def parse_footer(footer: pq.FileMetaData, url: str) -> ShardMetadata:
 
 
 @contextmanager
-def _damage_told(url: str) -> Iterator[None]:
+def damage_told(url: str) -> Iterator[None]:
     """A file that is not what it should be becomes a UserError of one line; a store or disk that fails stays what it
     is, since it may be asked again."""
     try:
@@ -304,7 +304,7 @@ def write_quarantine(local_path: str | os.PathLike[str], rows: Sequence[Quaranti
 
 def read_quarantine(url: str) -> list[Quarantined]:
     """The rows of a quarantine file, in source order. Raises UserError where it cannot be read."""
-    with _damage_told(url), open_shard(url) as file:
+    with damage_told(url), open_shard(url) as file:
         return [Quarantined(**row) for row in file.read(range(file.num_row_groups)).to_pylist()]
 
 

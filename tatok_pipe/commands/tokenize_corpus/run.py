@@ -29,6 +29,7 @@ from tatok_pipe.storage import ShardFile
 from tatok_pipe.tokenizer.checkpoint import Tokenizer, load_tokenizer
 from tatok_pipe.tokens import dataset
 from tatok_pipe.tokens.index_keeper import keep_index_fresh
+from tatok_pipe.tokens.removed import read_removed
 from tatok_pipe.tokens.spec import TokenSpec
 
 logger = logging.getLogger("tatok_pipe.tokenize_corpus")
@@ -53,6 +54,7 @@ def _do(
     if config.dry_run:
         return _show_plan(config, spec, tokenizer, shards)
     dataset.create_or_check(config.output.url, spec, describe(config, tokenizer))
+    read_removed(config.output.url)  # where it cannot be read, rows would come back
     plan = _make_plan(config, spec, shards)
     if not len(plan.index):  # nothing yet came of what an earlier run wrote there
         dataset.describe(config.output.url, spec, describe(config, tokenizer))
