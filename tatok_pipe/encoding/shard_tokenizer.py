@@ -111,6 +111,7 @@ class TokenizeJob:
     mutual_information: bool
     patch_entropy: bool
     crops: CropConfig = CropConfig()
+    replaces: bool = False  # token shards that are there, not only where none is
 
     def start_worker(self, *, device: str, num_threads: int) -> ShardTokenizer:
         return ShardTokenizer(self, device=device, num_threads=num_threads)
@@ -320,6 +321,7 @@ class ShardTokenizer:
                 quarantine_path,
                 spec=self.job.spec,
                 source=source,
+                replaces=self.job.replaces,
             )
             bytes_out = os.path.getsize(data_path)
         return ShardResult(

@@ -134,26 +134,37 @@ def commit_shard(
     *,
     spec: TokenSpec,
     source: ShardSource,
+    replaces: bool = False,
 ) -> bool:
     """Publish a finished token shard, its quarantine file first. False where it was committed already.
 
-    Nothing of a committed shard is touched. A quarantine file that an attempt left behind before its commit
-    is replaced, or removed where this attempt quarantined nothing. Where another attempt committed the shard,
-    its footer has to say the same `spec` and `source`: raises RefusedError where it was made with other
-    settings, OSError where from another version of the image shard, or from another image shard.
+    Nothing of a committed shard is touched, unless this one `replaces` it: the data file first then, so that a kill in
+    between leaves the quarantine file that there was, by which the shard is known as one to be made anew. A quarantine
+    file that an attempt left behind before its commit is replaced, or removed where this attempt quarantined nothing.
+    Where another attempt committed the shard, its footer has to say the same `spec` and `source`: raises RefusedError
+    where it was made with other settings, OSError where from another version of the image shard, or from another image
+    shard.
     """
     target = data_url(url, name)
+    if replaces:
+        storage.publish_file(local_parquet, target, exclusive=False)
+        _put_quarantine(url, name, local_quarantine)
+        return True
     if storage.exists(target):
         _check_committed(url, name, spec, source)
         return False
-    if local_quarantine is None:
-        storage.remove(quarantine_url(url, name))
-    else:
-        storage.publish_file(local_quarantine, quarantine_url(url, name), exclusive=False)
+    _put_quarantine(url, name, local_quarantine)
     if storage.publish_file(local_parquet, target, exclusive=True):
         return True
     _check_committed(url, name, spec, source)
     return False
+
+
+def _put_quarantine(url: str, name: str, local_quarantine: str | os.PathLike[str] | None) -> None:
+    if local_quarantine is None:
+        storage.remove(quarantine_url(url, name))
+    else:
+        storage.publish_file(local_quarantine, quarantine_url(url, name), exclusive=False)
 
 
 def _check_committed(url: str, name: str, spec: TokenSpec, source: ShardSource) -> None:

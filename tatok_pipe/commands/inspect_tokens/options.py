@@ -62,11 +62,23 @@ class GalleryConfig:
 
 
 @config_dataclass
+class QuarantineConfig:
+    export: str | None = option(
+        None,
+        help="no report: read the image shards again and write the samples that were quarantined to this folder, on "
+        "any URL, a file each, with quarantine.jsonl, which has their reasons; exit code 1 where an image shard cannot "
+        "be read",
+        is_url=True,
+    )
+
+
+@config_dataclass
 class InspectTokensConfig:
     input: InputConfig = section(InputConfig, help="what to report on")
     output: OutputConfig = section(OutputConfig, help="where the report goes")
     tokenizer: CheckpointConfig = section(CheckpointConfig, help="what to reconstruct images with")
     gallery: GalleryConfig = section(GalleryConfig, help="pictures in the report")
+    quarantine: QuarantineConfig = section(QuarantineConfig, help="what gave no row")
     storage: StorageConfig = section(StorageConfig, help=STORAGE_HELP)
     verify: bool = option(
         False,
@@ -81,6 +93,10 @@ class InspectTokensConfig:
     )
 
     def __post_init__(self) -> None:
+        if self.quarantine.export is not None and (self.verify or self.repair):
+            raise ValueError(
+                f"quarantine.export={self.quarantine.export}: expected null with verify and repair; give one of them"
+            )
         if self.input.version is not None and (self.verify or self.repair):
             raise ValueError(
                 f"input.version={self.input.version}: expected null with verify and repair, which look at what is "

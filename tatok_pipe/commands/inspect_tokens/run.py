@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from tatok_pipe import storage
+from tatok_pipe.commands.inspect_tokens.export import export_quarantined
 from tatok_pipe.commands.inspect_tokens.options import NO_REPORT, REPORT_FILE, InspectTokensConfig
 from tatok_pipe.errors import EXIT_DONE, UserError
 from tatok_pipe.report.figures import count, figure_lines
@@ -35,6 +36,8 @@ def run(config: InspectTokensConfig, *, argv: list[str], summary: JobSummary) ->
     storage.configure(config.storage)
     if config.verify or config.repair:
         return _verify(config)
+    if config.quarantine.export is not None:
+        return export_quarantined(config, config.quarantine.export)
     return _report(config)
 
 

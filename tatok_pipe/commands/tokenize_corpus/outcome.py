@@ -103,7 +103,7 @@ def finish(
             "dataset_version": version.number,
         }
     )
-    num_missing = len(plan.todo) - outcome.num_done + len(plan.broken)
+    num_missing = len(plan.todo) - outcome.num_done + len(plan.broken) + plan.num_left
     took = f", in {format_duration(summary['run']['seconds'])}" if outcome.num_done else ""
     lines = [
         f"{storage.redact(url)}: {plan.num_planned - num_missing} of {plan.num_planned} shards, "

@@ -160,6 +160,7 @@ def make_job(config: TokenizeCorpusConfig, spec: TokenSpec) -> TokenizeJob:
         mutual_information=config.record.mutual_information,
         patch_entropy=config.record.patch_entropy,
         crops=config.input.crops,
+        replaces=config.input.only == "quarantined",
     )
 
 
