@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -15,7 +16,7 @@ import pytest
 
 from tatok_pipe import storage
 from tatok_pipe.edit_tokens import main
-from tatok_pipe.errors import EXIT_DONE, EXIT_FAILED_SHARDS
+from tatok_pipe.errors import EXIT_DONE, EXIT_FAILED_SHARDS, EXIT_INTERRUPTED
 from tatok_pipe.records import Quarantined, TokenRecord
 from tatok_pipe.runs.lease import hold_output
 from tatok_pipe.runs.stop_signal import StopSignal
@@ -122,11 +123,11 @@ def test_a_thousand_of_a_hundred_thousand_rows(tmp_path: Path, caplog: pytest.Lo
         read_training_set(url, version=1)
 
 
-# A process that kills itself before its n-th change of a file below a folder, or counts these changes.
-_KILLED = """
-import os, signal, sys
-folder, last, told = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-del sys.argv[1:4]
+# A process that sends itself a signal before its n-th change of a file below a folder, and counts these changes.
+_SIGNALLED = """
+import os, sys
+folder, last, sent, told = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+del sys.argv[1:5]
 count = 0
 def watch(event, arguments):
     global count
@@ -134,7 +135,7 @@ def watch(event, arguments):
     if place is not None and str(arguments[place]).startswith(folder):
         count += 1
         if count == last:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), sent)
         with open(told, "w") as file:
             file.write(str(count))
 sys.addaudithook(watch)
@@ -143,11 +144,12 @@ main.leave_with()
 """
 
 
-def run_until(url: str, change: int, told: Path, *arguments: str) -> int:
-    """The exit code of the command in a process of its own, killed before that change of a file; 0: not killed."""
+def run_until(url: str, change: int, told: Path, *arguments: str, sent: int = signal.SIGKILL) -> int:
+    """The exit code of the command in a process of its own that gets the signal before that change of a file; 0: never.
+    How many changes it made is `told`."""
     return subprocess.run(
-        [sys.executable, "-c", _KILLED, url, str(change), str(told), f"input.url={url}", *arguments],
-        cwd=Path(__file__).parents[1], env=os.environ, capture_output=True, timeout=120, check=False,
+        [sys.executable, "-c", _SIGNALLED, url, str(change), str(int(sent)), str(told), f"input.url={url}", *arguments],
+        cwd=Path(__file__).parents[1], env=os.environ, capture_output=True, timeout=300, check=False,
     ).returncode  # fmt: skip
 
 
@@ -176,6 +178,12 @@ def test_killed_at_ten_points_and_run_again_it_comes_to_the_same_bytes(tmp_path:
         assert content(url) == expected, f"killed before change {change} of {num_changes}"
         assert verify_dataset(url) == []
         shutil.rmtree(url)
+    # Asked to stop, it ends with what it has in work.
+    url = copy("stopped")
+    code = run_until(url, num_changes // 3, tmp_path / "count", *request, sent=signal.SIGTERM)
+    assert code == EXIT_INTERRUPTED and 0 < int((tmp_path / "count").read_text()) < num_changes
+    assert edit(url, *request) == EXIT_DONE
+    assert content(url) == expected and verify_dataset(url) == []
 
 
 def test_what_is_quarantined_under_a_key_goes_too(small: str) -> None:
@@ -316,6 +324,8 @@ def test_a_broken_shard_is_left_and_named(small: str, caplog: pytest.LogCaptureF
         (["remove.where=lable=3"], r"remove.where=lable=3: no column lable; expected one of key, label"),
         (["remove.where=label=99"], r"nothing to remove; no row is what remove.where asks for"),
         (["remove.keyz=a"], r"remove.keys"),
+        (["remove.keys=\udcff"], r"1 of 1 keys of remove.keys are not there, first '\\udcff'"),
+        (["remove.where=key='\udcff'"], r"remove.where=key="),
         (["input.url=/nowhere", "remove.keys=a"], r"/nowhere: no _dataset.json there"),
     ],
 )
@@ -348,9 +358,8 @@ def test_a_dataset_whose_run_is_not_finished(small: str, tmp_path: Path) -> None
 
 def test_two_at_once_are_refused(small: str) -> None:
     with hold_output(small, StopSignal()):
-        assert_told(
-            main, [f"input.url={small}", "remove.keys=image-000001"], "a run that lives writes there", code=3
-        )
+        told = f"^input.url={small}: a run that lives writes there"
+        assert_told(main, [f"input.url={small}", "remove.keys=image-000001"], told, code=3)
     Path(small, "_removed.parquet").write_bytes(b"not this")
     assert_told(main, [f"input.url={small}", "remove.keys=image-000001"], "_removed.parquet: is broken")
     assert [(each.kind, each.file) for each in verify_dataset(small)] == [

@@ -141,3 +141,5 @@ def test_what_was_mended_is_tried_again_and_nothing_else(
         [*given, "input.only=quarantined", "input.on_source_change=retokenize"],
         "^input.on_source_change=retokenize: expected error, report or ignore with only=quarantined",
     )
+    (out / "_removed.parquet").write_bytes(b"what must not come back cannot be known")
+    assert_told(tokenize_corpus.main, given, r"_removed.parquet: is broken \(.*; put back what was there")

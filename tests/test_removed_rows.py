@@ -7,16 +7,23 @@ import re
 import shutil
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tatok_pipe import edit_tokens, inspect_tokens, storage
+from tatok_pipe.encoding.shard_tokenizer import ShardTokenizer, TokenizeJob
 from tatok_pipe.errors import EXIT_DONE
 from tatok_pipe.images.demo import write_demo_corpus
+from tatok_pipe.images.limits import ShardLimits
+from tatok_pipe.images.options import PreprocessConfig
+from tatok_pipe.tokenizer.checkpoint import load_tokenizer
+from tatok_pipe.tokenizer.options import DTFConfig
 from tatok_pipe.tokens.checking.remedies import Remedy
 from tatok_pipe.tokens.checking.verify import verify_dataset
 from tatok_pipe.tokens.dataset import TokenDataset
 from tatok_pipe.tokens.layout import data_url, quarantine_url
+from tatok_pipe.tokens.removed import Removed, hash_key, write_removed
 from tests.test_inspect_tokens import BAD_SAMPLES, Made, save_random_tokenizer, tokenize
 from tests.tokens.damage import flip
 
@@ -103,6 +110,31 @@ def test_a_key_that_was_removed_stays_out_of_shards_that_come_later(made: Made, 
     found = [row.key for row in TokenDataset(made.url).rows()]
     assert "good" in keys and "good" not in found and len(found) > len(keys)
     assert verify_dataset(made.url) == []
+
+
+def test_what_is_removed_while_a_shard_is_read_stays_out_of_it(made: Made) -> None:
+    """By an edit beside a run: the shard is not among those that it looks at."""
+    dataset = TokenDataset(made.url)
+    name = dataset.shards[0]
+    source, key = dataset.shard_metadata(name).source.url, next(dataset.rows(name)).key
+    storage.remove(data_url(made.url, name))
+
+    class Beside(ShardTokenizer):
+        def _decode(self, sample: Any) -> Any:
+            write_removed(made.url, Removed().add([hash_key(key)], []))
+            return super()._decode(sample)
+
+    tokenizer = load_tokenizer(made.checkpoint)
+    filter = tokenizer.filter(DTFConfig(target_tokens=10))
+    job = TokenizeJob(
+        made.checkpoint, made.url, dataset.spec, filter, PreprocessConfig(32), ShardLimits(), "fp32", 4, True, False
+    )  # fmt: skip
+    worker = Beside(job, device="cpu", num_threads=1)
+    first = worker(source, max_tries=1)
+    assert first.error.endswith("rows of the dataset were removed while it was read")
+    assert not storage.exists(data_url(made.url, name))
+    assert worker(source).error == ""
+    assert key not in [row.key for row in TokenDataset(made.url).rows(name)]
 
 
 def test_no_picture_of_a_removed_row_is_in_a_report(made: Made, capsys: pytest.CaptureFixture[str]) -> None:

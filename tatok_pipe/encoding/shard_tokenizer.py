@@ -314,6 +314,8 @@ class ShardTokenizer:
             if quarantined:
                 quarantine_path = os.path.join(folder, "quarantine.parquet")
                 write_quarantine(quarantine_path, quarantined)
+            if read_removed(self.job.output_url) != removed:
+                raise OSError(f"{storage.redact(url)}: rows of the dataset were removed while it was read")
             commit_shard(
                 self.job.output_url,
                 name,

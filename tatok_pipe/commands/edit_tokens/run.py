@@ -52,7 +52,7 @@ def run(config: EditTokensConfig, *, argv: list[str], summary: JobSummary) -> in
             print(line)
         return EXIT_DONE
     stop = StopSignal()
-    with hold_output(url, stop):
+    with hold_output(url, stop, option="input.url"):
         return _Edit(url, spec, request, save=True).do(stop, summary)
 
 
