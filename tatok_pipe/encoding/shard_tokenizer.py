@@ -165,6 +165,7 @@ class ShardTokenizer:
             batch_size=job.batch_size,
             mutual_information=job.mutual_information,
             patch_entropy=job.patch_entropy,
+            scores=job.spec.has_scores,
         )
         self.activity = Activity(num_lanes=num_lanes)
         self._pipeline = SamplePipeline(

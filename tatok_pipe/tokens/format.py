@@ -190,7 +190,7 @@ def to_table(records: Sequence[TokenRecord], schema: pa.Schema) -> pa.Table:
     }
     columns["mutual_information"] = pa.array([record.mutual_information for record in records], pa.float32())
     columns["entropy_dropped"] = pa.array(float32_toward_zero([record.entropy_dropped for record in records]))
-    for name in ("global_codes", "patch_codes", "patch_positions", "patch_entropy"):
+    for name in _list_columns(schema.names):
         columns[name] = _list_array([getattr(record, name) for record in records], schema.field(name).type)
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
@@ -199,7 +199,7 @@ def to_records(table: pa.Table) -> list[TokenRecord]:
     """The rows of a table in the columns of `token_schema`. Arrays are read-only views of its memory."""
     plain = ["key", "label", "caption", "meta", "width", "height", "crop", "entropy_total", "entropy_dropped"]
     columns = {name: table.column(name).to_pylist() for name in (*plain, "mutual_information")}
-    for name in ("global_codes", "patch_codes", "patch_positions", "patch_entropy"):
+    for name in _list_columns(table.column_names):
         columns[name] = [row for chunk in table.column(name).chunks for row in _split(chunk)]
     return [
         TokenRecord(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)
@@ -310,6 +310,11 @@ def read_quarantine(url: str) -> list[Quarantined]:
 
 def _dumps(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _list_columns(names: Sequence[str]) -> list[str]:
+    known = ("global_codes", "patch_codes", "patch_positions", "patch_entropy", "patch_score")
+    return [name for name in known if name in names]
 
 
 def _list_array(rows: Sequence[np.ndarray | None], data_type: pa.DataType) -> pa.Array:

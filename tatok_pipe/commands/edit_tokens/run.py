@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from tatok_pipe import storage
+from tatok_pipe.commands.edit_tokens.finished import check_finished
 from tatok_pipe.commands.edit_tokens.options import EditTokensConfig, RemoveConfig
 from tatok_pipe.commands.inspect_tokens.options import REPORT_FILE
 from tatok_pipe.errors import EXIT_DONE, EXIT_FAILED_SHARDS, EXIT_INTERRUPTED, UserError
@@ -24,7 +25,7 @@ from tatok_pipe.runs.progress import Every
 from tatok_pipe.runs.stop_signal import StopSignal
 from tatok_pipe.tokens.checking.check import CorruptShard
 from tatok_pipe.tokens.checking.repair import renew_summary
-from tatok_pipe.tokens.dataset import read_dataset_file, tell_unfinished
+from tatok_pipe.tokens.dataset import read_dataset_file
 from tatok_pipe.tokens.editing.rewrite import Rewritten, remove_leftovers, rewrite_shard
 from tatok_pipe.tokens.editing.selection import Match, Request, Selector
 from tatok_pipe.tokens.editing.where import parse_where
@@ -44,6 +45,11 @@ def run(config: EditTokensConfig, *, argv: list[str], summary: JobSummary) -> in
     """Exit code. `summary` gets the run's figures. Raises UserError for what it cannot be given."""
     storage.configure(config.storage)
     url = config.input.url
+    if config.output.url is not None:
+        # Here, so that rows are removed without torch, which takes seconds to import.
+        from tatok_pipe.commands.edit_tokens.filter import filter_dataset
+
+        return filter_dataset(config, config.output.url, summary)
     spec, _ = read_dataset_file(url)
     request = read_request(config.remove, spec)
     if config.dry_run:
@@ -91,10 +97,7 @@ class _Edit:
         self._url, self._spec, self._request = url, spec, request
         self._shown = storage.redact(url)
         self._index = refresh_index(url, spec, save=save)
-        if told := tell_unfinished(url, self._index.names, with_failed=False):
-            raise UserError(
-                f"{self._shown}: {told}; let the tokenize_corpus command that makes it come to its end before"
-            )
+        check_finished(url, self._index.names)
         self._removed = read_removed(url)
         selector = Selector(url, self._index.names, request, self._removed)
         matches = list(selector.matches())

@@ -108,6 +108,12 @@ class RecordConfig:
         False, help="estimate I(G; P) of every image, nats; one more pass of the entropy model"
     )
     patch_entropy: bool = option(False, help="store the entropies of all patches, nats as float32")
+    scores: bool = option(
+        False,
+        help="store what losing each patch costs by dtf.score, as float16, on which dtf.rule then decides, with the "
+        "entropies of all patches; where dtf.rule=none keeps all of them, edit_tokens filters them again by any rule, "
+        "without encoding",
+    )
 
 
 @config_dataclass
