@@ -167,6 +167,12 @@ def test_what_was_removed_stays_out_and_the_same_command_does_the_rest(
         path.unlink()
         assert main(argv) == EXIT_DONE
         assert files(f"{tmp_path}/out") == expected
+    # Into an output of another filter nothing goes, nor into one of another version of the same dataset.
+    assert_told(main, [*argv, "filter.rule=coverage"], "holds tokens of tokenizer .* with DTF", code=3)
+    other = [row.key for row in TokenDataset(source).rows()][3]
+    assert main([f"input.url={source}", f"remove.keys={other}"]) == EXIT_DONE
+    assert_told(main, argv, r"out: was not begun on version 3 \(\w+\) of .*, which is there now", code=3)
+    assert files(f"{tmp_path}/out") == expected
 
 
 def test_a_mistake_is_one_line(
@@ -209,3 +215,12 @@ def test_filtering_goes_by_what_is_recorded(whole: dict[str, str]) -> None:
         filter_records([lost], filter, costs.shape[1])
     huge = round_cost(torch.tensor([[1e9, -1e9, 1.0]]))
     assert torch.isfinite(huge).all()
+
+
+@pytest.mark.s3
+def test_on_s3(checkpoint: str, whole: dict[str, str], tmp_path: Path, s3_url: str) -> None:
+    argv = [f"input.url={whole['gain']}", f"tokenizer.checkpoint={checkpoint}"]
+    for url in (s3_url, str(tmp_path / "local")):
+        assert main([*argv, f"output.url={url}/out"]) == EXIT_DONE
+        assert verify_dataset(f"{url}/out") == []
+    assert files(f"{s3_url}/out") == files(f"{tmp_path}/local/out")

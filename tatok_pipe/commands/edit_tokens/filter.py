@@ -19,7 +19,7 @@ from tatok_pipe import storage
 from tatok_pipe.commands.edit_tokens.finished import check_finished
 from tatok_pipe.commands.edit_tokens.options import EditTokensConfig
 from tatok_pipe.commands.inspect_tokens.run import find_tokenizer
-from tatok_pipe.errors import EXIT_DONE, EXIT_FAILED_SHARDS, EXIT_INTERRUPTED, UserError
+from tatok_pipe.errors import EXIT_DONE, EXIT_FAILED_SHARDS, EXIT_INTERRUPTED, RefusedError, UserError
 from tatok_pipe.images.loose.image_list import LIST_FILE
 from tatok_pipe.parallel import map_ahead
 from tatok_pipe.records import TokenRecord
@@ -30,7 +30,13 @@ from tatok_pipe.storage.temporary import temporary_folder
 from tatok_pipe.tokenizer.dtf import Filter, keep_mask
 from tatok_pipe.tokens.checking.check import CorruptShard, verify_shard_file, verify_written
 from tatok_pipe.tokens.checking.repair import renew_summary
-from tatok_pipe.tokens.dataset import TokenDataset, commit_shard, committed_shards, create_or_check
+from tatok_pipe.tokens.dataset import (
+    TokenDataset,
+    commit_shard,
+    committed_shards,
+    create_or_check,
+    read_dataset_file,
+)
 from tatok_pipe.tokens.format import ShardWriter, read_quarantine, to_records, write_quarantine
 from tatok_pipe.tokens.index import refresh_index
 from tatok_pipe.tokens.layout import SUMMARY_FILE, data_url, quarantine_url
@@ -42,6 +48,7 @@ from tatok_pipe.tokens.versions import record_version
 logger = logging.getLogger("tatok_pipe.edit_tokens")
 
 _NUM_WRITERS = 4
+_SOURCE = "filtered"  # of the description of a dataset: the version that it was made of
 
 
 def filter_dataset(config: EditTokensConfig, output_url: str, summary: JobSummary) -> int:
@@ -53,7 +60,8 @@ def filter_dataset(config: EditTokensConfig, output_url: str, summary: JobSummar
     if config.dry_run:
         print(f"{shown}: {count(len(dataset.shards), 'token shard')} to be written, {told}")
         return EXIT_DONE
-    create_or_check(output_url, spec, dataset.description | {"filtered": dataset.version.to_json()})
+    create_or_check(output_url, spec, dataset.description | {_SOURCE: dataset.version.to_json()})
+    _check_source(dataset, output_url)
     _take_along(dataset, output_url)
     todo = sorted({*dataset.shards} - committed_shards(output_url))
     logger.info("%s: %d of %d token shards to do, %s", shown, len(todo), len(dataset.shards), told)
@@ -146,6 +154,18 @@ def _filtered_spec(config: EditTokensConfig, dataset: TokenDataset, output_url: 
             f"{shown}: cannot be filtered without its tokenizer, which has the calibration: {problem}"
         )
     return replace(spec, dtf=FilterSpec(**asdict(tokenizer.filter(config.filter, option="filter"))))
+
+
+def _check_source(dataset: TokenDataset, output_url: str) -> None:
+    """Raise RefusedError where the output was begun on another version of the dataset, or is none of one: rows that
+    were removed since may be in it."""
+    begun = read_dataset_file(output_url)[1].get(_SOURCE)
+    digest = begun.get("digest") if isinstance(begun, dict) else None
+    if digest != dataset.version.digest:
+        raise RefusedError(
+            f"output.url={storage.redact(output_url)}: was not begun on {dataset.version} of "
+            f"{storage.redact(dataset.url)}, which is there now; give another output.url"
+        )
 
 
 def _take_along(dataset: TokenDataset, output_url: str) -> None:
