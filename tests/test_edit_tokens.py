@@ -25,7 +25,7 @@ from tatok_pipe.tokens.checking.verify import verify_dataset
 from tatok_pipe.tokens.dataset import TokenDataset, commit_shard, create_or_check, write_summary
 from tatok_pipe.tokens.format import ShardSource, ShardWriter, token_shard_name, write_quarantine
 from tatok_pipe.tokens.index import refresh_index
-from tatok_pipe.tokens.layout import data_url
+from tatok_pipe.tokens.layout import data_url, quarantine_url
 from tatok_pipe.tokens.loading.training_set import read_training_set
 from tatok_pipe.tokens.removed import Removed, hash_key, read_removed
 from tatok_pipe.tokens.spec import TokenSpec
@@ -286,6 +286,25 @@ def test_rows_that_came_back_are_found_and_go_again(small: str) -> None:
     assert edit(small) == EXIT_DONE  # without being told what
     assert content(small) == right
     assert verify_dataset(small) == []
+
+
+def test_a_kill_between_data_and_quarantine_file_is_made_up_for(
+    small: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = Path(quarantine_url(small, name_of(0)))
+    old = path.read_bytes()
+    assert edit(small, "remove.keys=image-000003") == EXIT_DONE
+    right = content(small)
+    path.write_bytes(old)  # as it was before the second of the two files was written
+    (found,) = verify_dataset(small)
+    assert found.kind == Damage.QUARANTINE
+    assert edit(small, "remove.keys=image-000003") == EXIT_DONE
+    assert content(small) == right and verify_dataset(small) == []
+    # One of other samples is no such thing.
+    write_quarantine(path, [*BAD, BAD[0]])
+    assert edit(small, "remove.keys=image-000004") == EXIT_FAILED_SHARDS
+    assert f"first {name_of(0)}: its quarantine file holds" in caplog.text
+    assert "image-000004" in keys_of(small)
 
 
 def test_a_broken_shard_is_left_and_named(small: str, caplog: pytest.LogCaptureFixture) -> None:

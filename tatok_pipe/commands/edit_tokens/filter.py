@@ -28,7 +28,7 @@ from tatok_pipe.runs.job import JobSummary
 from tatok_pipe.runs.stop_signal import StopSignal
 from tatok_pipe.storage.temporary import temporary_folder
 from tatok_pipe.tokenizer.dtf import Filter, keep_mask
-from tatok_pipe.tokens.checking.check import CorruptShard, verify_shard_file, verify_written
+from tatok_pipe.tokens.checking.check import CorruptShard, verify_shard_file
 from tatok_pipe.tokens.checking.repair import renew_summary
 from tatok_pipe.tokens.dataset import (
     TokenDataset,
@@ -37,11 +37,11 @@ from tatok_pipe.tokens.dataset import (
     create_or_check,
     read_dataset_file,
 )
-from tatok_pipe.tokens.format import ShardWriter, read_quarantine, to_records, write_quarantine
+from tatok_pipe.tokens.editing.rewrite import write_changed
+from tatok_pipe.tokens.format import ShardWriter, read_quarantine, write_quarantine
 from tatok_pipe.tokens.index import refresh_index
 from tatok_pipe.tokens.layout import SUMMARY_FILE, data_url, quarantine_url
 from tatok_pipe.tokens.removed import read_removed, write_removed
-from tatok_pipe.tokens.shard_file import ShardFile
 from tatok_pipe.tokens.spec import FilterSpec, TokenSpec
 from tatok_pipe.tokens.versions import record_version
 
@@ -184,23 +184,20 @@ def _filter_shard(dataset: TokenDataset, name: str, output_url: str, spec: Token
     metadata = verify_shard_file(content, spec=dataset.spec).metadata
     bad = read_quarantine(quarantine_url(dataset.url, name)) if metadata.statistics.num_quarantined else []
     spec = replace(metadata.spec, dtf=spec.dtf)
+    filter = Filter(**asdict(spec.dtf))
+
+    def change(records: list[TokenRecord]) -> list[TokenRecord]:
+        try:
+            return filter_records(records, filter, spec.num_patches)
+        except ValueError as error:
+            raise UserError(
+                f"{storage.redact(data_url(dataset.url, name))}: {error}; give a filter that keeps fewer, or "
+                "tokenize with dtf.rule=none"
+            ) from None
+
     with temporary_folder() as folder:
         path, bad_path = os.path.join(folder, "data.parquet"), os.path.join(folder, "quarantine.parquet")
-        with pa.BufferReader(content) as source, ShardWriter(path, spec, metadata.source) as writer:
-            file = ShardFile(source)
-            for group in range(file.num_row_groups):
-                try:
-                    rows = filter_records(
-                        to_records(file.read([group])), Filter(**asdict(spec.dtf)), spec.num_patches
-                    )
-                except ValueError as error:
-                    raise UserError(
-                        f"{storage.redact(data_url(dataset.url, name))}: {error}; give a filter that keeps fewer, or "
-                        "tokenize with dtf.rule=none"
-                    ) from None
-                writer.append(rows)
-            writer.add_quarantined(bad)
-        verify_written(writer)
+        write_changed(ShardWriter(path, spec, metadata.source), content, change, quarantined=bad)
         if bad:
             write_quarantine(bad_path, bad)
         commit_shard(output_url, name, path, bad_path if bad else None, spec=spec, source=metadata.source)

@@ -8,13 +8,13 @@ tokenize_corpus would make of the image shard now.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from tatok_pipe import storage
-from tatok_pipe.records import Quarantined
+from tatok_pipe.records import Quarantined, TokenRecord
 from tatok_pipe.runs.lease import LEASE
 from tatok_pipe.storage.temporary import temporary_folder
 from tatok_pipe.tokens.checking.check import (
@@ -65,13 +65,13 @@ def rewrite_shard(url: str, name: str, spec: TokenSpec, removed: Removed) -> Rew
     bad = [row for row in all_bad if not removed.has(name, row.key)]
     with temporary_folder() as folder:
         path = os.path.join(folder, "data.parquet")
-        with pa.BufferReader(content) as source, ShardWriter(path, before.spec, before.source) as writer:
-            file = ShardFile(source)
-            for group in range(file.num_row_groups):
-                records = to_records(file.read([group]))
-                writer.append([record for record in records if not removed.has(name, record.key)])
-            writer.add_quarantined(bad)
-        verify_written(writer)
+        writer = ShardWriter(path, before.spec, before.source)
+        write_changed(
+            writer,
+            content,
+            lambda records: [record for record in records if not removed.has(name, record.key)],
+            quarantined=bad,
+        )
         storage.publish_file(path, data_url(url, name), exclusive=False)
         if not bad:
             storage.remove(quarantine_url(url, name))
@@ -85,6 +85,24 @@ def rewrite_shard(url: str, name: str, spec: TokenSpec, removed: Removed) -> Rew
         before.statistics.num_tokens - now.num_tokens,
         len(all_bad) - len(bad),
     )
+
+
+def write_changed(
+    writer: ShardWriter,
+    content: pa.Buffer,
+    change: Callable[[list[TokenRecord]], list[TokenRecord]],
+    *,
+    quarantined: Sequence[Quarantined],
+) -> None:
+    """Have the `writer`, and close it, write what `change` makes of the rows of the token shard `content`, a row group
+    at a time, and read the file back. Raises CorruptShard where that is not what was written, and what `change` does.
+    """
+    with pa.BufferReader(content) as source, writer:
+        file = ShardFile(source)
+        for group in range(file.num_row_groups):
+            writer.append(change(to_records(file.read([group]))))
+        writer.add_quarantined(quarantined)
+    verify_written(writer)
 
 
 def _read_quarantine(url: str, name: str, reasons: dict[str, int], removed: Removed) -> list[Quarantined]:
