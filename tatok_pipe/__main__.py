@@ -11,8 +11,8 @@ from tatok_pipe.runs.entry import Entry
 from tatok_pipe.runs.stop_signal import leave_on_signals
 
 COMMANDS = (
-    "demo", "tokenize_corpus", "inspect_tokens", "train_ar", "generate", "evaluate", "train_tokenizer", "calibrate",
-    "pack_images",
+    "demo", "tokenize_corpus", "inspect_tokens", "edit_tokens", "train_ar", "generate", "evaluate", "train_tokenizer",
+    "calibrate", "pack_images",
 )  # fmt: skip
 
 

@@ -64,6 +64,9 @@ class TokenRecord:
     entropy_dropped: float  # nats, over the N - M dropped ones
     mutual_information: float | None = None  # nats, the estimate of I(G; P)
     patch_entropy: np.ndarray | None = None  # (N,) float32 nats
+    patch_score: np.ndarray | None = (
+        None  # (N,) float16, what losing each patch costs, where the dataset has it
+    )
 
     @property
     def num_tokens(self) -> int:

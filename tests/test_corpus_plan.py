@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tatok_pipe import storage
 from tatok_pipe.commands.tokenize_corpus import plan as corpus_plan
-from tatok_pipe.commands.tokenize_corpus.options import OnMoved, OnSourceChange
+from tatok_pipe.commands.tokenize_corpus.options import Only, OnMoved, OnSourceChange
 from tatok_pipe.commands.tokenize_corpus.plan import CorpusPlan, discard_committed, make_plan
 from tatok_pipe.errors import UserError
 from tatok_pipe.images.options import IMAGES_PER_PART
@@ -53,9 +54,15 @@ class Corpus:
         )  # fmt: skip
 
     def plan(
-        self, shards: list[ShardFile], on_source_change: OnSourceChange = "error", on_moved: OnMoved = "error"
+        self,
+        shards: list[ShardFile],
+        on_source_change: OnSourceChange = "error",
+        on_moved: OnMoved = "error",
+        only: Only = "all",
     ) -> CorpusPlan:
-        return make_plan(self.url, self.spec, shards, on_source_change=on_source_change, on_moved=on_moved)
+        return make_plan(
+            self.url, self.spec, shards, on_source_change=on_source_change, on_moved=on_moved, only=only
+        )
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
@@ -87,6 +94,28 @@ def test_planned_minus_committed_in_input_order(corpus: Corpus) -> None:
     assert (plan.num_done, plan.num_other, len(plan.index)) == (2, 1, 3)
     assert plan.bytes_to_read == 1005 + 1003 + 1002 + 1000
     assert corpus.plan(shards[1:2]).todo == []
+
+
+def test_those_with_a_quarantine_file_are_tried_again_and_no_others(corpus: Corpus) -> None:
+    shards = shards_of(6)
+    for number in range(4):
+        corpus.commit(shards[number], quarantined=number in (1, 3))
+    corpus.commit(ShardFile("s3://elsewhere/0.tar", 1), quarantined=True)
+    mended = [*shards[:3], replace(shards[3], size_bytes=7, etag="mended"), *shards[4:]]
+    plan = corpus.plan(mended, only="quarantined")
+    assert plan.todo == [mended[1], mended[3]] and plan.changed == []
+    assert plan.redone == [token_shard_name(shard.url) for shard in plan.todo]
+    assert (plan.num_done, plan.num_left, plan.num_other) == (2, 2, 1)
+    # One that was lost on the way is among them, by its quarantine file.
+    storage.remove(data_url(corpus.url, plan.redone[0]))
+    again = corpus.plan(mended, only="quarantined")
+    assert (again.todo, again.redone, again.num_left) == (plan.todo, plan.redone[1:], 2)
+    assert (again.num_done, again.num_other) == (2, 1)
+    # Of the others a change is told as ever.
+    mended[0] = replace(shards[0], etag="other")
+    with pytest.raises(UserError, match="1 of 2 image shards changed since they were tokenized"):
+        corpus.plan(mended, only="quarantined")
+    assert corpus.plan(mended, "ignore", only="quarantined").todo == plan.todo
 
 
 def test_unknown_sizes_are_counted(corpus: Corpus) -> None:

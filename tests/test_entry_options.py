@@ -24,6 +24,7 @@ CONFIGS["simulation"] = SimulateCorpusConfig
 ROOT = Path(__file__).parents[1]
 # Text that is neither a URL nor one of a few words.
 TEXTS = {
+    "edit_tokens": {"remove.where"},
     "evaluate": {"compare", "suite"},
     "generate": {"classes", "start.columns", "start.rows"},
 }

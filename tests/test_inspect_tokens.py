@@ -37,8 +37,11 @@ from tatok_pipe.tokenizer.options import (
 from tatok_pipe.tokenizer.trainer import to_model_input
 from tatok_pipe.tokens import dataset
 from tatok_pipe.tokens.format import token_shard_name
+from tatok_pipe.tokens.index import refresh_index
 from tatok_pipe.tokens.spec import FORMAT_VERSION
-from tests.entries import error_lines
+from tatok_pipe.tokens.versions import record_version
+from tests.entries import assert_told, error_lines
+from tests.token_datasets import TINY, make_rows, write_token_dataset
 
 STACK = StackConfig(width=32, depth=1, heads=2)
 GRID = GridStackConfig(width=32, depth=1, heads=2, attend_every=1)
@@ -443,3 +446,22 @@ def test_verify_and_repair_on_s3(made: Made, s3_url: str, capsys: pytest.Capture
     tokenize(url, made.checkpoint, shards)
     assert parquet_files(url) == before
     assert main([f"input.url={url}", "--verify"]) == EXIT_DONE
+
+
+def test_the_report_is_of_the_version_that_was_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = str(tmp_path / "tokens")
+    given = [f"input.url={url}", "output.report=none"]
+    for number in (1, 2):
+        write_token_dataset(url, [make_rows(6, first=6 * shard) for shard in range(number)])
+        record_version(url, refresh_index(url, TINY), by="test")
+    assert main([*given]) == EXIT_DONE
+    lines = table(capsys.readouterr().out)
+    assert lines["images"] == "12" and lines["version"].startswith("version 2 (")
+    assert main([*given, "input.version=1"]) == EXIT_DONE
+    lines = table(capsys.readouterr().out)
+    assert lines["images"] == "6" and lines["version"].startswith("version 1 (")
+    assert_told(main, [*given, "input.version=3"], "has no version 3; it has 1 to 2")
+    for flag in ("--verify", "--repair"):
+        assert_told(main, [*given, "input.version=1", flag], "^input.version=1: expected null with verify")

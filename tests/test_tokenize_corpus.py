@@ -338,6 +338,21 @@ def test_other_crops_are_refused(checkpoint: str, shards: list[str], tmp_path: P
         assert_told(tokenize_corpus.main, arguments, message, code=3)
 
 
+def test_scores_are_recorded_where_they_are_asked_for(checkpoint: str, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(checkpoint)
+    given = [
+        f"output.url={tmp_path}/out", f"tokenizer.checkpoint={checkpoint}", "encode.precision=fp32",
+        "encode.batch_size=4",
+    ]  # fmt: skip
+    config = load_config(TokenizeCorpusConfig, given, prog="", description="")
+    plain = tokenize_setup.make_spec(config, tokenizer)
+    assert not plain.has_scores and "scores" not in plain.encoding  # as datasets that were begun before
+    config = load_config(TokenizeCorpusConfig, [*given, "record.scores=true"], prog="", description="")
+    spec = tokenize_setup.make_spec(config, tokenizer)
+    assert spec.has_scores and spec.differences(plain) == ["encoding.scores: true, not unset"]
+    assert tokenize_setup.make_job(config, spec).spec.has_scores
+
+
 def test_a_mistake_is_one_line(shards: list[str], tmp_path: Path) -> None:
     done = run(f"input.shards={shards[0]}", f"output.url={tmp_path}/out", "output.uri=x")
     assert done.returncode == 2

@@ -25,6 +25,8 @@ from tatok_pipe.commands.train_ar.options import TrainArConfig
 from tatok_pipe.config.load import load_config
 from tatok_pipe.runs.lease import LEASE, hold_output
 from tatok_pipe.runs.stop_signal import StopSignal
+from tatok_pipe.tokens.index import refresh_index
+from tatok_pipe.tokens.versions import record_version
 from tests.entries import assert_told, error_lines
 from tests.jobs import IN_A_HURRY, running, wait_for
 from tests.token_datasets import TINY, make_rows, write_token_dataset
@@ -324,6 +326,27 @@ def test_what_is_changed_on_the_way_is_written_down(folder: Path, tmp_path: Path
         "training.steps": [5, 8],
     }
     assert training["changes"] == [{"step": 5, "settings": changes}]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_training_keeps_to_the_version_that_it_was_begun_on(folder: Path, tmp_path: Path) -> None:
+    url, shards = str(tmp_path / "tokens"), [make_rows(70), make_rows(50, first=70), make_rows(9, first=120)]
+    arguments = [f"input.url={url}", f"output.url={tmp_path}/out", "checkpoints.every_steps=5"]
+    versions, told = [], ""
+    for number in (2, 3):
+        write_token_dataset(url, shards[:number])
+        versions.append(record_version(url, refresh_index(url, TINY), by="tokenize_corpus").to_json())
+        done = run(folder, *arguments, f"training.steps={number + 3}")
+        assert done.returncode == 0, done.stderr
+        assert load_generator(f"{tmp_path}/out").training["dataset"] == versions[0]
+        told = done.stderr
+    assert "going on with version 1" in told and "what is there now is version 2" in told
+    done = run(folder, *arguments, "training.steps=8", "input.on_dataset_change=restart_epoch")
+    assert done.returncode == 0, done.stderr
+    training = load_generator(f"{tmp_path}/out").training
+    assert training["dataset"] == versions[1]
+    assert training["changes"][-1]["settings"]["dataset"] == [each["digest"] for each in versions]
 
 
 @pytest.mark.ray

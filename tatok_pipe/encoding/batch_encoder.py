@@ -29,14 +29,17 @@ class BatchEncoder:
         batch_size: int,
         mutual_information: bool,
         patch_entropy: bool,
+        scores: bool = False,
     ) -> None:
+        """`scores` records what losing each patch costs, and decides on that; it takes the entropies with it."""
         self.model = model
         self.filter = filter
         self.device = device
         self.precision = precision
         self.batch_size = batch_size
         self.mutual_information = mutual_information
-        self.patch_entropy = patch_entropy
+        self.patch_entropy = patch_entropy or scores
+        self.scores = scores
 
     def __call__(self, images: Sequence[DecodedImage]) -> list[TokenRecord]:
         """The rows of the images, in order. Raises RuntimeError where the model gives entropies that are no
@@ -56,10 +59,12 @@ class BatchEncoder:
                 to_model_input(pixels, self.device),
                 self.filter,
                 with_mutual_information=self.mutual_information,
+                rounds_costs=self.scores,
             )
         global_codes = tokens.global_codes.cpu().numpy()  # (B, K)
         patch_codes = tokens.patch_codes.cpu().numpy()  # (B, N)
         keep = tokens.keep.cpu().numpy()  # (B, N)
+        cost = tokens.cost.cpu().numpy() if self.scores else None  # (B, N) float16
         entropy = tokens.patch_entropy.cpu().numpy()  # (B, N)
         information = None if tokens.mutual_information is None else tokens.mutual_information.cpu().numpy()
         if not np.isfinite(entropy[: len(images)]).all():
@@ -86,6 +91,7 @@ class BatchEncoder:
                     entropy_dropped=float(exact[row, ~kept].sum()),
                     mutual_information=None if information is None else float(information[row]),
                     patch_entropy=entropy[row].astype(np.float32) if self.patch_entropy else None,
+                    patch_score=None if cost is None else cost[row],
                 )
             )
         return records

@@ -42,6 +42,7 @@ from tatok_pipe.tokenizer.dtf import Filter
 from tatok_pipe.tokens.checking.check import verify_written
 from tatok_pipe.tokens.dataset import commit_shard
 from tatok_pipe.tokens.format import ShardSource, ShardWriter, token_shard_name, write_quarantine
+from tatok_pipe.tokens.removed import Removed, read_removed
 from tatok_pipe.tokens.spec import FilterSpec, TokenSpec
 
 logger = logging.getLogger(__name__)
@@ -110,6 +111,7 @@ class TokenizeJob:
     mutual_information: bool
     patch_entropy: bool
     crops: CropConfig = CropConfig()
+    replaces: bool = False  # token shards that are there, not only where none is
 
     def start_worker(self, *, device: str, num_threads: int) -> ShardTokenizer:
         return ShardTokenizer(self, device=device, num_threads=num_threads)
@@ -120,6 +122,18 @@ def _check_unchanged(url: str, info: storage.SourceInfo) -> None:
     now = shard_info(url)
     if (now.size_bytes, now.mtime_ns) != (info.size_bytes, info.mtime_ns):
         raise OSError(f"{storage.redact(url)}: changed while it was read")
+
+
+def _without(removed: Removed, name: str, encoded: Encoded) -> Encoded:
+    """What a token shard gets of its samples. Those that were removed are encoded like the others, since what is beside
+    an image in its batch must not decide its codes."""
+    if not removed.hashes:
+        return encoded
+    return replace(
+        encoded,
+        records=[record for record in encoded.records if not removed.has(name, record.key)],
+        quarantined=[row for row in encoded.quarantined if not removed.has(name, row.key)],
+    )
 
 
 class _Stopped(Exception):
@@ -151,6 +165,7 @@ class ShardTokenizer:
             batch_size=job.batch_size,
             mutual_information=job.mutual_information,
             patch_entropy=job.patch_entropy,
+            scores=job.spec.has_scores,
         )
         self.activity = Activity(num_lanes=num_lanes)
         self._pipeline = SamplePipeline(
@@ -251,12 +266,13 @@ class ShardTokenizer:
                 attempt += 1
 
     def _tokenize(self, url: str, track: Track, *, regroup: bool) -> ShardResult:
+        name, removed = token_shard_name(url), read_removed(self.job.output_url)
         info = shard_info(url)
         source = ShardSource(storage.canonical_url(url), info.size_bytes, info.etag)
         hasher = None if info.etag else hashlib.sha256()
         quarantined: list[Quarantined] = []
         notices, refusals = Notices(), Notices()
-        num_images = num_tokens = bytes_read = 0
+        num_encoded = num_images = num_tokens = bytes_read = 0
         with (
             open_samples(
                 url,
@@ -271,7 +287,9 @@ class ShardTokenizer:
         ):
             data_path = os.path.join(folder, "data.parquet")
             with ShardWriter(data_path, self.job.spec, source) as writer:
-                for encoded in self._stream(samples, track):
+                for whole in self._stream(samples, track):
+                    num_encoded += len(whole.records)
+                    encoded = _without(removed, name, whole)
                     writer.append(encoded.records)
                     writer.add_quarantined(encoded.quarantined)
                     quarantined += encoded.quarantined
@@ -287,7 +305,7 @@ class ShardTokenizer:
                         quarantined=bad,
                         share=min(1.0, bytes_read / max(1, info.size_bytes)),
                     )
-                check_images(storage.redact(url), num_images, refusals)
+                check_images(storage.redact(url), num_encoded, refusals)
                 if hasher is not None:
                     source = writer.source = replace(source, sha256=hasher.hexdigest())
                     _check_unchanged(url, info)
@@ -297,13 +315,16 @@ class ShardTokenizer:
             if quarantined:
                 quarantine_path = os.path.join(folder, "quarantine.parquet")
                 write_quarantine(quarantine_path, quarantined)
+            if read_removed(self.job.output_url) != removed:
+                raise OSError(f"{storage.redact(url)}: rows of the dataset were removed while it was read")
             commit_shard(
                 self.job.output_url,
-                token_shard_name(url),
+                name,
                 data_path,
                 quarantine_path,
                 spec=self.job.spec,
                 source=source,
+                replaces=self.job.replaces,
             )
             bytes_out = os.path.getsize(data_path)
         return ShardResult(

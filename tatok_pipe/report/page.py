@@ -31,6 +31,7 @@ class Report:
     """Everything that the page shows."""
 
     url: str  # of the dataset, without secrets
+    version: str  # of the dataset, for people
     spec: TokenSpec
     description: dict[str, Any]
     inventory: Inventory
@@ -88,6 +89,7 @@ def _render_head(report: Report, name: str) -> str:
             f"codebooks of {spec.global_vocab:,} and {spec.patch_vocab:,} codes",
         ),
     ]
+    facts.append(("Version", report.version))
     if report.description.get("source"):
         facts.append(("Source", str(report.description["source"])))
     return (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -97,7 +97,7 @@ def read_sample(
     for shard in sampled:
         wishes.setdefault(shard, _Wish()).num_sampled = SAMPLE_IMAGES // len(sampled)
 
-    limits = _limits(dataset.spec.encoding)
+    limits = source_limits(dataset.spec.encoding)
     order = sorted(wishes)
     with ThreadPoolExecutor(_NUM_READERS) as pool:
         found = dict(
@@ -133,7 +133,10 @@ def _read_shard(
     if wanted or measured:
         try:
             url = open_named(shard.source.url, dataset.url, other_stores=other_stores)
-            _read_images(url, shard.source, wanted, measured, limits, found)
+            for sample in read_images(url, shard.source, wanted | measured, limits):
+                if sample.key in wanted:
+                    found.images[sample.key] = sample.image
+                found.sizes[sample.key] = len(sample.image), sample.image.startswith(_JPEG)
         except (OSError, ShardError, UserError) as error:
             found.problem = " ".join(storage.redact(str(error)).split())
     return found
@@ -153,47 +156,32 @@ def _read_rows(dataset: TokenDataset, shard: Shard, wish: _Wish, found: _Found) 
             found.sampled.append(record)
 
 
-def _read_images(
-    url: str, source: ShardSource, wanted: Set[str], measured: Set[str], limits: ShardLimits, found: _Found
-) -> None:
+def read_images(url: str, source: ShardSource, keys: Set[str], limits: ShardLimits) -> Iterator[ImageSample]:
+    """The first image with each of these keys, where there is one, in an image shard that is to be as `source` says.
+    Reads no further than needed. Raises OSError, ShardError or UserError where it is not, or cannot be read."""
     info = shard_info(url)
     if info.size_bytes != source.size_bytes or info.etag != source.etag:
         raise OSError(f"{source.url}: has changed since it was tokenized")
+    missing = {*keys}
     for regroup in (False, True):
         try:
-            _take_images(url, info, wanted, measured, limits, found, regroup=regroup)
+            with open_samples(
+                url,
+                info=info,
+                limits=limits,
+                regroup=regroup,
+                part_bytes=_PART_BYTES,
+                num_parallel=_NUM_PARTS_AHEAD,
+            ) as samples:
+                for sample in samples:
+                    if isinstance(sample, ImageSample) and sample.key in missing:
+                        missing.remove(sample.key)
+                        yield sample
+                    if not missing:
+                        return
             return
-        except InterleavedShard:
+        except InterleavedShard:  # an image that was met is what it was
             continue
-
-
-def _take_images(
-    url: str,
-    info: storage.SourceInfo,
-    wanted: Set[str],
-    measured: Set[str],
-    limits: ShardLimits,
-    found: _Found,
-    *,
-    regroup: bool,
-) -> None:
-    missing = {*wanted, *measured}
-    with open_samples(
-        url,
-        info=info,
-        limits=limits,
-        regroup=regroup,
-        part_bytes=_PART_BYTES,
-        num_parallel=_NUM_PARTS_AHEAD,
-    ) as samples:
-        for sample in samples:
-            if isinstance(sample, ImageSample) and sample.key in missing:
-                missing.remove(sample.key)
-                if sample.key in wanted:
-                    found.images[sample.key] = sample.image
-                found.sizes[sample.key] = len(sample.image), sample.image.startswith(_JPEG)
-            if not missing:
-                return
 
 
 def _gather_sizes(found: Sequence[_Found], inventory: Inventory) -> SourceSizes:
@@ -214,7 +202,7 @@ def _gather_sizes(found: Sequence[_Found], inventory: Inventory) -> SourceSizes:
     )
 
 
-def _limits(encoding: dict[str, Any]) -> ShardLimits:
+def source_limits(encoding: dict[str, Any]) -> ShardLimits:
     """What decides which samples a shard has, as when it was read; that it is whole and not too large is settled."""
     return ShardLimits(
         max_member_bytes=encoding.get("max_member_bytes", DEFAULT_LIMITS.max_member_bytes),

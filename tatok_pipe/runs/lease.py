@@ -30,17 +30,22 @@ _LOOK_S = 1.0
 
 @contextmanager
 def hold_output(
-    url: str, stop: StopSignal, *, beat_s: float = _BEAT_S, dead_after_s: float = _DEAD_AFTER_S
+    url: str,
+    stop: StopSignal,
+    *,
+    option: str = "output.url",
+    beat_s: float = _BEAT_S,
+    dead_after_s: float = _DEAD_AFTER_S,
 ) -> Iterator[None]:
     """Keep other runs of this kind from the output `url` while the block runs; `stop` is requested where one takes it
-    all the same, because this process stood still for `dead_after_s`.
+    all the same, because this process stood still for `dead_after_s`. `option` is what the user calls it.
 
     A mark of a process of this machine is believed as long as that process lives, any other as long as it changes: it
     is watched for up to `dead_after_s`. Raises RefusedError where the holder lives, UserError where the output cannot
     be written.
     """
     place, mine = storage.join(url, LEASE), _describe_self()
-    _take(place, mine, output=storage.redact(url), dead_after_s=dead_after_s)
+    _take(place, mine, option=option, output=storage.redact(url), dead_after_s=dead_after_s)
     over = threading.Event()
 
     def beat() -> None:
@@ -66,7 +71,7 @@ def hold_output(
         _release(place, mine["token"])
 
 
-def _take(place: str, mine: dict[str, Any], *, output: str, dead_after_s: float) -> None:
+def _take(place: str, mine: dict[str, Any], *, option: str, output: str, dead_after_s: float) -> None:
     """Write the mark. Of several that find a dead one's at the same time one keeps it."""
     try:
         while not _write(place, mine, exclusive=True):
@@ -75,13 +80,13 @@ def _take(place: str, mine: dict[str, Any], *, output: str, dead_after_s: float)
                 continue  # it has just been given up
             if _is_alive(place, found, output=output, dead_after_s=dead_after_s):
                 raise RefusedError(
-                    f"output.url={output}: a run that lives writes there, process {found.get('process')} on "
-                    f"{found.get('host')} since {found.get('since')}; wait for its end, or give another output.url"
+                    f"{option}={output}: a run that lives writes there, process {found.get('process')} on "
+                    f"{found.get('host')} since {found.get('since')}; wait for its end, or give another {option}"
                 )
             _release(place, found.get("token"))
     except OSError as error:
         told = error.strerror or storage.redact(str(error))
-        raise UserError(f"output.url={output}: cannot be written: {told}") from None
+        raise UserError(f"{option}={output}: cannot be written: {told}") from None
 
 
 def _is_alive(place: str, found: dict[str, Any], *, output: str, dead_after_s: float) -> bool:

@@ -38,15 +38,15 @@ class Tokenizer:
     ladders: Ladders
     training: dict[str, Any]  # how it was made, free form
 
-    def filter(self, config: DTFConfig) -> Filter:
-        """Raises UserError where the request does not fit this checkpoint."""
+    def filter(self, config: DTFConfig, *, option: str = "dtf") -> Filter:
+        """Raises UserError where the request, which the user calls `option`, does not fit this checkpoint."""
         model = self.model.config
         try:
             return resolve(
                 config, ladders=self.ladders, num_globals=model.num_globals, num_patches=model.num_patches
             )
         except ValueError as error:
-            raise UserError(f"dtf.{error}") from None
+            raise UserError(f"{option}.{error}") from None
 
 
 def save_tokenizer(

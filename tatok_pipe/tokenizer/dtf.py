@@ -55,6 +55,12 @@ def keep_mask(cost: Tensor, filter: Filter) -> Tensor:
     return torch.zeros_like(keep).scatter_(1, order, keep)
 
 
+def round_cost(cost: Tensor) -> Tensor:
+    """Costs as a dataset records them, float16, so that a mask decided on what is recorded is the one decided now."""
+    most = torch.finfo(torch.float16).max
+    return cost.clamp(-most, most).half()
+
+
 def calibrate(cost: Tensor, *, rule: str, target_patches: float, min_patches: int) -> float:
     """The value at which `rule` keeps `target_patches` on average over the images of `cost` (M, N).
 

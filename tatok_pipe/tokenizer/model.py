@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tatok_pipe.tokenizer.dtf import Filter, keep_mask
+from tatok_pipe.tokenizer.dtf import Filter, keep_mask, round_cost
 from tatok_pipe.tokenizer.linear import LinearCodec
 from tatok_pipe.tokenizer.networks import DecoderNetwork, DropCostHead, EncoderNetwork
 from tatok_pipe.tokenizer.options import TaTokConfig
@@ -54,7 +54,7 @@ class Tokens:
 
     global_codes: Tensor  # (B, K) int64
     patch_codes: Tensor  # (B, N) int64, all of them
-    cost: Tensor  # (B, N) float32, what losing each patch costs by the filter's score
+    cost: Tensor  # (B, N) float32, or float16 as recorded, what losing each patch costs by the filter's score
     keep: Tensor  # (B, N) bool
     patch_entropy: Tensor  # (B, N) float32, h_i in nats
     mutual_information: Tensor | None  # (B,) float32, nats
@@ -192,8 +192,17 @@ class TaTok(nn.Module):
         )
 
     @torch.no_grad()
-    def tokenize(self, images: Tensor, filter: Filter, *, with_mutual_information: bool = False) -> Tokens:
+    def tokenize(
+        self,
+        images: Tensor,
+        filter: Filter,
+        *,
+        with_mutual_information: bool = False,
+        rounds_costs: bool = False,
+    ) -> Tokens:
         """Encode, measure entropies and filter a batch of images (B, 3, H, W).
+
+        With `rounds_costs` the filter decides on costs as they are recorded, (B, N) float16.
 
         `with_mutual_information` adds a second pass of the entropy model, without globals:
         Î(G;P) = sum of H(z_i | z_<i) - H(z_i | G, z_<i).
@@ -202,6 +211,8 @@ class TaTok(nn.Module):
         global_codes, patch_codes = encoded.globals.codes, encoded.patches.codes
         entropy = self.patch_entropy(global_codes, patch_codes)  # (B, N)
         cost = self.cost(filter.score, images, encoded, entropy=entropy)
+        if rounds_costs:
+            cost = round_cost(cost)
         mutual_information = None
         if with_mutual_information:
             hidden = torch.ones(len(images), dtype=torch.bool, device=images.device)

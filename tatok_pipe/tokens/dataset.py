@@ -40,6 +40,7 @@ from tatok_pipe.tokens.layout import (
 from tatok_pipe.tokens.random_rows import RandomRows
 from tatok_pipe.tokens.spec import FORMAT_VERSION, TokenSpec
 from tatok_pipe.tokens.statistics import ShardStatistics
+from tatok_pipe.tokens.versions import Version, find_current, find_version
 
 if TYPE_CHECKING:
     import torch
@@ -134,26 +135,37 @@ def commit_shard(
     *,
     spec: TokenSpec,
     source: ShardSource,
+    replaces: bool = False,
 ) -> bool:
     """Publish a finished token shard, its quarantine file first. False where it was committed already.
 
-    Nothing of a committed shard is touched. A quarantine file that an attempt left behind before its commit
-    is replaced, or removed where this attempt quarantined nothing. Where another attempt committed the shard,
-    its footer has to say the same `spec` and `source`: raises RefusedError where it was made with other
-    settings, OSError where from another version of the image shard, or from another image shard.
+    Nothing of a committed shard is touched, unless this one `replaces` it: the data file first then, so that a kill in
+    between leaves the quarantine file that there was, by which the shard is known as one to be made anew. A quarantine
+    file that an attempt left behind before its commit is replaced, or removed where this attempt quarantined nothing.
+    Where another attempt committed the shard, its footer has to say the same `spec` and `source`: raises RefusedError
+    where it was made with other settings, OSError where from another version of the image shard, or from another image
+    shard.
     """
     target = data_url(url, name)
+    if replaces:
+        storage.publish_file(local_parquet, target, exclusive=False)
+        _put_quarantine(url, name, local_quarantine)
+        return True
     if storage.exists(target):
         _check_committed(url, name, spec, source)
         return False
-    if local_quarantine is None:
-        storage.remove(quarantine_url(url, name))
-    else:
-        storage.publish_file(local_quarantine, quarantine_url(url, name), exclusive=False)
+    _put_quarantine(url, name, local_quarantine)
     if storage.publish_file(local_parquet, target, exclusive=True):
         return True
     _check_committed(url, name, spec, source)
     return False
+
+
+def _put_quarantine(url: str, name: str, local_quarantine: str | os.PathLike[str] | None) -> None:
+    if local_quarantine is None:
+        storage.remove(quarantine_url(url, name))
+    else:
+        storage.publish_file(local_quarantine, quarantine_url(url, name), exclusive=False)
 
 
 def _check_committed(url: str, name: str, spec: TokenSpec, source: ShardSource) -> None:
@@ -225,11 +237,13 @@ def read_lost(url: str) -> list[Owed]:
         return []
 
 
-def tell_unfinished(url: str, names: Collection[str]) -> str:
-    """`TokenDataset.unfinished` of a dataset of which the shards with these names are committed."""
+def tell_unfinished(url: str, names: Collection[str], *, with_failed: bool = True) -> str:
+    """`TokenDataset.unfinished` of a dataset of which the shards with these names are committed. Without `with_failed`
+    a run is finished that could not do some shards, and said so."""
     try:
         summary = json.loads(storage.read_bytes(storage.join(url, SUMMARY_FILE)))
-        num_missing = len(set(summary["missing_shards"]).difference(names))
+        failed = () if with_failed else map(token_shard_name, summary["failed_shards"])
+        num_missing = len(set(summary["missing_shards"]).difference(names, failed))
         num_planned = summary["num_shards_planned"]
     except FileNotFoundError:
         return f"the run that makes it has not come to its end (no {SUMMARY_FILE})"
@@ -251,14 +265,24 @@ def merge_statistics(url: str, names: Sequence[str], spec: TokenSpec) -> ShardSt
 class TokenDataset:
     """Reads a token dataset. Raises UserError where `url` holds none, or one of another format version.
 
-    The shards are those committed at the time of opening. Rows are numbered from 0 through the shards in order of their
-    names: `len(dataset)`, `dataset[5]`, `dataset[-10:]`; iterating reads them in order.
+    The shards are those committed at the time of opening, or those of an earlier `version`, by its number: UserError
+    where there is no such version, or its shards are not there any more. Rows are numbered from 0 through the shards in
+    order of their names: `len(dataset)`, `dataset[5]`, `dataset[-10:]`; iterating reads them in order.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, version: int | None = None) -> None:
         self.url = url
         self.spec, self.description = read_dataset_file(url)
-        self.shards = sorted(committed_shards(url))
+        if version is None:
+            self.shards = sorted(committed_shards(url))
+        else:
+            self.version = find_version(url, version, refresh_index(url, self.spec, save=False))
+            self.shards = sorted(self.version.shards)
+
+    @cached_property
+    def version(self) -> Version:
+        """Which of its versions the dataset is."""
+        return find_current(self.url, refresh_index(self.url, self.spec, save=False))
 
     @cached_property
     def statistics(self) -> ShardStatistics:

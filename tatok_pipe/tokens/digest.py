@@ -33,6 +33,7 @@ _NUMBERS = {
 }
 _LISTS = {"global_codes": "<u4", "patch_codes": "<u4", "patch_positions": "<u2", "patch_entropy": "<f4"}
 _COLUMNS = (*_STRINGS, *_NUMBERS, *_LISTS)
+_SCORES = {"patch_score": "<f2"}  # not in every dataset
 _MISSING = -1  # the length of what is null
 
 
@@ -56,7 +57,8 @@ class ContentDigest:
             present = [number for number in numbers if number is not None]
             exact = float32_toward_zero(present) if name == "entropy_dropped" else np.array(present, width)
             self._add(name, np.array([number is not None for number in numbers], "<i4"), exact.tobytes())
-        for name, width in _LISTS.items():
+        has_scores = bool(records) and records[0].patch_score is not None
+        for name, width in (_LISTS | _SCORES if has_scores else _LISTS).items():
             rows = [getattr(record, name) for record in records]
             lengths = [_MISSING if row is None else len(row) for row in rows]
             values = b"".join(np.asarray(row).astype(width).tobytes() for row in rows if row is not None)
@@ -73,7 +75,8 @@ class ContentDigest:
                 column = batch.column(name)
                 present = column.is_valid().to_numpy(zero_copy_only=False).astype("<i4")
                 self._add(name, present, column.drop_null().to_numpy().astype(width).tobytes())
-            for name, width in _LISTS.items():
+            has_scores = bool(batch.num_rows) and "patch_score" in batch.schema.names
+            for name, width in (_LISTS | _SCORES if has_scores else _LISTS).items():
                 column = batch.column(name)
                 lengths = list_lengths(column, missing=_MISSING).astype("<i4")
                 self._add(name, lengths, column.flatten().to_numpy().astype(width).tobytes())
@@ -86,8 +89,8 @@ class ContentDigest:
         return whole.hexdigest()
 
     def _add(self, name: str, lengths: np.ndarray, values: Any) -> None:
-        self._streams[name, "lengths"].update(lengths.tobytes())
-        self._streams[name, "values"].update(values)
+        for part, data in (("lengths", lengths.tobytes()), ("values", values)):
+            self._streams.setdefault((name, part), hashlib.sha256()).update(data)
 
 
 def _joined(column: pa.Array) -> Any:

@@ -190,7 +190,7 @@ def to_table(records: Sequence[TokenRecord], schema: pa.Schema) -> pa.Table:
     }
     columns["mutual_information"] = pa.array([record.mutual_information for record in records], pa.float32())
     columns["entropy_dropped"] = pa.array(float32_toward_zero([record.entropy_dropped for record in records]))
-    for name in ("global_codes", "patch_codes", "patch_positions", "patch_entropy"):
+    for name in _list_columns(schema.names):
         columns[name] = _list_array([getattr(record, name) for record in records], schema.field(name).type)
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
@@ -199,7 +199,7 @@ def to_records(table: pa.Table) -> list[TokenRecord]:
     """The rows of a table in the columns of `token_schema`. Arrays are read-only views of its memory."""
     plain = ["key", "label", "caption", "meta", "width", "height", "crop", "entropy_total", "entropy_dropped"]
     columns = {name: table.column(name).to_pylist() for name in (*plain, "mutual_information")}
-    for name in ("global_codes", "patch_codes", "patch_positions", "patch_entropy"):
+    for name in _list_columns(table.column_names):
         columns[name] = [row for chunk in table.column(name).chunks for row in _split(chunk)]
     return [
         TokenRecord(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)
@@ -209,7 +209,7 @@ def to_records(table: pa.Table) -> list[TokenRecord]:
 def iter_records(url: str, *, spec: TokenSpec | None = None) -> Iterator[TokenRecord]:
     """The rows of a token shard in order, one row group in memory at a time. Raises RefusedError where it was made with
     other settings than `spec`, UserError where it is no token shard, or cannot be read."""
-    with _damage_told(url), open_shard(url) as file:
+    with damage_told(url), open_shard(url) as file:
         if spec is not None:
             check_settings(parse_footer(file.metadata, url), spec, url)
         for group in range(file.num_row_groups):
@@ -218,7 +218,7 @@ def iter_records(url: str, *, spec: TokenSpec | None = None) -> Iterator[TokenRe
 
 def read_group(url: str, group: int, *, spec: TokenSpec) -> list[TokenRecord]:
     """The rows of one row group of a token shard. Raises as `iter_records`."""
-    with _damage_told(url), open_shard(url) as file:
+    with damage_told(url), open_shard(url) as file:
         check_settings(parse_footer(file.metadata, url), spec, url)
         return to_records(file.read([group]))
 
@@ -279,7 +279,7 @@ def parse_footer(footer: pq.FileMetaData, url: str) -> ShardMetadata:
 
 
 @contextmanager
-def _damage_told(url: str) -> Iterator[None]:
+def damage_told(url: str) -> Iterator[None]:
     """A file that is not what it should be becomes a UserError of one line; a store or disk that fails stays what it
     is, since it may be asked again."""
     try:
@@ -311,12 +311,17 @@ def write_quarantine(local_path: str | os.PathLike[str], rows: Sequence[Quaranti
 
 def read_quarantine(url: str) -> list[Quarantined]:
     """The rows of a quarantine file, in source order. Raises UserError where it cannot be read."""
-    with _damage_told(url), open_shard(url) as file:
+    with damage_told(url), open_shard(url) as file:
         return [Quarantined(**row) for row in file.read(range(file.num_row_groups)).to_pylist()]
 
 
 def _dumps(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _list_columns(names: Sequence[str]) -> list[str]:
+    known = ("global_codes", "patch_codes", "patch_positions", "patch_entropy", "patch_score")
+    return [name for name in known if name in names]
 
 
 def _list_array(rows: Sequence[np.ndarray | None], data_type: pa.DataType) -> pa.Array:

@@ -19,6 +19,7 @@ from tatok_pipe.tokens.spec import TokenSpec
 # Half of the distance of two float32 values: relative where they are normal, absolute below 2^-126.
 _HALF_ULP = 2.0**-24
 _HALF_STEP_SUBNORMAL = 2.0**-150
+_NOT_FINITE = "a score of a patch is not a finite number"
 
 
 def check_record(record: TokenRecord, spec: TokenSpec) -> None:
@@ -66,7 +67,18 @@ def _find_problem(record: TokenRecord, spec: TokenSpec) -> str | None:
         return f"mutual_information={record.mutual_information}, expected a finite number of nats"
     if record.patch_entropy is not None and len(record.patch_entropy) != spec.num_patches:
         return f"{len(record.patch_entropy)} patch entropies, expected {spec.num_patches}"
-    return None
+    return _score_problem(record, spec)
+
+
+def _score_problem(record: TokenRecord, spec: TokenSpec) -> str | None:
+    scores = record.patch_score
+    if not spec.has_scores:
+        return None if scores is None else "scores of its patches, expected none"
+    if scores is None or len(scores) != spec.num_patches:
+        return f"{0 if scores is None else len(scores)} scores of patches, expected {spec.num_patches}"
+    if record.patch_entropy is None:
+        return "scores of its patches without their entropies"
+    return None if np.isfinite(scores).all() else _NOT_FINITE
 
 
 class _Batch:
@@ -86,6 +98,8 @@ class _Batch:
         self._check_lists()
         self._check_entropies()
         self._check_patch_entropies()
+        if self.spec.has_scores:
+            self._check_scores()
 
     def _check_plain(self) -> None:
         names = ("key", "width", "height", "crop")
@@ -165,6 +179,14 @@ class _Batch:
                 present & (np.abs(sums - nats) > slack),
                 lambda row: f"{name}={nats[row]}, its patch entropies give {sums[row]:.6g}",  # noqa: B023
             )
+
+    def _check_scores(self) -> None:
+        scores = to_numpy(self.batch.column("patch_score").flatten()).reshape(
+            -1, self.spec.num_patches
+        )  # (B, N)
+        self._refuse(np.any(~np.isfinite(scores), axis=1), lambda row: _NOT_FINITE)
+        missing = self.batch.column("patch_entropy").is_null().to_numpy(zero_copy_only=False)
+        self._refuse(missing, lambda row: "scores of its patches without their entropies")
 
     def _refuse(self, is_bad: np.ndarray, describe: Callable[[int], str]) -> None:
         self._refuse_rows(np.flatnonzero(is_bad), describe)

@@ -6,6 +6,8 @@
 <url>/data/<name>.parquet        its arrival is the commit of the shard
 <url>/_index.parquet             a cache of the footers of data/; may be missing, stale or deleted at any time
 <url>/_summary.json              written last, rewritten by every finished run
+<url>/_removed.parquet           SHA-256 of the keys that were removed and must not come back; may be missing
+<url>/_versions/<number>.json    which token shards came and went with a finished run; never changed
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ DATASET_FILE = "_dataset.json"
 CARD_FILE = "README.md"
 INDEX_FILE = "_index.parquet"
 SUMMARY_FILE = "_summary.json"
+REMOVED_FILE = "_removed.parquet"
+VERSIONS_DIRECTORY = "_versions"
 DATA_DIRECTORY = "data"
 QUARANTINE_DIRECTORY = "quarantine"
 SUFFIX = ".parquet"

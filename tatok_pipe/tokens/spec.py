@@ -86,6 +86,11 @@ class TokenSpec:
         """Rows of an image: what `encoding` says of its crops, 1 where it says nothing."""
         return self.encoding.get("crops", {}).get("per_image", 1)
 
+    @property
+    def has_scores(self) -> bool:
+        """Whether rows hold what losing each patch costs, by the score of `dtf`, and the entropies of all patches."""
+        return bool(self.encoding.get("scores", False))
+
     def show_class(self, label: int) -> str:
         """A class for people: its name, where it has one, and its number."""
         is_named = 0 <= label < len(self.class_names)
@@ -151,6 +156,7 @@ def token_schema(spec: TokenSpec) -> pa.Schema:
     def item(data_type: pa.DataType) -> pa.Field:
         return pa.field("element", data_type, nullable=False)
 
+    scores = pa.field("patch_score", pa.list_(item(pa.float16()), spec.num_patches), nullable=False)  # all N
     return pa.schema(
         [
             pa.field("key", pa.string(), nullable=False),
@@ -170,6 +176,7 @@ def token_schema(spec: TokenSpec) -> pa.Schema:
             pa.field("entropy_dropped", pa.float32(), nullable=False),  # nats
             pa.field("mutual_information", pa.float32()),  # nats
             pa.field("patch_entropy", pa.list_(item(pa.float32()))),  # nats, all N; Spark reads no float16
+            *([scores] if spec.has_scores else []),
         ]
     )
 

@@ -117,7 +117,7 @@ def test_spans(folder: Path, rows: str, columns: str, expected: tuple[tuple[int,
 def test_sources_tell_that_they_changed(folder: Path) -> None:
     assert describe_sources(plan_of("class")) == {}
     started = describe_sources(plan_of("class", "start.url=tokens", "start.rows=0:2"))
-    assert started == {"start_rows": TokenDataset("tokens").num_rows}
+    assert started == {"start_version": TokenDataset("tokens").version.digest}
     vectors = describe_sources(plan_of("embedding", "embeddings=vectors.parquet"))
     assert vectors == {"embeddings_bytes": (folder / "vectors.parquet").stat().st_size}
 

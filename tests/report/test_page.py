@@ -70,6 +70,7 @@ def report(token_spec: TokenSpec, make_token_records: MakeRecords) -> Report:
     )
     picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
     return Report(
+        version="version 2 (0123456789ab)",
         url=f"s3://bucket/{EVIL}",
         spec=spec,
         description={"tokenizer": {"checkpoint": EVIL}, "source": EVIL},

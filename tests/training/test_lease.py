@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ with hold_output(sys.argv[1], StopSignal(), beat_s=0.2):
 """
 
 
-def hold(url: str, **options: float) -> str:
+def hold(url: str, **options: Any) -> str:
     """What is told of the output; empty where it could be held."""
     try:
         with hold_output(url, StopSignal(), **options):

@@ -99,7 +99,7 @@ def describe_sources(plan: GenerationPlan) -> dict[str, Any]:
     """What a plan names and does not hold, as far as it tells that it changed (JSON types)."""
     found: dict[str, Any] = {}
     if plan.start is not None:
-        found["start_rows"] = TokenDataset(plan.start.url).num_rows
+        found["start_version"] = TokenDataset(plan.start.url).version.digest
     if plan.embeddings_url is not None:
         found["embeddings_bytes"] = storage.file_info(plan.embeddings_url).size_bytes
     return found

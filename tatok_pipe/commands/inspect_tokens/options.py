@@ -13,6 +13,11 @@ REPORT_FILE = "report.html"
 @config_dataclass
 class InputConfig:
     url: str = option("tatok_out", help="folder of the token dataset, on any URL", is_url=True)
+    version: int | None = option(
+        None,
+        at_least=1,
+        help="report on an earlier version of the dataset, while its token shards are there; null: what is there now",
+    )
     image_shards: int = option(
         24,
         at_least=0,
@@ -57,11 +62,23 @@ class GalleryConfig:
 
 
 @config_dataclass
+class QuarantineConfig:
+    export: str | None = option(
+        None,
+        help="no report: read the image shards again and write the samples that were quarantined to this folder, on "
+        "any URL, a file each, with quarantine.jsonl, which has their reasons; exit code 1 where an image shard cannot "
+        "be read",
+        is_url=True,
+    )
+
+
+@config_dataclass
 class InspectTokensConfig:
     input: InputConfig = section(InputConfig, help="what to report on")
     output: OutputConfig = section(OutputConfig, help="where the report goes")
     tokenizer: CheckpointConfig = section(CheckpointConfig, help="what to reconstruct images with")
     gallery: GalleryConfig = section(GalleryConfig, help="pictures in the report")
+    quarantine: QuarantineConfig = section(QuarantineConfig, help="what gave no row")
     storage: StorageConfig = section(StorageConfig, help=STORAGE_HELP)
     verify: bool = option(
         False,
@@ -74,3 +91,14 @@ class InspectTokensConfig:
         "same tokenize_corpus command again) and leftovers of killed jobs; nothing else is removed. Exit code 0 where "
         "nothing is wrong any more but for shards to be made again, 1 where damage had to be left",
     )
+
+    def __post_init__(self) -> None:
+        if self.quarantine.export is not None and (self.verify or self.repair):
+            raise ValueError(
+                f"quarantine.export={self.quarantine.export}: expected null with verify and repair; give one of them"
+            )
+        if self.input.version is not None and (self.verify or self.repair):
+            raise ValueError(
+                f"input.version={self.input.version}: expected null with verify and repair, which look at what is "
+                "there now"
+            )

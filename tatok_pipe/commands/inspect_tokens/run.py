@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from tatok_pipe import storage
+from tatok_pipe.commands.inspect_tokens.export import export_quarantined
 from tatok_pipe.commands.inspect_tokens.options import NO_REPORT, REPORT_FILE, InspectTokensConfig
 from tatok_pipe.errors import EXIT_DONE, UserError
 from tatok_pipe.report.figures import count, figure_lines
@@ -35,11 +36,13 @@ def run(config: InspectTokensConfig, *, argv: list[str], summary: JobSummary) ->
     storage.configure(config.storage)
     if config.verify or config.repair:
         return _verify(config)
+    if config.quarantine.export is not None:
+        return export_quarantined(config, config.quarantine.export)
     return _report(config)
 
 
 def _report(config: InspectTokensConfig) -> int:
-    dataset = TokenDataset(config.input.url)
+    dataset = TokenDataset(config.input.url, version=config.input.version)
     inventory = take_inventory(dataset)
     with_page = config.output.report != NO_REPORT
     groups = pick_groups(
@@ -60,6 +63,7 @@ def _report(config: InspectTokensConfig) -> int:
         )
     lines = [
         ("dataset", storage.redact(config.input.url)),
+        ("version", str(dataset.version)),
         *figure_lines(dataset.spec, inventory, sample.sizes),
         *(("failed", _name_failure(url, error)) for url, error in sorted(inventory.failed.items())),
     ]
@@ -150,6 +154,7 @@ def _make_report(
     model = tokenizer.model if tokenizer else None
     return Report(
         url=storage.redact(config.input.url),
+        version=str(dataset.version),
         spec=dataset.spec,
         description=dataset.description,
         inventory=inventory,

@@ -19,6 +19,8 @@ OnSourceChange = Literal["error", "report", "retokenize", "ignore"]
 ON_SOURCE_CHANGE: tuple[OnSourceChange, ...] = ("error", "report", "retokenize", "ignore")
 OnMoved = Literal["error", "map", "add"]
 ON_MOVED: tuple[OnMoved, ...] = ("error", "map", "add")
+Only = Literal["all", "quarantined"]
+ONLY: tuple[Only, ...] = ("all", "quarantined")
 
 
 @config_dataclass
@@ -50,6 +52,12 @@ class InputConfig:
         help="what to do with image shards that were tokenized under another path, as name, size and content tell: "
         "stop and say so, take the tokens that are there for theirs, or tokenize them a second time",
     )
+    only: str = option(
+        "all",
+        choices=ONLY,
+        help="all: image shards without a token shard; quarantined: those of which samples were quarantined, whose "
+        "token shards are made anew and replaced, each when it is whole, and no others",
+    )
     class_names: str | None = option(
         None,
         help="names of the classes: @names.txt with a name a line, class 0 first; a token dataset, for the names that "
@@ -66,6 +74,13 @@ class InputConfig:
         unit="pixels, width × height",
     )
     crops: CropConfig = section(CropConfig, help="what is cut out of an image; every crop is a row")
+
+    def __post_init__(self) -> None:
+        if self.only == "quarantined" and self.on_source_change == "retokenize":
+            raise ValueError(
+                "on_source_change=retokenize: expected error, report or ignore with only=quarantined, which makes its "
+                "token shards anew whether their image shards changed or not, and no others"
+            )
 
 
 @config_dataclass
@@ -93,6 +108,12 @@ class RecordConfig:
         False, help="estimate I(G; P) of every image, nats; one more pass of the entropy model"
     )
     patch_entropy: bool = option(False, help="store the entropies of all patches, nats as float32")
+    scores: bool = option(
+        False,
+        help="store what losing each patch costs by dtf.score, as float16, on which dtf.rule then decides, with the "
+        "entropies of all patches; where dtf.rule=none keeps all of them, edit_tokens filters them again by any rule, "
+        "without encoding",
+    )
 
 
 @config_dataclass

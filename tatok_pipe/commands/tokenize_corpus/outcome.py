@@ -16,7 +16,9 @@ from tatok_pipe.runs.job import JobSummary
 from tatok_pipe.runs.progress import format_duration
 from tatok_pipe.runs.shard_work import ShardResult
 from tatok_pipe.tokens import dataset
+from tatok_pipe.tokens.index import refresh_index
 from tatok_pipe.tokens.spec import TokenSpec
+from tatok_pipe.tokens.versions import record_version
 
 logger = logging.getLogger("tatok_pipe.tokenize_corpus")
 
@@ -84,19 +86,28 @@ def finish(
     outcome: Outcome,
     job: JobSummary,
 ) -> int:
-    """Write the summary of the dataset, tell what became of everything; exit code."""
+    """Write the summary of the dataset and record its version, tell what became of everything; exit code."""
     url, findings, failed = config.output.url, outcome.findings, outcome.failed
     summary = None if plan.todo or plan.changed or plan.broken else dataset.TokenDataset(url).summary
     if summary is None:
         summary = dataset.write_summary(url, planned=plan.names, failed=failed, run=outcome.figures)
         remember_times(url, spec, plan)
+    version = record_version(
+        url, refresh_index(url, spec, save=False, with_broken=True), by="tokenize_corpus"
+    )
     figures, counts = summary["figures"], summary["statistics"]
-    job.add({"dataset_images": counts["num_images"], "dataset_quarantined": counts["num_quarantined"]})
-    num_missing = len(plan.todo) - outcome.num_done + len(plan.broken)
+    job.add(
+        {
+            "dataset_images": counts["num_images"],
+            "dataset_quarantined": counts["num_quarantined"],
+            "dataset_version": version.number,
+        }
+    )
+    num_missing = len(plan.todo) - outcome.num_done + len(plan.broken) + plan.num_left
     took = f", in {format_duration(summary['run']['seconds'])}" if outcome.num_done else ""
     lines = [
         f"{storage.redact(url)}: {plan.num_planned - num_missing} of {plan.num_planned} shards, "
-        f"{_show_rows(spec, counts['num_images'])}, {counts['num_quarantined']} quarantined{took}"
+        f"{_show_rows(spec, counts['num_images'])}, {counts['num_quarantined']} quarantined{took}; {version}"
     ]
     if counts["num_images"]:
         job.add({"tokens_per_image": round(figures["mean_tokens"], 2)})

@@ -14,7 +14,7 @@ import pyarrow as pa
 from pyarrow import compute
 
 from tatok_pipe import storage
-from tatok_pipe.commands.tokenize_corpus.options import ON_SOURCE_CHANGE, OnMoved, OnSourceChange
+from tatok_pipe.commands.tokenize_corpus.options import ON_SOURCE_CHANGE, Only, OnMoved, OnSourceChange
 from tatok_pipe.errors import UserError
 from tatok_pipe.images.source import hash_shard
 from tatok_pipe.parallel import map_ahead
@@ -23,7 +23,7 @@ from tatok_pipe.tokens.dataset import read_dataset_file, show_source
 from tatok_pipe.tokens.format import ShardSource, token_shard_name
 from tatok_pipe.tokens.index import Index, Progress, forget_shards, refresh_index, source_of
 from tatok_pipe.tokens.index import save_index as _save_index
-from tatok_pipe.tokens.layout import data_url
+from tatok_pipe.tokens.layout import QUARANTINE_DIRECTORY, SUFFIX, data_url
 from tatok_pipe.tokens.spec import TokenSpec
 
 logger = logging.getLogger(__name__)
@@ -64,6 +64,10 @@ class CorpusPlan:
     moved: dict[str, str] = field(default_factory=dict)  # image shard -> URL under which its tokens were made
     broken: dict[str, str] = field(default_factory=dict)  # planned token shard whose file is none -> why
     began_ns: int = 0  # when the times of image shards in `todo` were known
+    redone: list[str] = field(
+        default_factory=list
+    )  # token shards of `todo` that are there until they are replaced
+    num_left: int = 0  # planned shards that are neither there nor in `todo`
 
     @property
     def num_planned(self) -> int:
@@ -72,13 +76,13 @@ class CorpusPlan:
     @property
     def num_done(self) -> int:
         """Planned shards that stay as they are."""
-        return len(self.names) - len(self.todo) - len(self.broken)
+        return len(self.names) - len(self.todo) - len(self.broken) - self.num_left
 
     @property
     def num_other(self) -> int:
         """Committed shards that are not planned."""
         num_redone = len(self.changed) if self.on_source_change == "retokenize" else 0
-        return len(self.index) - self.num_done - num_redone
+        return len(self.index) - self.num_done - num_redone - len(self.redone)
 
     @property
     def bytes_to_read(self) -> int:
@@ -98,6 +102,7 @@ def make_plan(
     *,
     on_source_change: OnSourceChange = "error",
     on_moved: OnMoved = "error",
+    only: Only = "all",
     on_progress: Progress | None = None,
     save_index: bool = True,
 ) -> CorpusPlan:
@@ -112,6 +117,9 @@ def make_plan(
     raises UserError; "add" does it again; "map" takes the tokens that are there for it. Data files that are no token
     shards are named in the answer, and not done again: they are in the way.
 
+    With `only` "quarantined" those are to do that have a quarantine file, whether their image shards changed or not,
+    and no others. Their token shards stay until they are replaced.
+
     Nothing is written but the index, and that only
     with `save_index`. Raises UserError where two shards would make the same token shard, RefusedError for a
     token shard that was made with another spec.
@@ -121,9 +129,11 @@ def make_plan(
     index = refresh_index(output_url, spec, on_progress=on_progress, save=save_index, with_broken=True)
     names = [token_shard_name(shard.url) for shard in shards]
     place = pc.index_in(_check_unique(names, shards), value_set=index.table["name"])
-    is_done = pc.is_valid(place).to_numpy(zero_copy_only=False)
+    is_there = pc.is_valid(place).to_numpy(zero_copy_only=False)
+    is_again = _has_quarantine(output_url, names) if only == "quarantined" else np.zeros(len(names), bool)
+    is_done = is_there & ~is_again
     done = np.flatnonzero(is_done)
-    place = place.drop_null()
+    place = place.filter(pa.array(is_done))
     recorded = index.table.select([f"source_{name}" for name in _SOURCE]).take(place)
     sources = [shards[each] for each in done.tolist()]
     _check_urls(sources, recorded["source_url"], [names[each] for each in done.tolist()])
@@ -153,7 +163,13 @@ def make_plan(
         is_done[done[rows]] = False
     broken = {name: index.broken[name] for name in names if name in index.broken}
     is_done |= np.array([name in broken for name in names], bool)
-    moved = find_moved(shards, names, np.flatnonzero(~is_done).tolist(), index)
+    num_left = 0
+    if only == "quarantined":
+        num_left = int((~is_done & ~is_again).sum())
+        is_done |= ~is_again
+    moved = (
+        {} if only == "quarantined" else find_moved(shards, names, np.flatnonzero(~is_done).tolist(), index)
+    )
     if moved and on_moved == "error":
         raise _moved_error(shards, moved, int((~is_done).sum()))
     if on_moved == "map":
@@ -161,8 +177,18 @@ def make_plan(
             names[number] = row["name"]
             is_done[number] = True
     urls = {shards[number].url: row["source_url"] for number, row in moved.items()}
-    todo = [shards[each] for each in np.flatnonzero(~is_done).tolist()]
-    return CorpusPlan(names, todo, changed, index, on_source_change, urls, broken, began_ns)
+    todo = np.flatnonzero(~is_done).tolist()
+    redone = [names[each] for each in todo if is_there[each] and is_again[each]]
+    return CorpusPlan(
+        names, [shards[each] for each in todo], changed, index, on_source_change, urls, broken, began_ns, redone,
+        num_left,
+    )  # fmt: skip
+
+
+def _has_quarantine(output_url: str, names: Sequence[str]) -> np.ndarray:
+    """(len(names),) bool: which token shards have a quarantine file."""
+    files = storage.list_files(storage.join(output_url, QUARANTINE_DIRECTORY))
+    return np.array([name + SUFFIX in files for name in names], bool)
 
 
 def remember_times(output_url: str, spec: TokenSpec, plan: CorpusPlan) -> None:

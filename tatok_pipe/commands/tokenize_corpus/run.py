@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import cast
 
 from tatok_pipe import storage
 from tatok_pipe.commands.tokenize_corpus.estimate import estimate, format_plan
 from tatok_pipe.commands.tokenize_corpus.options import (
+    Only,
     OnMoved,
     OnSourceChange,
     TokenizeCorpusConfig,
@@ -28,7 +29,9 @@ from tatok_pipe.runs.stop_signal import StopSignal
 from tatok_pipe.storage import ShardFile
 from tatok_pipe.tokenizer.checkpoint import Tokenizer, load_tokenizer
 from tatok_pipe.tokens import dataset
+from tatok_pipe.tokens.index import forget_shards
 from tatok_pipe.tokens.index_keeper import keep_index_fresh
+from tatok_pipe.tokens.removed import read_removed
 from tatok_pipe.tokens.spec import TokenSpec
 
 logger = logging.getLogger("tatok_pipe.tokenize_corpus")
@@ -53,6 +56,7 @@ def _do(
     if config.dry_run:
         return _show_plan(config, spec, tokenizer, shards)
     dataset.create_or_check(config.output.url, spec, describe(config, tokenizer))
+    read_removed(config.output.url)  # where it cannot be read, rows would come back
     plan = _make_plan(config, spec, shards)
     if not len(plan.index):  # nothing yet came of what an earlier run wrote there
         dataset.describe(config.output.url, spec, describe(config, tokenizer))
@@ -69,7 +73,7 @@ def _do(
             "shards_done_before": plan.num_done,
         }
     )
-    _settle_changes(config, plan)
+    _settle_changes(config, spec, plan)
     outcome = Outcome()
     stop = StopSignal()
     if plan.todo:
@@ -109,6 +113,7 @@ def _make_plan(config: TokenizeCorpusConfig, spec: TokenSpec, shards: list[Shard
         shards,
         on_source_change=cast(OnSourceChange, config.input.on_source_change),
         on_moved=cast(OnMoved, config.input.on_moved),
+        only=cast(Only, config.input.only),
         on_progress=show,
         save_index=not config.dry_run,
     )
@@ -150,9 +155,9 @@ def _show_plan(
     return EXIT_DONE
 
 
-def _settle_changes(config: TokenizeCorpusConfig, plan: CorpusPlan) -> None:
+def _settle_changes(config: TokenizeCorpusConfig, spec: TokenSpec, plan: CorpusPlan) -> None:
     """Say what happens to image shards that changed since they were tokenized, and make room for their tokens; and
-    what is in the way, or was moved."""
+    what is in the way, was moved, or is tried again."""
     if plan.moved:
         new, old = next(iter(plan.moved.items()))
         logger.warning(
@@ -161,6 +166,9 @@ def _settle_changes(config: TokenizeCorpusConfig, plan: CorpusPlan) -> None:
         )  # fmt: skip
     for name, reason in plan.broken.items():
         logger.error("%s: passed over, its token shard is broken: %s", name, reason)
+    if plan.redone:
+        logger.info("%d token shards are made anew, since samples of them were quarantined", len(plan.redone))
+        forget_shards(config.output.url, spec, plan.redone)
     if not plan.changed:
         return
     is_redone = config.input.on_source_change == "retokenize"
@@ -186,7 +194,9 @@ def _tokenize(
         logger.info("%s", progress_line(state, row_name=job.spec.row_name))
 
     urls = [shard.url for shard in todo]
-    with keep_index_fresh(job.output_url, job.spec):
+    # What it counted and is replaced by other rows of the same image shard would be missed.
+    fresh = nullcontext() if job.replaces else keep_index_fresh(job.output_url, job.spec)
+    with fresh:
         for result in run_shards(
             urls, job, config.actors, config.failures, stop=stop, on_progress=show, every_s=config.progress.every_s
         ):  # fmt: skip

@@ -110,7 +110,7 @@ def make_spec(
             "max_member_bytes": config.input.limits.max_member_bytes,
             **({"ignore": sorted(config.input.limits.ignore)} if config.input.limits.ignore else {}),
             **config.input.crops.to_encoding(),
-            **to_dict(config.record),
+            **{name: value for name, value in to_dict(config.record).items() if name != "scores" or value},
         },
         class_names=_class_names(config.input, shards, before),
     )
@@ -160,6 +160,7 @@ def make_job(config: TokenizeCorpusConfig, spec: TokenSpec) -> TokenizeJob:
         mutual_information=config.record.mutual_information,
         patch_entropy=config.record.patch_entropy,
         crops=config.input.crops,
+        replaces=config.input.only == "quarantined",
     )
 
 

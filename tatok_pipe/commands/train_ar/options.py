@@ -13,6 +13,12 @@ from tatok_pipe.training.options import CheckpointsConfig, LoggingConfig
 @config_dataclass
 class InputConfig:
     url: str = option("tatok_out", help="the token dataset, on any URL", is_url=True)
+    version: int | None = option(
+        None,
+        at_least=1,
+        help="an earlier version of the dataset, while its token shards are there; null: what is there now, or where a "
+        "training is resumed what it was begun on",
+    )
     condition_url: str | None = option(
         None,
         help="where model.condition is embedding: folder with a Parquet file for each token shard, named like it, with "
@@ -22,8 +28,8 @@ class InputConfig:
     on_dataset_change: str = option(
         "error",
         choices=("error", "restart_epoch"),
-        help="a training is resumed and the dataset is not the one it was begun on: stop and say so, or begin the next "
-        "epoch on the dataset as it is now",
+        help="a training is resumed and the version of the dataset that it was begun on cannot be read any more: stop "
+        "and say so, or begin the next epoch on the dataset as it is now (also where it can be read)",
     )
 
 

@@ -15,6 +15,7 @@ from tatok_pipe.ar.batch_fit import BatchShape, estimate_fill, fit_batch
 from tatok_pipe.ar.memory import MemoryEstimate, estimate_memory
 from tatok_pipe.ar.model import Generator
 from tatok_pipe.ar.parallel import is_sharded
+from tatok_pipe.commands.train_ar.dataset_version import choose_dataset
 from tatok_pipe.commands.train_ar.options import TrainArConfig
 from tatok_pipe.commands.train_ar.worker import GeneratorRun, GeneratorTraining
 from tatok_pipe.config.load import to_dict
@@ -27,7 +28,7 @@ from tatok_pipe.runs.lease import hold_output
 from tatok_pipe.runs.stop_signal import StopSignal
 from tatok_pipe.tokens.dataset import tell_unfinished
 from tatok_pipe.tokens.loading.splits import Split, survey_split
-from tatok_pipe.tokens.loading.training_set import TrainingSet, read_training_set
+from tatok_pipe.tokens.loading.training_set import TrainingSet
 from tatok_pipe.tokens.spec import TokenSpec
 from tatok_pipe.training.checkpoint_folder import newest_manifest
 from tatok_pipe.training.settings import check_changes, flatten
@@ -51,7 +52,9 @@ def run(config: TrainArConfig, *, argv: list[str], summary: JobSummary) -> int:
     """
     storage.configure(config.storage)
     check_ray_can_start()
-    dataset = read_training_set(config.input.url)
+    output_url = storage.canonical_url(config.output.url)
+    earlier = newest_manifest(storage.join(output_url, "checkpoints"))
+    dataset = choose_dataset(config.input, earlier, output_url=output_url)
     if missing := tell_unfinished(config.input.url, {shard.name for shard in dataset.shards}):
         logger.warning("%s: %s; training on what is there", storage.redact(config.input.url), missing)
     config = _settle_classes(config, dataset.spec)
@@ -63,9 +66,9 @@ def run(config: TrainArConfig, *, argv: list[str], summary: JobSummary) -> int:
     num_steps = config.training.steps or max(
         1, math.ceil(config.training.epochs * steps_per_epoch(config, dataset))
     )
-    output_url = storage.canonical_url(config.output.url)
-    settings = list_settings(to_dict(config), num_steps=num_steps)
-    _check_earlier(output_url, config, dataset.spec, settings, num_steps=num_steps)
+    settings = list_settings(to_dict(config), num_steps=num_steps) | {"dataset": dataset.version.digest}
+    if earlier is not None:
+        _check_earlier(output_url, earlier, config, dataset.spec, settings, num_steps=num_steps)
     split = _survey(config, dataset)
     _show_fill(config, dataset, num_workers=plan_workers(config.workers)[1])
     run = GeneratorRun(
@@ -77,7 +80,8 @@ def run(config: TrainArConfig, *, argv: list[str], summary: JobSummary) -> int:
         validate_every_steps=config.validation.every_steps if split.has_held_out else None,
         save_every_steps=config.checkpoints.every_steps, num_checkpoints=config.checkpoints.keep,
         saves_async=config.checkpoints.upload == "async", peak_option="training.schedule.peak",
-        tokens=dataset.spec.to_json(), shards=dataset.shards, unigram_nats=dataset.unigram_nats,
+        tokens=dataset.spec.to_json(), dataset=dataset.version.to_json(), shards=dataset.shards,
+        unigram_nats=dataset.unigram_nats,
         elements_per_sequence=dataset.num_elements / dataset.num_sequences,
         untrained_classes=_untrained(config, split),
     )  # fmt: skip
@@ -155,13 +159,16 @@ def _untrained(config: TrainArConfig, split: Split) -> list[int]:
 
 
 def _check_earlier(
-    output_url: str, config: TrainArConfig, spec: TokenSpec, settings: dict[str, Any], *, num_steps: int
+    output_url: str,
+    earlier: dict[str, Any],
+    config: TrainArConfig,
+    spec: TokenSpec,
+    settings: dict[str, Any],
+    *,
+    num_steps: int,
 ) -> None:
-    """Raise where the output holds a training of another model, on tokens of another tokenizer, or one that is done
-    with other settings."""
-    earlier = newest_manifest(storage.join(output_url, "checkpoints"))
-    if earlier is None:
-        return
+    """Raise where the training at the output, of which `earlier` is a manifest, is one of another model, on tokens of
+    another tokenizer, or done with other settings."""
     output, extra = storage.redact(output_url), earlier["extra"]
     found = TokenSpec.from_json(extra["tokens"])
     if differences := found.differences(spec):

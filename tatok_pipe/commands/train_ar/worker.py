@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class GeneratorRun(TrainingRun):
     tokens: dict[str, Any]  # TokenSpec of the dataset
+    dataset: dict[str, Any]  # its version: number, where it has one, and digest
     shards: list[ShardRows]  # token shards as they were at the start
     elements_per_sequence: float  # mean
     unigram_nats: dict[str, float]  # entropy of single codes, "global" and "patch"
@@ -139,6 +140,7 @@ class GeneratorTraining:
             "curve": self._curve,
             "model": self._run.config["model"],
             "tokens": self._run.tokens,
+            "dataset": self._run.dataset,
         }
 
     def finish(self, changes: list[dict[str, Any]]) -> str:
@@ -155,6 +157,7 @@ class GeneratorTraining:
         training = {
             "command": run.command,
             "config": {name: value for name, value in run.config.items() if name != "model"},
+            "dataset": run.dataset,
             "changes": changes,
             "num_steps": run.num_steps,
             "curve": self._curve,

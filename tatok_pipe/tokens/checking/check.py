@@ -49,6 +49,8 @@ class Damage(StrEnum):
     DATASET = "dataset"  # `_dataset.json` is broken, or says of all token shards what they are not
     LOST = "lost"  # a token shard that was there is gone
     INDEX = "index"  # `_index.parquet` is broken, or says of a token shard what it is not
+    REMOVED = "removed"  # a row that was removed is there again, or `_removed.parquet` is broken
+    VERSIONS = "versions"  # a file of `_versions/` is broken or missing
     SUMMARY = "summary"  # `_summary.json` is broken, or counts what is not there
 
 

@@ -56,7 +56,9 @@ class Finding:
     @property
     def is_harmless(self) -> bool:
         """Whether the tokens are whole and complete in spite of it."""
-        return self.kind in (Damage.ORPHAN, Damage.TEMPORARY, Damage.SUMMARY, Damage.INDEX)
+        return self.kind in (
+            Damage.ORPHAN, Damage.TEMPORARY, Damage.SUMMARY, Damage.INDEX, Damage.VERSIONS
+        )  # fmt: skip
 
     @property
     def name(self) -> str:

@@ -140,27 +140,33 @@ def _forget_index(verifier: Verifier, finding: Finding) -> Outcome:
 
 
 def _rewrite_summary(url: str, finding: Finding, removed: Sequence[str]) -> Outcome:
-    """The summary of the shards that are there. What only the run knew is kept where the old one can be read."""
+    """The summary of the shards that are there."""
+    verifier = Verifier(url)
+    forget_sums(url, verifier.spec, ())
+    try:
+        renew_summary(url, also_planned=[name for name in removed if name])
+    except UserError as error:
+        return Outcome(finding, Result.LEFT, f"left: {' '.join(str(error).split())}")
+    return Outcome(finding, Result.REWRITTEN, "written anew")
+
+
+def renew_summary(url: str, *, also_planned: Sequence[str] = ()) -> None:
+    """Write `_summary.json` on the token shards that are there, and those planned that are not, `also_planned` among
+    them. What only the run knew is kept where the old one can be read."""
     try:
         found = json.loads(storage.read_bytes(storage.join(url, SUMMARY_FILE)))
     except (FileNotFoundError, ValueError):
         found = None
     old: dict[str, Any] = found if isinstance(found, dict) else {}
     missing, failed, run = old.get("missing_shards"), old.get("failed_shards"), old.get("run")
-    verifier = Verifier(url)
-    forget_sums(url, verifier.spec, ())
     planned = {
-        *filter(None, removed),
+        *also_planned,
         *committed_shards(url),
         *(map(str, missing) if isinstance(missing, list) else ()),
     }
-    try:
-        write_summary(
-            url,
-            planned=sorted(planned),
-            failed=failed if isinstance(failed, dict) else {},
-            run=run if isinstance(run, dict) else {},
-        )
-    except UserError as error:
-        return Outcome(finding, Result.LEFT, f"left: {' '.join(str(error).split())}")
-    return Outcome(finding, Result.REWRITTEN, "written anew")
+    write_summary(
+        url,
+        planned=sorted(planned),
+        failed=failed if isinstance(failed, dict) else {},
+        run=run if isinstance(run, dict) else {},
+    )

@@ -33,16 +33,19 @@ from tatok_pipe.tokens.layout import (
     DATASET_FILE,
     INDEX_FILE,
     QUARANTINE_DIRECTORY,
+    REMOVED_FILE,
     SUFFIX,
     SUMMARY_FILE,
     data_url,
     quarantine_url,
 )
+from tatok_pipe.tokens.removed import BrokenRemoved, Removed, read_removed
 from tatok_pipe.tokens.statistics import ShardStatistics
+from tatok_pipe.tokens.versions import BrokenVersions, read_versions
 
 _NUM_READERS = 8  # each holds one shard in memory
 _SHARD_NAME = re.compile(r"(.+-[0-9a-f]{8})\.parquet")
-_TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
+TEMPORARY_NAME = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp")
 _MAY_REPEAT = "DuplicateKey"  # the quarantined sample of this error has the key of a row by its nature
 
 Progress = Callable[[int, int, int], None]  # (shards read, shards to read, findings so far)
@@ -106,6 +109,7 @@ def verify_dataset(
     lost = verifier.find_lost(witness.owed, set(shards))
     findings += lost
     findings += verifier.check_summary(len(shards), total, num_lost=len(lost))
+    findings += [*verifier.check_versions(), *verifier.check_removed()]
     return sorted(findings, key=lambda each: each.file)
 
 
@@ -116,6 +120,11 @@ class Verifier:
         self.url = url
         self.spec, _ = read_dataset_file(url)
         self.judge = Judge(url, self.spec, other_stores=other_stores)
+        self._removed, self._broken_removed = Removed(), None
+        try:
+            self._removed = read_removed(url)
+        except BrokenRemoved as error:
+            self._broken_removed = error
 
     def check_shard(self, name: str, *, has_quarantine: bool) -> Finding | CheckedShard:
         """What is wrong first with a token shard and its quarantine file; else what it holds."""
@@ -133,15 +142,16 @@ class Verifier:
                 return _foreign(file)
             finding = Finding(error.damage, file, str(error))
         if finding is None:
-            return shard
-        return finding if finding.kind == Damage.UNREACHABLE else self.judge.judge_shard(finding, content)
+            return self._find_removed(file, name, shard.keys) or shard
+        is_final = finding.kind in (Damage.UNREACHABLE, Damage.REMOVED)
+        return finding if is_final else self.judge.judge_shard(finding, content)
 
     def check_leftovers(self, directory: str, names: Iterable[str]) -> list[Finding]:
         """What is to be said of files in `directory` ("": the dataset's own) that are no token shards' files."""
         findings = []
         for name in names:
             file = f"{directory}/{name}" if directory else name
-            if _TEMPORARY_NAME.fullmatch(name):
+            if TEMPORARY_NAME.fullmatch(name):
                 finding = Finding(Damage.TEMPORARY, file, "left by a program that was killed")
                 findings.append(self.judge.judge_leftover(finding))
             elif directory == QUARANTINE_DIRECTORY and (match := _SHARD_NAME.fullmatch(name)):
@@ -214,6 +224,28 @@ class Verifier:
             return [_wrong_summary(f"names {named} missing shards, at least {num_missing} are")]
         return []
 
+    def check_versions(self) -> list[Finding]:
+        """What is wrong with what is written down of the versions."""
+        try:
+            read_versions(self.url)
+        except BrokenVersions as error:
+            return [Finding(Damage.VERSIONS, error.file, error.reason, advice=f"left: {error.advice}")]
+        return []
+
+    def check_removed(self) -> list[Finding]:
+        """What is wrong with what is written down of removed rows."""
+        error = self._broken_removed
+        if error is None:
+            return []
+        return [Finding(Damage.REMOVED, REMOVED_FILE, error.reason, advice=f"left: {error.advice}")]
+
+    def _find_removed(self, file: str, name: str, keys: Sequence[str]) -> Finding | None:
+        num_back = int(self._removed.find(name, keys).sum())
+        if not num_back:
+            return None
+        advice = "edit_tokens on this dataset, without further options, removes them again"
+        return Finding(Damage.REMOVED, file, f"has {num_back} rows that were removed", advice=advice)
+
     def _check_quarantine(self, name: str, shard: CheckedShard, has_file: bool) -> Finding | None:
         file = f"{QUARANTINE_DIRECTORY}/{name}{SUFFIX}"
         expected = shard.metadata.statistics.quarantine_reasons
@@ -239,7 +271,7 @@ class Verifier:
         both = {row.key for row in rows if row.error != _MAY_REPEAT}.intersection(shard.keys)
         if both:
             return Finding(Damage.QUARANTINE, file, f"key {min(both)!r} is a row and quarantined, too")
-        return None
+        return self._find_removed(file, name, [row.key for row in rows])
 
 
 class Witness:

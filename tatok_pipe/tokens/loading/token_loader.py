@@ -70,7 +70,8 @@ class TokenBatch:
 
 
 class TokenLoader(IterableDataset[TokenBatch]):
-    """Steps of training on the token dataset at `url`, endlessly or for some epochs; or one pass over what is held out.
+    """Steps of training on the token dataset at `url`, as it is now or in an earlier `version`, endlessly or for some
+    epochs; or one pass over what is held out.
 
     The order follows from (seed, epoch) alone: at any number of ranks and workers a step has the same sequences.
     A step is `rows_per_step` rows over all ranks, and the last one of an epoch what is left; ranks that have none of it
@@ -92,6 +93,7 @@ class TokenLoader(IterableDataset[TokenBatch]):
         self,
         url: str,
         *,
+        version: int | None = None,
         rows_per_step: int = 64,
         row_tokens: int = 4096,
         layout: str = "packed",
@@ -110,7 +112,7 @@ class TokenLoader(IterableDataset[TokenBatch]):
         if (rank is None) != (num_ranks is None):
             raise ValueError(f"rank={rank}, num_ranks={num_ranks}: give both, or neither")
         found_rank, found_ranks = _find_rank() if rank is None or num_ranks is None else (rank, num_ranks)
-        found = read_training_set(url)
+        found = read_training_set(url, version=version)
         self.spec = found.spec
         self.num_classes = num_classes
         self.epochs = epochs

@@ -8,11 +8,12 @@ import numpy as np
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
-from tatok_pipe.tokens.dataset import read_dataset_file
+from tatok_pipe.tokens.dataset import merge_statistics, read_dataset_file
 from tatok_pipe.tokens.index import refresh_index
 from tatok_pipe.tokens.loading.windows import ShardRows
 from tatok_pipe.tokens.spec import TokenSpec
 from tatok_pipe.tokens.statistics import ShardStatistics
+from tatok_pipe.tokens.versions import Version, find_current, find_version
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class TrainingSet:
     spec: TokenSpec
     shards: list[ShardRows]  # by name
     statistics: ShardStatistics
+    version: Version  # of the dataset
 
     @property
     def num_sequences(self) -> int:
@@ -50,22 +52,30 @@ class TrainingSet:
         }
 
 
-def read_training_set(url: str) -> TrainingSet:
-    """The committed shards of the token dataset at `url` as they are now.
+def read_training_set(url: str, *, version: int | None = None) -> TrainingSet:
+    """The committed shards of the token dataset at `url` as they are now, or those of an earlier `version`.
 
-    Nothing is written. Raises UserError where there is no dataset, or nothing in it; RefusedError where a shard was
-    made with other settings than the dataset.
+    Nothing is written. Raises UserError where there is no dataset or version, or nothing in it; RefusedError where a
+    shard was made with other settings than the dataset.
     """
     spec, _ = read_dataset_file(url)
     index = refresh_index(url, spec, save=False)
+    chosen = find_current(url, index) if version is None else find_version(url, version, index)
     rows = index.table["num_rows"].to_pylist()
-    shards = [ShardRows(name, num_rows) for name, num_rows in zip(index.names, rows, strict=True)]
-    if not index.statistics.num_images:
+    shards = [
+        ShardRows(name, num_rows)
+        for name, num_rows in zip(index.names, rows, strict=True)
+        if name in chosen.shards
+    ]
+    statistics = index.statistics
+    if len(shards) < len(index):
+        statistics = merge_statistics(url, [shard.name for shard in shards], spec)
+    if not statistics.num_images:
         raise UserError(
             f"{storage.redact(url)}: {len(shards)} committed shards with no rows; there is nothing to train on, "
             "run tokenize_corpus first"
         )
-    return TrainingSet(spec, shards, index.statistics)
+    return TrainingSet(spec, shards, statistics, chosen)
 
 
 def _entropy_nats(counts: np.ndarray) -> float:

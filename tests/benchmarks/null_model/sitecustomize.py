@@ -36,7 +36,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 def _replace(module: Any) -> None:
     import torch
 
-    def tokenize(self: Any, images: Any, filter: Any, *, with_mutual_information: bool = False) -> Any:
+    def tokenize(self: Any, images: Any, filter: Any, **settings: bool) -> Any:
         batch, config = len(images), self.config
         codes = torch.zeros(batch, config.num_patches, dtype=torch.long)
         nothing = torch.zeros(batch, config.num_patches)

@@ -1,0 +1,203 @@
+"""A token dataset filtered again, into another one, by the scores that its rows hold: nothing is encoded.
+
+Letters: B images, N patches.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from tatok_pipe import storage
+from tatok_pipe.commands.edit_tokens.finished import check_finished
+from tatok_pipe.commands.edit_tokens.options import EditTokensConfig
+from tatok_pipe.commands.inspect_tokens.run import find_tokenizer
+from tatok_pipe.errors import EXIT_DONE, EXIT_FAILED_SHARDS, EXIT_INTERRUPTED, RefusedError, UserError
+from tatok_pipe.images.loose.image_list import LIST_FILE
+from tatok_pipe.parallel import map_ahead
+from tatok_pipe.records import TokenRecord
+from tatok_pipe.report.figures import count, describe_filter
+from tatok_pipe.runs.job import JobSummary
+from tatok_pipe.runs.stop_signal import StopSignal
+from tatok_pipe.storage.temporary import temporary_folder
+from tatok_pipe.tokenizer.dtf import Filter, keep_mask
+from tatok_pipe.tokens.checking.check import CorruptShard, verify_shard_file
+from tatok_pipe.tokens.checking.repair import renew_summary
+from tatok_pipe.tokens.dataset import (
+    TokenDataset,
+    commit_shard,
+    committed_shards,
+    create_or_check,
+    read_dataset_file,
+)
+from tatok_pipe.tokens.editing.rewrite import write_changed
+from tatok_pipe.tokens.format import ShardWriter, read_quarantine, write_quarantine
+from tatok_pipe.tokens.index import refresh_index
+from tatok_pipe.tokens.layout import SUMMARY_FILE, data_url, quarantine_url
+from tatok_pipe.tokens.removed import read_removed, write_removed
+from tatok_pipe.tokens.spec import FilterSpec, TokenSpec
+from tatok_pipe.tokens.versions import record_version
+
+logger = logging.getLogger("tatok_pipe.edit_tokens")
+
+_NUM_WRITERS = 4
+_SOURCE = "filtered"  # of the description of a dataset: the version that it was made of
+
+
+def filter_dataset(config: EditTokensConfig, output_url: str, summary: JobSummary) -> int:
+    """Exit code. Raises UserError for what it cannot be given."""
+    dataset = TokenDataset(config.input.url)
+    spec = _filtered_spec(config, dataset, output_url)
+    shown = storage.redact(output_url)
+    told = f"{describe_filter(spec.dtf)}, from {storage.redact(dataset.url)}, {dataset.version}"
+    if config.dry_run:
+        print(f"{shown}: {count(len(dataset.shards), 'token shard')} to be written, {told}")
+        return EXIT_DONE
+    create_or_check(output_url, spec, dataset.description | {_SOURCE: dataset.version.to_json()})
+    _check_source(dataset, output_url)
+    _take_along(dataset, output_url)
+    todo = sorted({*dataset.shards} - committed_shards(output_url))
+    logger.info("%s: %d of %d token shards to do, %s", shown, len(todo), len(dataset.shards), told)
+    summary.add({"output": shown, "shards_planned": len(dataset.shards), "shards_todo": len(todo)})
+    stop = StopSignal()
+
+    def write(name: str) -> str | None:
+        if stop.is_requested:
+            return None
+        try:
+            _filter_shard(dataset, name, output_url, spec)
+        except CorruptShard as error:
+            return f"{name}: {error}"
+        return ""
+
+    with stop, ThreadPoolExecutor(_NUM_WRITERS, "filter") as pool:
+        results = list(map_ahead(pool, write, todo, max_items=_NUM_WRITERS))
+    if None in results:
+        logger.warning("interrupted: the same command does the rest")
+        return EXIT_INTERRUPTED
+    failed = [each for each in results if each]
+    if failed:
+        logger.error(
+            "%d token shards are not whole, first %s; inspect_tokens --repair removes them, and the tokenize_corpus "
+            "command that made them makes them again", len(failed), failed[0],
+        )  # fmt: skip
+        return EXIT_FAILED_SHARDS
+    storage.publish_bytes(
+        storage.read_bytes(storage.join(dataset.url, SUMMARY_FILE)),
+        storage.join(output_url, SUMMARY_FILE),
+        exclusive=True,
+    )
+    renew_summary(output_url)
+    index = refresh_index(output_url, spec)
+    version = record_version(output_url, index, by="edit_tokens")
+    statistics = index.statistics
+    summary.add({"dataset_images": statistics.num_images, "dataset_version": version.number})
+    logger.info(
+        "%s: %s, %.1f tokens/%s; %s", shown, count(statistics.num_images, spec.row_name), statistics.mean_tokens,
+        spec.row_name, version,
+    )  # fmt: skip
+    return EXIT_DONE
+
+
+def filter_records(records: Sequence[TokenRecord], filter: Filter, num_patches: int) -> list[TokenRecord]:
+    """The rows as they would be by another filter of the same score. Raises ValueError naming the key of a row that
+    would keep a patch which it does not have any more."""
+    if not records:
+        return []
+    cost = torch.from_numpy(np.stack([record.patch_score for record in records]))  # type: ignore[arg-type] # (B, N)
+    keep = keep_mask(cost, filter).numpy()  # (B, N)
+    filtered = []
+    for record, kept in zip(records, keep, strict=True):
+        codes = np.full(num_patches, -1, np.int64)
+        codes[record.patch_positions] = record.patch_codes
+        if (codes[kept] < 0).any():
+            raise ValueError(f"row {record.key!r} would keep patches that were dropped when it was tokenized")
+        assert record.patch_entropy is not None
+        filtered.append(
+            replace(
+                record,
+                patch_codes=codes[kept],
+                patch_positions=np.flatnonzero(kept),
+                entropy_dropped=float(record.patch_entropy.astype(np.float64)[~kept].sum()),
+            )
+        )
+    return filtered
+
+
+def _filtered_spec(config: EditTokensConfig, dataset: TokenDataset, output_url: str) -> TokenSpec:
+    """What the rows will be. Raises UserError where they cannot be had from the dataset."""
+    shown, spec = storage.redact(dataset.url), dataset.spec
+    if storage.canonical_url(output_url) == storage.canonical_url(dataset.url):
+        raise UserError(f"output.url={storage.redact(output_url)}: is input.url; give another one")
+    check_finished(dataset.url, dataset.shards)
+    if not spec.has_scores:
+        raise UserError(
+            f"{shown}: its rows hold no scores of their patches; tokenize with record.scores=true and dtf.rule=none"
+        )
+    if config.filter.score != spec.dtf.score:
+        raise UserError(
+            f"filter.score={config.filter.score}: {shown} holds scores by {spec.dtf.score}; give "
+            f"filter.score={spec.dtf.score}"
+        )
+    tokenizer, problem = find_tokenizer(
+        config.tokenizer.checkpoint, dataset, other_stores=config.input.other_stores
+    )
+    if tokenizer is None:
+        raise UserError(
+            f"{shown}: cannot be filtered without its tokenizer, which has the calibration: {problem}"
+        )
+    return replace(spec, dtf=FilterSpec(**asdict(tokenizer.filter(config.filter, option="filter"))))
+
+
+def _check_source(dataset: TokenDataset, output_url: str) -> None:
+    """Raise RefusedError where the output was begun on another version of the dataset, or is none of one: rows that
+    were removed since may be in it."""
+    begun = read_dataset_file(output_url)[1].get(_SOURCE)
+    digest = begun.get("digest") if isinstance(begun, dict) else None
+    if digest != dataset.version.digest:
+        raise RefusedError(
+            f"output.url={storage.redact(output_url)}: was not begun on {dataset.version} of "
+            f"{storage.redact(dataset.url)}, which is there now; give another output.url"
+        )
+
+
+def _take_along(dataset: TokenDataset, output_url: str) -> None:
+    """What later runs into the output need to know: what must not come back, and what is in which part."""
+    removed = read_removed(dataset.url)
+    if removed.hashes and read_removed(output_url) != removed:
+        write_removed(output_url, removed)
+    parts = storage.join(dataset.url, LIST_FILE)
+    if storage.exists(parts):
+        storage.publish_bytes(storage.read_bytes(parts), storage.join(output_url, LIST_FILE), exclusive=True)
+
+
+def _filter_shard(dataset: TokenDataset, name: str, output_url: str, spec: TokenSpec) -> None:
+    """Write and commit one token shard. Raises CorruptShard where that of the dataset is not whole."""
+    content = pa.py_buffer(storage.read_bytes(data_url(dataset.url, name)))
+    metadata = verify_shard_file(content, spec=dataset.spec).metadata
+    bad = read_quarantine(quarantine_url(dataset.url, name)) if metadata.statistics.num_quarantined else []
+    spec = replace(metadata.spec, dtf=spec.dtf)
+    filter = Filter(**asdict(spec.dtf))
+
+    def change(records: list[TokenRecord]) -> list[TokenRecord]:
+        try:
+            return filter_records(records, filter, spec.num_patches)
+        except ValueError as error:
+            raise UserError(
+                f"{storage.redact(data_url(dataset.url, name))}: {error}; give a filter that keeps fewer, or "
+                "tokenize with dtf.rule=none"
+            ) from None
+
+    with temporary_folder() as folder:
+        path, bad_path = os.path.join(folder, "data.parquet"), os.path.join(folder, "quarantine.parquet")
+        write_changed(ShardWriter(path, spec, metadata.source), content, change, quarantined=bad)
+        if bad:
+            write_quarantine(bad_path, bad)
+        commit_shard(output_url, name, path, bad_path if bad else None, spec=spec, source=metadata.source)

@@ -1,0 +1,70 @@
+"""The options of edit_tokens."""
+
+from __future__ import annotations
+
+from tatok_pipe.commands.inspect_tokens.options import CheckpointConfig
+from tatok_pipe.config.options import config_dataclass, option, section
+from tatok_pipe.storage.settings import STORAGE_HELP, StorageConfig
+from tatok_pipe.tokenizer.options import DTFConfig
+
+
+@config_dataclass
+class InputConfig:
+    url: str = option(
+        "tatok_out",
+        help="folder of the token dataset, on any URL; it is changed, unless output.url is given",
+        is_url=True,
+    )
+    other_stores: bool = option(
+        False,
+        help="open the tokenizer also where the dataset names it in another store (protocol, and host or bucket) than "
+        "its own",
+    )
+
+
+@config_dataclass
+class OutputConfig:
+    url: str | None = option(
+        None,
+        help="filter again: folder of the dataset that is made of the other one, on any URL, whose rows hold scores "
+        "(record.scores of tokenize_corpus); null: nothing is filtered",
+        is_url=True,
+    )
+
+
+@config_dataclass
+class RemoveConfig:
+    keys: str | None = option(
+        None,
+        help="what goes, with all its crops: a key, wherever it is, or TOKEN_SHARD/KEY; or @keys.txt, on any URL, with "
+        "one of these a line",
+        is_url=True,
+    )
+    where: str | None = option(
+        None,
+        help="what goes, with all its crops: rows of which this is true, as 'label=3 and num_tokens < 40': columns "
+        "that hold one value a row, =, !=, <, <=, >, >=, in (…), is null, and, or, not, parentheses, 'text' in quotes",
+    )
+
+
+@config_dataclass
+class EditTokensConfig:
+    input: InputConfig = section(InputConfig, help="what to edit")
+    remove: RemoveConfig = section(RemoveConfig, help="which rows go; with both, those that either means")
+    output: OutputConfig = section(OutputConfig, help="where a filtered dataset goes")
+    filter: DTFConfig = section(
+        DTFConfig, help="which patch tokens are kept in it, as dtf of tokenize_corpus"
+    )
+    tokenizer: CheckpointConfig = section(
+        CheckpointConfig, help="whose calibration has the values of filters"
+    )
+    storage: StorageConfig = section(StorageConfig, help=STORAGE_HELP)
+    dry_run: bool = option(False, help="print what would be removed, and change nothing")
+
+    def __post_init__(self) -> None:
+        if self.output.url is None and self.filter != DTFConfig():
+            raise ValueError("filter: expected output.url with it, where the filtered dataset goes")
+        if self.output.url is not None and (self.remove.keys, self.remove.where) != (None, None):
+            raise ValueError(
+                f"output.url={self.output.url}: is for filter alone; remove changes input.url itself, give one of them"
+            )

@@ -1,0 +1,1 @@
+"""Taking rows out of a token dataset, so that they stay out."""

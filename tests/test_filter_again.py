@@ -1,0 +1,226 @@
+"""Tokens filtered again by the scores that they hold are those that would have been written at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tatok_pipe import storage
+from tatok_pipe.commands.edit_tokens.filter import filter_records
+from tatok_pipe.edit_tokens import main
+from tatok_pipe.encoding.shard_tokenizer import ShardTokenizer, TokenizeJob, token_spec
+from tatok_pipe.errors import EXIT_DONE
+from tatok_pipe.images.limits import ShardLimits
+from tatok_pipe.images.options import PreprocessConfig
+from tatok_pipe.tokenizer.checkpoint import load_tokenizer
+from tatok_pipe.tokenizer.dtf import Filter, keep_mask, round_cost
+from tatok_pipe.tokenizer.options import DTFConfig
+from tatok_pipe.tokenizer.rules import RULES
+from tatok_pipe.tokenizer.scores.table import SCORES
+from tatok_pipe.tokens import dataset
+from tatok_pipe.tokens.checking.verify import verify_dataset
+from tatok_pipe.tokens.dataset import TokenDataset
+from tatok_pipe.tokens.format import token_shard_name
+from tests.entries import assert_told
+from tests.pictures import crop_members, hostile_members, small_tokenizer, write_shard
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return small_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("shards")
+    return [
+        write_shard(folder / "0.tar", crop_members(9)),
+        write_shard(folder / "1.tar", [*crop_members(3, first=9), *hostile_members()[0]]),
+    ]
+
+
+def tokenize(
+    url: str,
+    checkpoint: str,
+    shards: list[str],
+    dtf: DTFConfig,
+    *,
+    scores: bool = True,
+    information: bool = True,
+) -> str:
+    """What tokenize_corpus does with record.scores, in this process."""
+    tokenizer = load_tokenizer(checkpoint)
+    kept = tokenizer.filter(dtf)
+    spec = token_spec(tokenizer, kept, encoding={"scores": True} if scores else {})
+    dataset.create_or_check(url, spec, {"tokenizer": {"checkpoint": checkpoint}})
+    job = TokenizeJob(
+        checkpoint, url, spec, kept, PreprocessConfig(spec.image_size), ShardLimits(), "fp32", 4, information, False
+    )  # fmt: skip
+    worker = ShardTokenizer(job, device="cpu", num_threads=1)
+    assert [result.error for result in map(worker, shards)] == [""] * len(shards)
+    dataset.write_summary(url, planned=[token_shard_name(shard) for shard in shards], failed={})
+    return url
+
+
+def files(url: str) -> dict[str, bytes]:
+    return {
+        f"{part}/{name}": storage.read_bytes(f"{url}/{part}/{name}")
+        for part in ("data", "quarantine")
+        for name in storage.list_files(f"{url}/{part}")
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(checkpoint: str, shards: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A dataset of all patches for each score."""
+    folder = tmp_path_factory.mktemp("whole")
+    return {
+        score: tokenize(str(folder / score), checkpoint, shards, DTFConfig(rule="none", score=score))
+        for score in SCORES
+    }
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_on_every_score_gives_the_same_bytes(
+    checkpoint: str, shards: list[str], whole: dict[str, str], tmp_path: Path, rule: str, score: str
+) -> None:
+    model = load_tokenizer(checkpoint).model.config
+    target = None if rule == "none" else model.num_globals + round(0.4 * model.num_patches)
+    dtf = DTFConfig(rule=rule, score=score, target_tokens=target)
+    at_once = tokenize(str(tmp_path / "at-once"), checkpoint, shards, dtf)
+    given = [f"filter.rule={rule}", f"filter.score={score}"]
+    given += [] if target is None else [f"filter.target_tokens={target}"]
+    again = f"{tmp_path}/again"
+    assert (
+        main(
+            [f"input.url={whole[score]}", f"output.url={again}", *given, f"tokenizer.checkpoint={checkpoint}"]
+        )
+        == EXIT_DONE
+    )
+    assert files(again) == files(at_once)
+    assert TokenDataset(again).spec == TokenDataset(at_once).spec
+    assert TokenDataset(again).statistics.to_json() == TokenDataset(at_once).statistics.to_json()
+    kept = [len(row.patch_codes) for row in TokenDataset(again).rows()]
+    assert rule == "none" or 0 < sum(kept) < len(kept) * model.num_patches  # else nothing was filtered
+    assert verify_dataset(again) == []
+    assert (summary := TokenDataset(again).summary) is not None and summary["missing_shards"] == []
+    assert TokenDataset(again).version.number == 1
+
+
+def test_from_looser_to_tighter_and_not_back(
+    checkpoint: str, shards: list[str], whole: dict[str, str], tmp_path: Path
+) -> None:
+    model = load_tokenizer(checkpoint).model.config
+    most, least = (model.num_globals + round(share * model.num_patches) for share in (0.6, 0.3))
+    given = [f"tokenizer.checkpoint={checkpoint}"]
+    for source, target, tokens in ((whole["gain"], "loose", most), (f"{tmp_path}/loose", "tight", least)):
+        argv = [
+            f"input.url={source}",
+            f"output.url={tmp_path}/{target}",
+            f"filter.target_tokens={tokens}",
+            *given,
+        ]
+        assert main(argv) == EXIT_DONE
+    at_once = tokenize(str(tmp_path / "at-once"), checkpoint, shards, DTFConfig(target_tokens=least))
+    assert files(f"{tmp_path}/tight") == files(at_once)
+    argv = [
+        f"input.url={tmp_path}/tight",
+        f"output.url={tmp_path}/back",
+        f"filter.target_tokens={most}",
+        *given,
+    ]
+    assert_told(
+        main, argv, r"row '.*' would keep patches that were dropped .*; give a filter that keeps fewer"
+    )
+
+
+def test_what_was_removed_stays_out_and_the_same_command_does_the_rest(
+    checkpoint: str, whole: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = load_tokenizer(checkpoint).model.config
+    source = f"{tmp_path}/source"
+    argv = [f"output.url={source}", "filter.rule=none", f"tokenizer.checkpoint={checkpoint}"]
+    assert main([f"input.url={whole['gain']}", *argv]) == EXIT_DONE
+    key = next(TokenDataset(source).rows()).key
+    assert main([f"input.url={source}", f"remove.keys={key}"]) == EXIT_DONE
+    argv = [
+        f"input.url={source}",
+        f"output.url={tmp_path}/out",
+        f"filter.target_tokens={model.num_globals + 9}",
+    ]
+    argv += [f"tokenizer.checkpoint={checkpoint}"]
+    assert main([*argv, "--dry-run"]) == EXIT_DONE
+    assert "2 token shards to be written, threshold on gain" in capsys.readouterr().out
+    assert not Path(tmp_path, "out").exists()
+    assert main(argv) == EXIT_DONE
+    expected = files(f"{tmp_path}/out")
+    assert key not in [row.key for row in TokenDataset(f"{tmp_path}/out").rows()]
+    assert storage.read_bytes(f"{tmp_path}/out/_removed.parquet") == storage.read_bytes(
+        f"{source}/_removed.parquet"
+    )
+    for path in (tmp_path / "out/data").iterdir():  # as if killed before it was there
+        path.unlink()
+        assert main(argv) == EXIT_DONE
+        assert files(f"{tmp_path}/out") == expected
+    # Into an output of another filter nothing goes, nor into one of another version of the same dataset.
+    assert_told(main, [*argv, "filter.rule=coverage"], "holds tokens of tokenizer .* with DTF", code=3)
+    other = [row.key for row in TokenDataset(source).rows()][3]
+    assert main([f"input.url={source}", f"remove.keys={other}"]) == EXIT_DONE
+    assert_told(main, argv, r"out: was not begun on version 3 \(\w+\) of .*, which is there now", code=3)
+    assert files(f"{tmp_path}/out") == expected
+
+
+def test_a_mistake_is_one_line(
+    checkpoint: str, shards: list[str], whole: dict[str, str], tmp_path: Path
+) -> None:
+    plain = tokenize(f"{tmp_path}/plain", checkpoint, shards[:1], DTFConfig(), scores=False)
+    made_by = f"tokenizer.checkpoint={checkpoint}"
+    out = f"output.url={tmp_path}/out"
+    for given, told in (
+        (
+            [f"input.url={plain}", out],
+            "its rows hold no scores of their patches; tokenize with record.scores=true",
+        ),
+        (["filter.target_tokens=20"], "^filter: expected output.url with it"),
+        ([out, "remove.keys=a"], "is for filter alone; remove changes input.url itself"),
+        (
+            [out, "filter.score=entropy"],
+            "filter.score=entropy: .* holds scores by gain; give filter.score=gain",
+        ),
+        ([out, "filter.target_tokens=9999"], "filter.target_tokens=9999.0: kept patches on average"),
+        ([out, "filter.rule=top_k", "filter.value=2.5"], "filter.value=2.5: top_k expects a whole number"),
+        ([f"output.url={whole['gain']}"], r"is input.url; give another one"),
+        ([out, "tokenizer.checkpoint=packaged"], "tokens were made by tokenizer"),
+    ):
+        argv = [f"input.url={whole['gain']}", made_by, *given]
+        assert_told(main, argv, told)
+    assert not Path(tmp_path, "out").exists()
+
+
+def test_filtering_goes_by_what_is_recorded(whole: dict[str, str]) -> None:
+    rows = list(TokenDataset(whole["gain"]).rows())
+    costs = torch.from_numpy(np.stack([row.patch_score for row in rows if row.patch_score is not None]))
+    assert costs.dtype == torch.float16 and torch.equal(round_cost(costs.float()), costs)
+    filter = Filter("top_k", 5.0, min_patches=0)
+    for row, kept in zip(filter_records(rows, filter, costs.shape[1]), keep_mask(costs, filter), strict=True):
+        assert row.patch_positions.tolist() == np.flatnonzero(kept.numpy()).tolist()
+    assert filter_records([], filter, costs.shape[1]) == []
+    lost = dataclasses.replace(rows[0], patch_codes=rows[0].patch_codes[:1], patch_positions=np.array([0]))
+    with pytest.raises(ValueError, match="would keep patches that were dropped"):
+        filter_records([lost], filter, costs.shape[1])
+    huge = round_cost(torch.tensor([[1e9, -1e9, 1.0]]))
+    assert torch.isfinite(huge).all()
+
+
+@pytest.mark.s3
+def test_on_s3(checkpoint: str, whole: dict[str, str], tmp_path: Path, s3_url: str) -> None:
+    argv = [f"input.url={whole['gain']}", f"tokenizer.checkpoint={checkpoint}"]
+    for url in (s3_url, str(tmp_path / "local")):
+        assert main([*argv, f"output.url={url}/out"]) == EXIT_DONE
+        assert verify_dataset(f"{url}/out") == []
+    assert files(f"{s3_url}/out") == files(f"{tmp_path}/local/out")
