@@ -26,7 +26,7 @@ def load(folder: str) -> int:
     _pictures[:] = [path.read_bytes() for path in sorted(Path(folder).iterdir())]
     for picture in _pictures:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(picture, strict=False)
-        _kinds.append((height, width, "GRAY" if colours == "Gray" else "RGB"))
+        _kinds.append((int(height), int(width), "GRAY" if colours == "Gray" else "RGB"))
     return len(_pictures)
 
 
