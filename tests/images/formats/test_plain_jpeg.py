@@ -94,9 +94,9 @@ def test_pixels_and_refusals_are_those_of_pillows_way(monkeypatch: pytest.Monkey
     ]
     random = np.random.default_rng(0)
     for _ in range(400):
-        flipped = bytearray(clean(ENCODINGS[random.integers(len(ENCODINGS))], 2))
-        for place in random.integers(2, scan_start(bytes(flipped)), random.integers(1, 4)):
-            flipped[place] = random.choice([0, 1, 2, 255, random.integers(256)])
+        flipped = bytearray(clean(ENCODINGS[int(random.integers(len(ENCODINGS)))], 2))
+        for place in random.integers(2, scan_start(bytes(flipped)), int(random.integers(1, 4))):
+            flipped[place] = int(random.choice([0, 1, 2, 255, int(random.integers(256))]))
         files.append(bytes(flipped))
     ours = [outcome(data) for data in files]
     taken = 0
