@@ -236,7 +236,7 @@ def _scale_field(source: Picture, field: Box, side: int) -> Picture:
         return _resize_box(source, field, side)
     left, top, right, bottom = map(int, field)
     if isinstance(source, np.ndarray):
-        return resize_rgb(np.ascontiguousarray(source[top:bottom, left:right]), side)
+        return resize_rgb(source[top:bottom, left:right], side)
     cut = source.crop((left, top, right, bottom))
     if cut.mode == "RGB":
         return resize_rgb(np.array(cut), side)

@@ -44,6 +44,7 @@ _OTHER_FRAMES = {
 _TABLES = (0xC4, 0xDB, 0xDD)  # Huffman codes, quantization, restart interval
 _ALONE = (0x01, *range(0xD0, 0xD8))  # markers without a segment
 _IGNORED = (0xCC, 0xDC, *range(0xE0, 0xF0), 0xFE)  # among them all application data and comments
+_EXPECTED = frozenset((*_TABLES, *_FRAMES, *_IGNORED, _SOS))  # before the picture
 
 _JFIF = b"\xff\xe0\x00\x10JFIF\0\1\1\0\0\1\0\1\0\0"
 _MARKER = re.compile(rb"\xff[^\x00\xff]")
@@ -92,7 +93,7 @@ def read_jpeg(data: bytes) -> Jpeg:
         if kind := _OTHER_FRAMES.get(marker):
             message = f"a JPEG that is {kind} (marker 0xff{marker:02x}); expected baseline or progressive"
             raise DecodeError("UnsupportedMode", message)
-        if marker not in (*_TABLES, *_FRAMES, *_IGNORED, _SOS):
+        if marker not in _EXPECTED:
             raise DecodeError("Corrupt", f"marker 0xff{marker:02x} before the picture")
         segment, position = _segment(data, marker, position)
         segments.append((marker, segment))
@@ -114,13 +115,14 @@ def read_jpeg(data: bytes) -> Jpeg:
     told = [_JFIF if has_jfif else b"", _adobe(transform, num_components)]
     has_more_scans = is_progressive or segment[4:5] != bytes([num_components])
     head = b"".join([b"\xff\xd8", *told, *kept, _scan_header(segment, is_progressive)])
-    scans = _read_scans(data, position, is_progressive) if has_more_scans else data[position:]
+    # A view, so that a picture of one scan is copied once.
+    scans = _read_scans(data, position, is_progressive) if has_more_scans else memoryview(data)[position:]
     return Jpeg(
         width=width,
         height=height,
         mode=_MODES[num_components],
         is_held_whole=has_more_scans,
-        stream=head + scans,
+        stream=b"".join([head, scans]),
         scan_at=len(head),
         plain=read_plain(segments) if is_gapless else None,
     )
