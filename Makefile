@@ -10,8 +10,8 @@ AZURITE := 3.35.0
 export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all check format bench bench-check bench-tokenizer bench-recipes docs-inputs \
-	docs-readers docs-reference docs-stores clean
+.PHONY: help venv demo test test-all check format bench bench-against bench-check bench-tokenizer bench-recipes \
+	docs-inputs docs-readers docs-reference docs-stores clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -41,6 +41,10 @@ bench: $(INSTALLED) ## speed on this machine's CPUs, each part beside what bound
 
 bench-check: $(INSTALLED) ## the same, and an error where a ratio fell by more than 15 % below the baseline
 	$(PY) -m tests.benchmarks --check
+
+# REV: a commit. SHARDS: image shards to decode; without it the demo's photographs. SECTIONS: such as "decoding start".
+bench-against: $(INSTALLED) ## speed beside another revision of this repository, both sides in turn
+	$(PY) -m tests.benchmarks.against $(REV) $(SECTIONS) $(if $(SHARDS),--shards '$(SHARDS)')
 
 # SHARDS: image shards that the tokenizer was not trained on; without it the photographs that the demo leaves out.
 # BASELINE: a tokenizer of patches alone (model.num_globals=0), to compare with.

@@ -17,7 +17,7 @@ import pytest
 
 from tatok_pipe.config.load import load_config
 from tatok_pipe.config.options import option
-from tatok_pipe.errors import EXIT_INTERNAL, EXIT_INTERRUPTED
+from tatok_pipe.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE
 from tatok_pipe.runs.job import SUMMARY, job_summary, run_entry
 
 
@@ -297,3 +297,26 @@ def test_help_is_no_job(monkeypatch: pytest.MonkeyPatch, capsys, caplog: pytest.
     assert caught.value.code == 0
     assert "usage:" in capsys.readouterr().out
     assert not caplog.messages
+
+
+def test_what_is_registered_at_exit_is_done_before_a_command_leaves() -> None:
+    """It leaves by itself then, without the interpreter's teardown, with the same code."""
+    code = """
+import atexit, runpy, sys
+from tatok_pipe.runs import job
+configure = job.configure_logging
+def late(stream):
+    atexit.register(print, "late", flush=True)
+    configure(stream)
+job.configure_logging = late
+leave = job.os._exit
+def told(code):
+    print("leaves with", code, flush=True)
+    leave(code)
+job.os._exit = told
+sys.argv = ["tokenize_corpus", "input.shards=/nowhere", "output.url=/nowhere/either", "tokenizer.checkpoint=/nowhere"]
+runpy.run_module("tatok_pipe.tokenize_corpus", run_name="__main__", alter_sys=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == f"late\nleaves with {done.returncode}\n", done.stderr
+    assert done.returncode == EXIT_USAGE

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from tatok_pipe.config.options import config_dataclass, option
@@ -101,7 +102,7 @@ class CropConfig:
                 f"min_scale={settings['min_scale']}: expected at most max_scale={settings['max_scale']}; give both"
             )
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, Any]:
         """What the kind can be told, with the defaults filled in."""
         given = {name: getattr(self, name) for name in _SETTINGS[self.kind]}
@@ -157,7 +158,7 @@ class CropPlan:
     image_size: int  # S
     key: str  # of the sample: what random crops depend on, with the seed and their number
 
-    @property
+    @cached_property
     def largest_side(self) -> int:
         """T at the largest scale."""
         return self.config.largest_side(self.image_size)

@@ -21,12 +21,13 @@ from tatok_pipe.images.crops import Box, CropConfig, CropPlan
 from tatok_pipe.images.decode_budget import PixelBudget
 from tatok_pipe.images.errors import DecodeError
 from tatok_pipe.images.formats.jpeg import Jpeg, load_jpeg, read_jpeg
+from tatok_pipe.images.formats.plain_jpeg import PlainHeader
 from tatok_pipe.images.formats.reading import Reading
 from tatok_pipe.images.formats.signatures import find_format
 from tatok_pipe.images.formats.table import NAMES, reader_of
 from tatok_pipe.images.options import PreprocessConfig
 from tatok_pipe.images.resize import resize_rgb
-from tatok_pipe.images.srgb import interpolable, to_srgb
+from tatok_pipe.images.srgb import interpolable, is_srgb, to_srgb
 
 # A pixel takes up to 16 bytes on its way (loaded, cropped, flattened, converted), so about 2 GB in a process.
 _BUDGET = PixelBudget(128_000_000)
@@ -50,6 +51,8 @@ Picture = np.ndarray | Image.Image
 _CENTER = CropConfig()
 # A centre square is scaled once for all its crops, unless that is so much larger than they are.
 _MAX_SCALED = 2
+# A JPEG decodes at 1/2, 1/4 or 1/8 for less. The last factor of two and more is left to the filter.
+_REACH = 2
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def decoder_version() -> str:
             f"pillow-{PIL.__version__}",
             *versions,
             f"torch-{torch.__version__.partition('+')[0]}",
-            "box-bicubic-3",
+            "box-bicubic-4",
         ]
     )
 
@@ -101,32 +104,57 @@ def decode_crops(data: bytes, config: PreprocessConfig, crops: CropConfig, *, ke
     format = find_format(data)
     try:
         jpeg = read_jpeg(data) if format == "JPEG" else None
+        plan = CropPlan(crops, config.image_size, key)
+        if jpeg is not None and jpeg.plain is not None:
+            decoded = _decode_plain(jpeg, jpeg.plain, config, plan)
+            if decoded is not None:
+                return decoded
         reading = reader_of(format).read(data)
         with Image.open(io.BytesIO(reading.data), formats=[format]) as image:
-            return _decode(image, reading, jpeg, config, CropPlan(crops, config.image_size, key))
+            return _decode(image, reading, jpeg, config, plan)
     except DecodeError:
         raise
     except Exception as error:  # on garbage Pillow raises OSError, struct.error, IndexError, almost anything
         raise _explain(error, data, format) from error
 
 
+def _decode_plain(
+    jpeg: Jpeg, header: PlainHeader, config: PreprocessConfig, plan: CropPlan
+) -> DecodedCrops | None:
+    """A JPEG of whose header all is known; None: this takes Pillow. The same as `_decode` gives."""
+    width, height = jpeg.width, jpeg.height
+    if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
+        return None  # Pillow warns of it
+    _check_size(width, height, config)
+    reach = _REACH * plan.largest_side
+    scale = next((scale for scale in (8, 4, 2) if min(width, height) // reach >= scale), 1)
+    size = -(-width // scale), -(-height // scale)
+    with _BUDGET.hold(width * height if jpeg.is_held_whole else size[0] * size[1]):
+        picture = load_jpeg(jpeg, size)
+        if picture is None:
+            return None
+        return _resample(picture, 1, header.profile, width, height, scale, plan)
+
+
 def _decode(
     image: ImageFile.ImageFile, reading: Reading, jpeg: Jpeg | None, config: PreprocessConfig, plan: CropPlan
 ) -> DecodedCrops:
     width, height = image.size
-    if width * height > config.max_pixels:
-        message = f"{width}x{height} = {width * height} pixels, more than max_pixels={config.max_pixels}"
-        raise DecodeError("TooManyPixels", message)
+    _check_size(width, height, config)
     # Pillow would turn a picture by an orientation in XMP where EXIF has none, as no other decoder does.
     image.info.pop("xmp", None)
-    # A JPEG decodes at 1/2, 1/4 or 1/8 for less. The last factor of two and more is left to the filter.
-    reach = 2 * plan.largest_side
+    reach = _REACH * plan.largest_side
     drafted = image.draft(None, (reach, reach)) if jpeg is not None else None
     scale = width / drafted[1][2] if drafted is not None else 1.0
     num_held = width * height if jpeg is not None and jpeg.is_held_whole else image.width * image.height
     with _BUDGET.hold(num_held):
         if jpeg is not None:
-            picture = load_jpeg(image, jpeg, declared=(width, height))
+            if (jpeg.width, jpeg.height, jpeg.mode) != (width, height, image.mode):
+                raise DecodeError("Corrupt", "its size or colours are declared twice")
+            picture = load_jpeg(jpeg, image.size)
+            if picture is None:
+                image.load()
+                picture = image
         else:
             if reading.before_load is not None:
                 reading.before_load(image)
@@ -135,6 +163,12 @@ def _decode(
             picture = image if reading.after_load is None else reading.after_load(image)
         profile = reading.profile or image.info.get("icc_profile")
         return _resample(picture, _orientation(image), profile, width, height, scale, plan)
+
+
+def _check_size(width: int, height: int, config: PreprocessConfig) -> None:
+    if width * height > config.max_pixels:
+        message = f"{width}x{height} = {width * height} pixels, more than max_pixels={config.max_pixels}"
+        raise DecodeError("TooManyPixels", message)
 
 
 def _resample(
@@ -165,8 +199,12 @@ def _resample(
         left, top, right, bottom = box
         return left - x, top - y, right - x, bottom - y
 
-    def finish(small: Image.Image) -> np.ndarray:
+    def finish(small: Picture) -> np.ndarray:
         """(side, side, 3) uint8, upright."""
+        if isinstance(small, np.ndarray):
+            if orientation not in _TRANSPOSE and is_srgb(profile):
+                return small
+            small = Image.fromarray(small)
         small = to_srgb(small, profile)
         return np.array(small.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else small)
 
@@ -178,7 +216,8 @@ def _resample(
         if square.box not in seen:
             if scaled is not None and square.place is not None:
                 left, top = square.place
-                seen[square.box] = scaled[top : top + size, left : left + size].copy()
+                part = scaled[top : top + size, left : left + size]
+                seen[square.box] = part if plan.largest_side == size else part.copy()
             else:
                 box = in_source(to_stored(square.box))
                 seen[square.box] = finish(_resize_box(source, box, size))
@@ -187,16 +226,16 @@ def _resample(
     return DecodedCrops(pixels, *upright)
 
 
-def _scale_field(source: Picture, field: Box, side: int) -> Image.Image:
+def _scale_field(source: Picture, field: Box, side: int) -> Picture:
     """The field at (side, side). Where it lies on whole pixels it is cut out first, so its edges have no neighbours."""
     if any(edge != int(edge) for edge in field):  # of a draft whose size was rounded
         return _resize_box(source, field, side)
     left, top, right, bottom = map(int, field)
     if isinstance(source, np.ndarray):
-        return Image.fromarray(resize_rgb(np.ascontiguousarray(source[top:bottom, left:right]), side))
+        return resize_rgb(source[top:bottom, left:right], side)
     cut = source.crop((left, top, right, bottom))
     if cut.mode == "RGB":
-        return Image.fromarray(resize_rgb(np.array(cut), side))
+        return resize_rgb(np.array(cut), side)
     return cut.resize((side, side), Image.Resampling.BICUBIC)
 
 

@@ -180,7 +180,7 @@ def _reuse(directory: Path, recipe: _Recipe) -> DemoCorpus:
 
 
 def _crop_source(source: Source, *, num_crops: int, seed: int) -> Iterator[ImageSample]:
-    picture = _open_source(source)
+    picture = open_source(source)
     dice = random.Random(f"{seed}/{source.name}")
     for number in range(num_crops):
         box = _draw_box(picture.size, dice)
@@ -220,7 +220,8 @@ def _draw_box(size: tuple[int, int], dice: random.Random) -> tuple[int, int, int
     return left, top, left + crop_width, top + crop_height
 
 
-def _open_source(source: Source) -> Image.Image:
+def open_source(source: Source) -> Image.Image:
+    """The whole picture. Raises UserError where the package that holds it is missing."""
     # The file is read where the wheel put it: skimage.data would fetch what a wheel lacks from the network.
     spec = importlib.util.find_spec(source.package)
     if spec is None or not spec.submodule_search_locations:

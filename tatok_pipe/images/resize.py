@@ -13,11 +13,12 @@ import torch.nn.functional as F
 
 
 def resize_rgb(pixels: np.ndarray, side: int) -> np.ndarray:
-    """(h, w, 3) uint8, writable, to (side, side, 3) uint8; antialiased. Thread-safe."""
+    """(h, w, 3) uint8, writable, perhaps a part of a larger picture, to (side, side, 3) uint8 that lie together;
+    antialiased. Thread-safe."""
     if pixels.shape[:2] == (side, side):
-        return pixels
-    # The axis of the batch first, so that its stride tells the kernel: channels are last, in memory. It is twice as
-    # fast then, and leaves its result in the same order.
-    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
+        return np.ascontiguousarray(pixels)
+    # The batch has an axis of its own in memory, so that its stride tells the kernel: channels are last. It is twice as
+    # fast then, and leaves its result in the same order. NumPy turns axes for less than torch does.
+    image = torch.from_numpy(pixels.reshape(1, *pixels.shape).transpose(0, 3, 1, 2))
     scaled = F.interpolate(image, size=(side, side), mode="bicubic", antialias=True)
-    return scaled[0].permute(1, 2, 0).numpy()
+    return scaled.numpy()[0].transpose(1, 2, 0)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
+from tatok_pipe.nn.shapes_only import shapes_only
 from tatok_pipe.storage.json_types import to_json_types
 from tatok_pipe.storage.outputs import recognise
 
@@ -43,7 +44,7 @@ def check_size(build: Callable[[], nn.Module], config: dict[str, Any], weights: 
     for depth in _values_of(config, "depth"):
         if isinstance(depth, int) and depth > len(weights):
             raise ValueError(f"depth={depth}, there are {len(weights)} tensors in all")
-    with torch.device("meta"):
+    with shapes_only():
         model = build()
     wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: list(tensor.shape) for name, tensor in weights.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import re
@@ -106,11 +107,9 @@ def start_ray(*, for_training: bool = False) -> None:
         _init(address, environment, embedded)
         node: Any = ray._private.worker._global_node  # nothing public tells of its processes
         if not address:
-            _watches.append(
-                RayWatch(
-                    EmbeddedRay(node.all_processes, address=node.gcs_address, logs=node.get_logs_dir_path())
-                )
-            )
+            own = EmbeddedRay(node.all_processes, address=node.gcs_address, logs=node.get_logs_dir_path())
+            _watches.append(RayWatch(own))
+            atexit.register(own.end_monitor)  # called before Ray's own, which was registered earlier
         elif node is not None:  # not where a proxy of Ray's (`ray://`) is asked for everything
             _watches.append(RayWatch(JoinedRay(node.gcs_address, _own_raylet())))
 

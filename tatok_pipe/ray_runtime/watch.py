@@ -73,6 +73,12 @@ class EmbeddedRay:
         for process in (process for processes in self._processes.values() for process in processes):
             process.kill()  # it may outlive us
 
+    def end_monitor(self) -> None:
+        """The autoscaler's, which has nothing to scale. Ray tells it to end when the GCS server is gone, and waits for
+        a second in vain."""
+        for process in self._processes.get("monitor", []):
+            process.kill()
+
 
 class JoinedRay:
     """A cluster that somebody else started, with the GCS server of its head at `address`, and the raylet of the node

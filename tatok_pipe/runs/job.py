@@ -5,6 +5,7 @@ summary {"entry": "tokenize_corpus", "exit_code": 0, "images": 544, "output": "s
 
 from __future__ import annotations
 
+import atexit
 import errno
 import json
 import logging
@@ -16,7 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from tatok_pipe import __version__
@@ -63,6 +64,8 @@ def run_entry(main: Callable[[list[str]], int | None]) -> NoReturn:
     reader of our output that went away (`| head`) ends the program in silence. Any other exception is a bug:
     it keeps its traceback and leaves with EXIT_INTERNAL.
     """
+    if _is_process_of_a_command():
+        atexit.register(_skip_teardown)  # first, so that it is called last
     configure_logging(sys.stderr)
     raise_on_signals()
     spare_loopback()
@@ -86,6 +89,7 @@ def run_entry(main: Callable[[list[str]], int | None]) -> NoReturn:
     finally:
         ignore_signals()
     _leave_soon(code)
+    _process.exit_code = code
     raise SystemExit(code)
 
 
@@ -94,6 +98,7 @@ class _Process:
 
     is_ours = False  # it was started for the job and may be ended with it; a notebook's may not
     summaries: list[JobSummary] = []  # of the jobs that run
+    exit_code: int | None = None  # once it is known
 
 
 _process = _Process()
@@ -216,6 +221,25 @@ def _leave_soon(code: int) -> None:
     timer = threading.Timer(_LEAVE_S, os._exit, [code])
     timer.daemon = True
     timer.start()
+
+
+def _is_process_of_a_command() -> bool:
+    """Whether Python was started for one of our commands: as `python -m tatok_pipe…`, or `tatok`."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    name = os.path.basename(sys.argv[0]) if spec is None else spec.name.partition(".")[0]
+    return name == ("tatok" if spec is None else "tatok_pipe")
+
+
+def _skip_teardown() -> None:
+    """Leave without taking the interpreter apart, for which torch and Ray take most of a second. Threads have ended by
+    now, and whatever has to be done at exit is done: Ray is shut down, temporary folders are gone."""
+    if _process.exit_code is None:
+        return
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # closed, or there is none
+            stream.flush()
+    os._exit(_process.exit_code)
 
 
 def _submission_id() -> str | None:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from tatok_pipe import storage
-from tatok_pipe.images.demo import held_out_crops
+from tatok_pipe.images.demo import SOURCES, held_out_crops, open_source
 from tatok_pipe.images.source import open_samples
 from tatok_pipe.records import ImageSample
 
@@ -26,6 +26,19 @@ def make_pictures() -> list[bytes]:
         out = io.BytesIO()
         image.resize((500, 375), Image.Resampling.BICUBIC).save(out, "JPEG", quality=92)
         pictures.append(out.getvalue())
+    return pictures
+
+
+def make_photographs() -> list[bytes]:
+    """The demo's ten photographs as JPEGs of at most 500 pixels a side, of the shapes that they have."""
+    pictures = []
+    for source in SOURCES:
+        if source.kind == "photo":
+            image = open_source(source).convert("RGB")
+            image.thumbnail((500, 500), Image.Resampling.BICUBIC)
+            out = io.BytesIO()
+            image.save(out, "JPEG", quality=92)
+            pictures.append(out.getvalue())
     return pictures
 
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from tatok_pipe.config.load import load_config
+from tatok_pipe.images import decode
 from tatok_pipe.images.crops import CropConfig, CropPlan, Square
 from tatok_pipe.images.decode import DecodedCrops, decode_crops, decode_image
 from tatok_pipe.images.demo import held_out_crops
@@ -189,8 +190,8 @@ def test_the_default_is_the_centre_square() -> None:
 
 def test_an_image_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    original = Image.open
-    monkeypatch.setattr(Image, "open", lambda *a, **k: calls.append(1) or original(*a, **k))
+    original = decode.load_jpeg
+    monkeypatch.setattr(decode, "load_jpeg", lambda *a: calls.append(1) or original(*a))
     cut(encode(photograph(300, 200), "JPEG"), TEN, 32)
     assert len(calls) == 1
 

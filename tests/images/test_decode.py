@@ -19,6 +19,7 @@ from PIL import Image, ImageCms, ImageOps, PngImagePlugin, features
 from tatok_pipe.images.decode import decode_image, decoder_version
 from tatok_pipe.images.demo import held_out_crops
 from tatok_pipe.images.options import PreprocessConfig
+from tatok_pipe.images.srgb import is_srgb
 from tatok_pipe.images.webdataset.samples import read_samples
 from tatok_pipe.records import ImageSample
 
@@ -330,6 +331,18 @@ def test_icc_profile_is_applied(format):
     assert_solid(decode(encode(image, format, icc_profile=swapped_profile())), GREEN, tolerance=4)
 
 
+def test_pixels_with_a_profile_of_srgb_stay_as_they_are():
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    image = smooth_noise(40, 40, seed=0)
+    for profile in (srgb, srgb + b" with another hash"):
+        assert is_srgb(profile)
+        np.testing.assert_array_equal(
+            decode(encode(image, "PNG", icc_profile=profile), 40), np.asarray(image)
+        )
+    assert not is_srgb(swapped_profile())
+    assert is_srgb(None) and is_srgb(b"garbage" * 40)  # nothing is known, or can be read
+
+
 def test_icc_profile_of_grey():
     image = Image.new("L", (32, 32), 55)  # 55/255 linear is 128/255 in sRGB
     for mode in ("L", "LA"):
@@ -367,7 +380,7 @@ def test_decoder_version_names_the_libraries():
     torch_version = torch.__version__.split("+")[0]
     avif_version = features.version_module("avif")
     jpeg = f"simplejpeg-{simplejpeg.__version__}"
-    expected = f"pillow-{PIL.__version__}/{jpeg}/avif-{avif_version}/torch-{torch_version}/box-bicubic-3"
+    expected = f"pillow-{PIL.__version__}/{jpeg}/avif-{avif_version}/torch-{torch_version}/box-bicubic-4"
     assert decoder_version() == expected
 
 

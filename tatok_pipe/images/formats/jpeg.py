@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from tatok_pipe.images.errors import DecodeError
+from tatok_pipe.images.formats.plain_jpeg import PlainHeader, read_plain
 from tatok_pipe.images.formats.reading import Reader
 
 try:
@@ -44,6 +45,7 @@ _OTHER_FRAMES = {
 _TABLES = (0xC4, 0xDB, 0xDD)  # Huffman codes, quantization, restart interval
 _ALONE = (0x01, *range(0xD0, 0xD8))  # markers without a segment
 _IGNORED = (0xCC, 0xDC, *range(0xE0, 0xF0), 0xFE)  # among them all application data and comments
+_EXPECTED = frozenset((*_TABLES, *_FRAMES, *_IGNORED, _SOS))  # before the picture
 
 _JFIF = b"\xff\xe0\x00\x10JFIF\0\1\1\0\0\1\0\1\0\0"
 _MARKER = re.compile(rb"\xff[^\x00\xff]")
@@ -64,6 +66,7 @@ class Jpeg:
     is_held_whole: bool  # libjpeg holds the coefficients of the whole picture, at whatever scale it decodes
     stream: bytes  # what libjpeg is given
     scan_at: int  # where in it the data of the first scan begin
+    plain: PlainHeader | None  # all that Pillow would find; None: it has to open the file
 
 
 def decoder_name() -> str:
@@ -74,21 +77,27 @@ def decoder_name() -> str:
 def read_jpeg(data: bytes) -> Jpeg:
     """The parts of a JPEG that make pixels. `data` begins with FF D8; nothing is decoded. Raises DecodeError."""
     kept: list[bytes] = []
+    segments: list[tuple[int, bytes]] = []
+    is_gapless = True  # nothing lies between segments
     frame = b""
     has_jfif, transform, is_progressive = False, None, False
     position = 2
     while True:
-        marker, _, position = _next_marker(data, position)
+        end = position
+        marker, start, position = _next_marker(data, position)
         if marker is None:
             raise DecodeError("Truncated", "it ends before its picture begins")
+        is_gapless &= start == end
         if marker in _ALONE:
+            is_gapless = False
             continue
         if kind := _OTHER_FRAMES.get(marker):
             message = f"a JPEG that is {kind} (marker 0xff{marker:02x}); expected baseline or progressive"
             raise DecodeError("UnsupportedMode", message)
-        if marker not in (*_TABLES, *_FRAMES, *_IGNORED, _SOS):
+        if marker not in _EXPECTED:
             raise DecodeError("Corrupt", f"marker 0xff{marker:02x} before the picture")
         segment, position = _segment(data, marker, position)
+        segments.append((marker, segment))
         if marker == _SOS:
             break
         if marker in _TABLES:
@@ -107,28 +116,32 @@ def read_jpeg(data: bytes) -> Jpeg:
     told = [_JFIF if has_jfif else b"", _adobe(transform, num_components)]
     has_more_scans = is_progressive or segment[4:5] != bytes([num_components])
     head = b"".join([b"\xff\xd8", *told, *kept, _scan_header(segment, is_progressive)])
-    scans = _read_scans(data, position, is_progressive) if has_more_scans else data[position:]
-    return Jpeg(width, height, _MODES[num_components], has_more_scans, head + scans, len(head))
+    # A view, so that a picture of one scan is copied once.
+    scans = _read_scans(data, position, is_progressive) if has_more_scans else memoryview(data)[position:]
+    return Jpeg(
+        width=width,
+        height=height,
+        mode=_MODES[num_components],
+        is_held_whole=has_more_scans,
+        stream=b"".join([head, scans]),
+        scan_at=len(head),
+        plain=read_plain(segments) if is_gapless else None,
+    )
 
 
-def load_jpeg(image: Image.Image, jpeg: Jpeg, *, declared: tuple[int, int]) -> np.ndarray | Image.Image:
-    """Pillow's pixels of `image`, which Pillow has opened, found to be of `declared` size and perhaps drafted to 1/2,
-    1/4 or 1/8 of it. (height, width, 3) uint8 where they are RGB, for they are cut and scaled faster so; else an image.
+def load_jpeg(jpeg: Jpeg, size: tuple[int, int]) -> np.ndarray | Image.Image | None:
+    """Pillow's pixels at `size`, which is all of the picture or 1/2, 1/4 or 1/8 of it, rounded up. (height, width, 3)
+    uint8 where they are RGB, for they are cut and scaled faster so; else an image. None: this takes Pillow.
     Thread-safe, and other threads run meanwhile.
 
-    Raises DecodeError where libjpeg says that something of the picture is missing, and what Pillow raises.
+    Raises DecodeError where libjpeg says that something of the picture is missing.
     """
-    if (jpeg.width, jpeg.height, jpeg.mode) != (*declared, image.mode):
-        raise DecodeError("Corrupt", "its size or colours are declared twice")
-    pixels = _decode(jpeg, image.size)
-    if pixels is None:
-        image.load()
-        return image
-    if jpeg.mode == "RGB":
+    pixels = _decode(jpeg, size)
+    if pixels is None or jpeg.mode == "RGB":
         return pixels
     # Pillow takes four components for inverted inks, as Adobe writes them.
     layout = "CMYK;I" if jpeg.mode == "CMYK" else jpeg.mode
-    return Image.frombuffer(jpeg.mode, image.size, pixels, "raw", layout, 0, 1)
+    return Image.frombuffer(jpeg.mode, size, pixels, "raw", layout, 0, 1)
 
 
 def _decode(jpeg: Jpeg, size: tuple[int, int]) -> np.ndarray | None:
