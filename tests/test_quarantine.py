@@ -97,6 +97,9 @@ def test_an_image_shard_that_is_gone_is_told(
     gone = [line for line in lines(out) if line["source"] == shards[1]]
     assert gone and all(line["file"] is None and line["no_file"] for line in gone)
     assert any(line["file"] for line in lines(out))
+    tokenize(f"{tmp_path}/good", checkpoint, shards[:1])
+    assert export(f"{tmp_path}/good", f"{tmp_path}/nothing") == EXIT_DONE
+    assert not Path(tmp_path, "nothing").exists()
     assert_told(
         inspect_tokens.main, [f"input.url={url}", "quarantine.export=/proc/nothing"],
         r"quarantine.export=/proc/nothing: cannot be written \(",

@@ -67,6 +67,8 @@ def test_a_version_that_is_gone_or_was_never_recorded_stops_it(url: str) -> None
         UserError, match=rf"on version 1 .*, input.version=2 is version 2 \({second.digest[:12]}\)"
     ):
         choose_dataset(InputConfig(url, version=2), manifest(first))
+    with pytest.raises(UserError, match="no version was recorded of .*restart_epoch"):
+        choose_dataset(InputConfig(url), {"extra": {}})
     storage.remove(data_url(url, TokenDataset(url).shards[0]))
     with pytest.raises(UserError, match=r"on version 1 .* 1 of its 2 token shards .*restart_epoch") as caught:
         choose_dataset(InputConfig(url), manifest(first), output_url="out")

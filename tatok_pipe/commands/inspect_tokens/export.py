@@ -53,6 +53,9 @@ def export_quarantined(config: InspectTokensConfig, folder: str) -> int:
     shown = storage.redact(folder)
     try:
         found = list(_export_all(dataset, folder, other_stores=config.input.other_stores))
+        if not found:
+            print(f"{storage.redact(dataset.url)}: nothing was quarantined", flush=True)
+            return EXIT_DONE
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for each in found for line in each.lines)
         _write(text.encode(), storage.join(folder, LIST_FILE))
     except _NotWritten as error:

@@ -25,7 +25,7 @@ def choose_dataset(
     dataset = read_training_set(config.url, version=config.version)
     if earlier is None or config.on_dataset_change != "error":
         return dataset
-    was: str = earlier["extra"]["dataset"]["digest"]
+    was: str = earlier["extra"].get("dataset", {}).get("digest", "")  # none in one of an earlier program
     if was == dataset.version.digest:
         return dataset
     found = find_by_digest(config.url, was)
