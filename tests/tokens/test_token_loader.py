@@ -29,7 +29,9 @@ from tatok_pipe.tokens.spec import TokenSpec
 
 COUNTS = (50, 37, 0, 16, 70)  # rows of the shards
 NUM_CLASSES = 10
-SETTINGS: dict[str, Any] = {"rows_per_step": 6, "row_tokens": 40, "window_sequences": 60, "seed": 3}
+PADDED: dict[str, Any] = {"rows_per_step": 6, "window_sequences": 60, "seed": 3, "layout": "padded"}
+SETTINGS: dict[str, Any] = {**PADDED, "layout": "packed", "row_tokens": 40}
+LAYOUTS = pytest.mark.parametrize("settings", [SETTINGS, PADDED], ids=["packed", "padded"])
 
 
 @pytest.fixture(autouse=True)
@@ -94,9 +96,9 @@ def numbers(batches: Iterable[TokenBatch]) -> list[list[int]]:
     return [batch.sequences.tolist() for batch in batches]
 
 
-@pytest.mark.parametrize("layout", ["packed", "padded"])
-def test_an_epoch_has_every_row_once(url: str, layout: str) -> None:
-    loader = TokenLoader(url, **SETTINGS, layout=layout, num_classes=NUM_CLASSES, epochs=1)
+@LAYOUTS
+def test_an_epoch_has_every_row_once(url: str, settings: dict[str, Any]) -> None:
+    loader = TokenLoader(url, **settings, num_classes=NUM_CLASSES, epochs=1)
     dataset = TokenDataset(url)
     batches = list(loader)
     found = [each for batch in batches for each in spelled(batch, loader)]
@@ -117,7 +119,7 @@ def test_an_epoch_has_every_row_once(url: str, layout: str) -> None:
 
 
 def test_padded_rows_are_alike_in_length(url: str) -> None:
-    padded = list(TokenLoader(url, **SETTINGS, layout="padded", epochs=1))
+    padded = list(TokenLoader(url, **PADDED, epochs=1))
     assert len(padded) == -(-sum(COUNTS) // SETTINGS["rows_per_step"])
     used = sum(int((batch.kinds != Kind.PADDING).sum()) for batch in padded)
     longest = TokenLoader(url, **SETTINGS).num_positions
@@ -126,9 +128,7 @@ def test_padded_rows_are_alike_in_length(url: str) -> None:
     lengths = [batch.ids.shape[1] for batch in padded]
     assert lengths not in (sorted(lengths), sorted(lengths)[::-1])  # the steps are shuffled
     assert [batch.ids.shape[0] for batch in padded] == [SETTINGS["rows_per_step"]] * len(padded)
-    orders = [
-        numbers(TokenLoader(url, **{**SETTINGS, "seed": seed}, layout="padded", epochs=1)) for seed in (3, 4)
-    ]
+    orders = [numbers(TokenLoader(url, **{**PADDED, "seed": seed}, epochs=1)) for seed in (3, 4)]
     assert numbers(padded) == orders[0] != orders[1]
 
 
@@ -176,10 +176,10 @@ def step_of(batches: list[TokenBatch]) -> list[list[int]]:
     return [row for turn in itertools.zip_longest(*rows, fillvalue=[]) for row in turn if row]
 
 
-@pytest.mark.parametrize("layout", ["packed", "padded"])
-def test_it_goes_on_anywhere_with_other_ranks_and_workers(url: str, layout: str) -> None:
+@LAYOUTS
+def test_it_goes_on_anywhere_with_other_ranks_and_workers(url: str, settings: dict[str, Any]) -> None:
     """Twenty stops, each followed by another number of ranks and workers: the undisturbed order of one process."""
-    options = {**SETTINGS, "layout": layout, "num_classes": NUM_CLASSES}
+    options = {**settings, "num_classes": NUM_CLASSES}
     undisturbed = (step_of([batch]) for batch in TokenLoader(url, **options))
     draw, state = random.Random(0), None
     for stop in range(20):
@@ -253,14 +253,15 @@ def test_what_cannot_go_on_is_told(url: str) -> None:
     other = TokenLoader(url, **{**SETTINGS, "seed": 4})
     with pytest.raises(UserError, match="the saved position .* is one in another stream"):
         other.load_state_dict(state)
-    padded = TokenLoader(url, **SETTINGS, layout="padded").state_dict()
-    fewer = TokenLoader(url, **{**SETTINGS, "rows_per_step": 5}, layout="padded")
+    padded = TokenLoader(url, **PADDED).state_dict()
+    fewer = TokenLoader(url, **{**PADDED, "rows_per_step": 5})
     with pytest.raises(UserError, match="another stream"):
         fewer.load_state_dict(padded)
     with pytest.raises(UserError, match="row_tokens=8: expected at least"):
         TokenLoader(url, row_tokens=8)
     for wrong, told in (
         ({"epochs": 0}, "epochs=0: expected at least 1"),
+        ({"layout": "padded"}, "row_tokens=40 with layout='padded': expected none"),
         ({"layout": "tight"}, "layout='tight': expected one of packed, padded"),
         ({"rank": 1}, "rank=1, num_ranks=None: give both"),
         ({"rank": 2, "num_ranks": 2}, "rank=2: expected 0 to num_ranks - 1 = 1"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from tatok_pipe.tokens.loading.step_loader import StepBatch, StepLoader
 from tatok_pipe.tokens.loading.training_set import read_training_set
 from tatok_pipe.tokens.loading.window_stream import LoaderConfig
 
+_ROW_TOKENS = 4096
 NO_TARGET = -100  # torch's cross entropy passes it over
 
 
@@ -36,7 +37,7 @@ class TokenBatch:
     # (R, T) int64: 0 for a condition, then K for globals, then N for patches; 0 in padding.
     positions: Tensor
     kinds: Tensor  # (R, T) uint8, `tatok_pipe.records.Kind`: padding, condition, global, patch
-    order: Tensor  # (R, T) int64, place in the sequence, and in a stretch of padding
+    order: Tensor  # (R, T) int32, place in the sequence, and in a stretch of padding
     # (Q + 1,) int32, cumulative over all rows: where sequences and padding begin, then R·T. Kernels for sequences of
     # many lengths call it cu_seqlens.
     boundaries: Tensor
@@ -75,8 +76,9 @@ class TokenLoader(IterableDataset[TokenBatch]):
 
     The order follows from (seed, epoch) alone: at any number of ranks and workers a step has the same sequences.
     A step is `rows_per_step` rows over all ranks, and the last one of an epoch what is left; ranks that have none of it
-    get rows of padding. With layout "packed" a row of `row_tokens` elements has as many sequences as fit, with "padded"
-    one, and the rows of a step, which are alike in length, end with the longest of the rank's.
+    get rows of padding. With layout "packed" a row of `row_tokens` elements (4,096, or `num_positions` where that is
+    more) has as many sequences as fit; with "padded" it has one, and the rows of a step, which are alike in length, end
+    with the longest of the rank's.
 
     Ids are of one vocabulary: codes of globals, then codes of patches, then `num_classes` classes, `none_id` for a
     condition that is hidden (of the share `drop_condition`) or not read (`num_classes=0`), and `end_id`.
@@ -95,7 +97,7 @@ class TokenLoader(IterableDataset[TokenBatch]):
         *,
         version: int | None = None,
         rows_per_step: int = 64,
-        row_tokens: int = 4096,
+        row_tokens: int | None = None,
         layout: str = "packed",
         num_classes: int = 0,
         drop_condition: float = 0.0,
@@ -111,12 +113,18 @@ class TokenLoader(IterableDataset[TokenBatch]):
             raise ValueError(f"epochs={epochs}: expected at least 1, or None to go on endlessly")
         if (rank is None) != (num_ranks is None):
             raise ValueError(f"rank={rank}, num_ranks={num_ranks}: give both, or neither")
+        if row_tokens is not None and layout == "padded":
+            raise ValueError(
+                f"row_tokens={row_tokens} with layout='padded': expected none, rows are as long as needed"
+            )
         found_rank, found_ranks = _find_rank() if rank is None or num_ranks is None else (rank, num_ranks)
         found = read_training_set(url, version=version)
         self.spec = found.spec
         self.num_classes = num_classes
         self.epochs = epochs
         self._layout = layout
+        if row_tokens is None:
+            row_tokens = self.num_positions if layout == "padded" else max(_ROW_TOKENS, self.num_positions)
         self._steps = StepLoader(
             url,
             found.spec,
@@ -203,45 +211,49 @@ class TokenLoader(IterableDataset[TokenBatch]):
 
     def _to_batch(self, step: StepBatch, state: dict[str, Any]) -> TokenBatch:
         batch = join(step.microbatches)
-        kinds, order = (each.reshape(batch.num_rows, -1) for each in (batch.kinds, batch.order))
-        ids, positions = (each.reshape(batch.num_rows, -1) for each in self._ids(batch))
+        kinds, ids, positions = batch.kinds, self._ids(batch), self._positions(batch)
+        targets = np.full_like(ids, self.end_id)
+        np.copyto(targets[:-1], ids[1:], where=kinds[1:] >= Kind.GLOBAL)
+        targets[kinds == Kind.PADDING] = NO_TARGET
+        columns = [each.reshape(batch.num_rows, -1) for each in (ids, targets, positions, kinds, batch.order)]
+        boundaries = batch.boundaries
         if self._layout == "padded":
-            longest = max(1, int((kinds != Kind.PADDING).sum(axis=1).max()))
-            kinds, order, ids, positions = (each[:, :longest] for each in (kinds, order, ids, positions))
-        follows = np.zeros_like(kinds, dtype=np.bool_)
-        follows[:, :-1] = np.isin(kinds[:, 1:], (Kind.GLOBAL, Kind.PATCH))
-        targets = np.where(kinds == Kind.PADDING, NO_TARGET, self.end_id)
-        targets[:, :-1][follows[:, :-1]] = ids[:, 1:][follows[:, :-1]]
-        begins = np.flatnonzero(order.ravel() == 0)
+            longest = max(1, int(np.diff(boundaries)[kinds[boundaries[:-1]] != Kind.PADDING].max(initial=0)))
+            columns = [each[:, :longest] for each in columns]
+            begins = np.flatnonzero(columns[-1].ravel() == 0)
+            boundaries = np.append(begins, columns[-1].size)
 
         def tensor(array: np.ndarray, dtype: type) -> Tensor:
             return torch.from_numpy(array.astype(dtype, order="C"))  # a copy: rows are views of a window
 
         return TokenBatch(
-            ids=tensor(ids, np.int64),
-            targets=tensor(targets, np.int64),
-            positions=tensor(positions, np.int64),
-            kinds=tensor(kinds, np.uint8),
-            order=tensor(order, np.int64),
-            boundaries=tensor(np.append(begins, order.size), np.int32),
+            ids=tensor(columns[0], np.int64),
+            targets=tensor(columns[1], np.int64),
+            positions=tensor(columns[2], np.int64),
+            kinds=tensor(columns[3], np.uint8),
+            order=tensor(columns[4], np.int32),
+            boundaries=tensor(boundaries, np.int32),
             labels=tensor(batch.labels, np.int64),
             sequences=tensor(batch.sequences, np.int64),
             epoch=step.epoch,
             state=state,
         )
 
-    def _ids(self, batch: PackedBatch) -> Iterator[np.ndarray]:
-        """Ids and positions, (R·T,) int64 each."""
-        kinds, codes, places = batch.kinds, batch.codes.astype(np.int64), batch.places.astype(np.int64)
-        is_patch, is_condition = kinds == Kind.PATCH, kinds == Kind.CONDITION
-        ids = codes + is_patch * self.spec.global_vocab
+    def _ids(self, batch: PackedBatch) -> np.ndarray:
+        """(R·T,) int32."""
+        kinds = batch.kinds
+        ids = batch.codes + (kinds == Kind.PATCH) * np.int32(self.spec.global_vocab)
         first_class = self.spec.global_vocab + self.spec.patch_vocab
-        ids[is_condition] = np.where(batch.is_conditional, first_class + batch.labels, self.none_id)
+        ids[kinds == Kind.CONDITION] = np.where(
+            batch.is_conditional, first_class + batch.labels, self.none_id
+        )
         ids[kinds == Kind.PADDING] = self.end_id
-        yield ids
-        positions = places + is_patch * self.spec.num_globals
-        positions[(kinds == Kind.GLOBAL) | is_patch] += 1
-        yield positions
+        return ids
+
+    def _positions(self, batch: PackedBatch) -> np.ndarray:
+        """(R·T,) int32."""
+        kinds = batch.kinds
+        return batch.places + (kinds == Kind.PATCH) * np.int32(self.spec.num_globals) + (kinds >= Kind.GLOBAL)
 
 
 def _find_rank() -> tuple[int, int]:
