@@ -9,7 +9,7 @@ import pickle
 import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -301,6 +301,6 @@ def test_rows_by_number(url: str) -> None:
 
 def test_rows_under_a_data_loader(url: str) -> None:
     dataset = TokenDataset(url)
-    loader = DataLoader(dataset, batch_size=16, collate_fn=dataset.to_tensors, num_workers=2)
+    loader = DataLoader(cast(Any, dataset), batch_size=16, collate_fn=dataset.to_tensors, num_workers=2)
     global_codes = torch.cat([batch[0] for batch in loader])
     assert global_codes.tolist() == [row.global_codes.tolist() for row in dataset]
