@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.benchmarks.against import decoding
+from tests.benchmarks.against.sides import OURS, Comparison
 from tests.benchmarks.measure import MAX_FALL, Figure, Results, find_falls, from_pairs, timed
 from tests.benchmarks.pictures import decode_with_pillow, make_pictures
 
@@ -82,3 +84,16 @@ print(found.global_codes.shape, found.patch_codes.shape, int(found.patch_codes.s
     env = os.environ | {"PYTHONPATH": str(FOLDER / "null_model")}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "torch.Size([2, 16]) torch.Size([2, 256]) 0 True", done.stderr
+
+
+@pytest.mark.slow
+def test_a_checkout_beside_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(decoding, "_LEAST_IMAGES", 1)
+    results = Results()
+    decoding.decoding(Comparison(results, OURS, OURS, "itself", rounds=1, shards=[]))
+    keys = [figure.key for figure in results.figures]
+    assert {"decode/JPEG/256/revision", "decode/JPEG/128/limit", "decode/WEBP/256/revision"} <= {*keys}
+    assert all(figure.ours > 0 and figure.other > 0 for figure in results.figures)
+    assert "10 of 10 pictures are the same, 0.00e+00 of the values differ" in capsys.readouterr().out

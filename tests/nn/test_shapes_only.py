@@ -54,7 +54,7 @@ def test_shapes_are_those_of_values(place: int) -> None:
 
 def test_what_does_not_fit_is_said_by_torch() -> None:
     with shapes_only(), pytest.raises(RuntimeError):
-        torch.ones(2) * torch.ones(3)
+        torch.mul(torch.ones(2), torch.ones(3))
     with shapes_only(), pytest.raises(RuntimeError):
         torch.stack([torch.ones(2), torch.ones(3)])
     with shapes_only(), pytest.raises(RuntimeError):

@@ -134,7 +134,7 @@ def test_pixels_are_those_of_pillow(mode, options, scale):
             each.draft(None, (width // scale, height // scale))
         assert scale == 1 or image.width < width
         loaded = load_jpeg(read_jpeg(data), image.size)
-        assert isinstance(loaded, np.ndarray) or loaded.mode == mode
+        assert loaded is not None and (isinstance(loaded, np.ndarray) or loaded.mode == mode)
         np.testing.assert_array_equal(np.asarray(loaded), np.asarray(reference))
 
 
