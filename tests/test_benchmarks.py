@@ -9,8 +9,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from tests.benchmarks.encode_against import IMAGE_SIZE, ROOT, compare_encoding
 from tests.benchmarks.measure import MAX_FALL, Figure, Results, find_falls, from_pairs, timed
 from tests.benchmarks.pictures import decode_with_pillow, make_pictures
 
@@ -82,3 +84,25 @@ print(found.global_codes.shape, found.patch_codes.shape, int(found.patch_codes.s
     env = os.environ | {"PYTHONPATH": str(FOLDER / "null_model")}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "torch.Size([2, 16]) torch.Size([2, 256]) 0 True", done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    subprocess.run(
+        ["git", "cat-file", "-e", "ea0b676"], cwd=ROOT, capture_output=True, check=False
+    ).returncode
+    != 0,
+    reason="needs the history of the repository",
+)
+def test_a_revision_is_measured_with_its_own_code_and_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (16, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    results = Results()
+    quality = compare_encoding(results, "ea0b676", pixels, rounds=1)
+    assert [figure.key for figure in results.figures] == [
+        "against/encode_encoder",
+        "against/encode_entropy",
+        "against/encode_both",
+    ]
+    assert all(figure.ours > 0 and figure.other > 0 for figure in results.figures)
+    assert quality["other"]["fingerprint"] == "1adde08dd6e8" != quality["ours"]["fingerprint"]
+    assert "psnr_128" in capsys.readouterr().out
