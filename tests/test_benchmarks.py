@@ -9,10 +9,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.benchmarks.against import decoding
 from tests.benchmarks.against.sides import OURS, Comparison
+from tests.benchmarks.encode_against import IMAGE_SIZE, ROOT, compare_encoding
 from tests.benchmarks.measure import MAX_FALL, Figure, Results, find_falls, from_pairs, timed
 from tests.benchmarks.pictures import decode_with_pillow, make_pictures
 
@@ -97,3 +99,25 @@ def test_a_checkout_beside_itself(
     assert {"decode/JPEG/256/revision", "decode/JPEG/128/limit", "decode/WEBP/256/revision"} <= {*keys}
     assert all(figure.ours > 0 and figure.other > 0 for figure in results.figures)
     assert "10 of 10 pictures are the same, 0.00e+00 of the values differ" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    subprocess.run(
+        ["git", "cat-file", "-e", "ea0b676"], cwd=ROOT, capture_output=True, check=False
+    ).returncode
+    != 0,
+    reason="needs the history of the repository",
+)
+def test_a_revision_is_measured_with_its_own_code_and_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (16, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    results = Results()
+    quality = compare_encoding(results, "ea0b676", pixels, rounds=1)
+    assert [figure.key for figure in results.figures] == [
+        "against/encode_encoder",
+        "against/encode_entropy",
+        "against/encode_both",
+    ]
+    assert all(figure.ours > 0 and figure.other > 0 for figure in results.figures)
+    assert quality["other"]["fingerprint"] == "1adde08dd6e8" != quality["ours"]["fingerprint"]
+    assert "psnr_128" in capsys.readouterr().out

@@ -166,7 +166,8 @@ class _ClosedForm:
         found = []
         for residual, picture, each, vectors in self._parts(codes):
             errors = residual - self.linear.all_residuals(vectors, picture)
-            found.append(search_codes(each, errors, neighbourhood, side=self.side, num_passes=num_passes))
+            padded = pad_errors(errors, neighbourhood, self.side)
+            found.append(search_codes(each, padded, neighbourhood, num_passes=num_passes))
         return found
 
     def _neighbourhood(self) -> Neighbourhood:
@@ -181,7 +182,7 @@ class _ClosedForm:
         for residual, picture, each, vectors in self._parts(codes):
             errors = residual - self.linear.all_residuals(vectors, picture)
             around = windows(pad_errors(errors, neighbourhood, self.side), 0, 0, 1)
-            pulls = neighbourhood.pull(torch.cat(around, dim=3)).flatten(0, 2)  # (M·N, C)
+            pulls = neighbourhood.pull(around.flatten(3)).flatten(0, 2)  # (M·N, C)
             asked += sums_by_code(pulls, each.flatten(), count)
             uses += torch.bincount(each.flatten(), minlength=count)
         asked, uses = total(asked), total(uses)

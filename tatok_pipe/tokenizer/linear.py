@@ -97,6 +97,12 @@ class LinearCodec(nn.Module):
         """What the codewords say of their own patches, (B, N, P)."""
         return keep[:, :, None].to(vectors.dtype) * (vectors @ self.patch_basis.t())
 
+    def gain(self, projected: Tensor, vectors: Tensor) -> Tensor:
+        """What the codewords (B, N, C) take off the mean squared errors of their own patches, (B, N), whose residuals
+        have these products with `patch_basis`, (B, N, C): |r|² - |r - bv|² of P values."""
+        gram = self.patch_basis.t() @ self.patch_basis
+        return torch.linalg.vecdot(2 * projected - vectors @ gram, vectors) / len(self.patch_basis)
+
     def residuals(self, vectors: Tensor, picture: Tensor, keep: Tensor) -> Tensor:
         """Patches of the output less those of R, (B, N, P); for what `features` takes."""
         features = self.features(vectors, picture, keep)

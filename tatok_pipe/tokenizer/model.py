@@ -23,7 +23,7 @@ from tatok_pipe.tokenizer.options import TaTokConfig
 from tatok_pipe.tokenizer.prior import Prior, PriorOutput
 from tatok_pipe.tokenizer.quantizer import VQ, Quantized, build_quantizer
 from tatok_pipe.tokenizer.scores.table import SCORES
-from tatok_pipe.tokenizer.search import Neighbourhood, search_codes
+from tatok_pipe.tokenizer.search import Neighbourhood, ProjectedDecoder, search_codes
 
 _SMALLEST_GAIN = 1e-6  # mean squared error, pixels in [0, 1]: 60 dB
 
@@ -64,7 +64,7 @@ class TaTok(nn.Module):
     def __init__(self, config: TaTokConfig):
         super().__init__()
         self.config = config
-        self._known: tuple[object, Neighbourhood] | None = None
+        self._known: tuple[object, Neighbourhood, ProjectedDecoder] | None = None
         self.global_quantizer = build_quantizer(config.global_codebook, num_places=config.num_globals)
         self.patch_quantizer = build_quantizer(config.patch_codebook)
         self.linear = LinearCodec(
@@ -107,34 +107,36 @@ class TaTok(nn.Module):
         with _exact(images):
             picture = self.patchify(linear.render(found.vectors))
             residual = patches - picture  # (B, N, P)
-            latents = residual @ linear.patch_basis + more / patch_scale
+            projected = residual @ linear.patch_basis  # (B, N, C)
+            latents = projected + more / patch_scale
             coded = self.patch_quantizer.quantize(latents)
             passes = self.config.search_passes if search_passes is None else search_passes
             if passes and isinstance(self.patch_quantizer, VQ):
                 coded = self.patch_quantizer.at(latents, self._search(coded, residual, picture, passes))
             with torch.no_grad():
-                energy = residual.square().mean(dim=2)
-                left = (residual - coded.vectors @ linear.patch_basis.t()).square().mean(dim=2)
-                logs = torch.stack([energy, left], dim=2).clamp_min(_SMALLEST_GAIN).log()
+                gain = linear.gain(projected, coded.vectors)
+                energy = torch.linalg.vecdot(residual, residual) / residual.shape[2]
+                logs = torch.stack([energy, energy - gain], dim=2).clamp_min(_SMALLEST_GAIN).log()
                 known = [latents * patch_scale, coded.vectors * patch_scale, logs]
-        return Encoded(found, coded, energy - left, torch.cat([*known, *seen], dim=2).detach())
+        return Encoded(found, coded, gain, torch.cat([*known, *seen], dim=2).detach())
 
     @torch.no_grad()
     def _search(self, coded: Quantized, residual: Tensor, picture: Tensor, num_passes: int) -> Tensor:
         """Better codes than those of `coded`, (B, N), by the linear decoder."""
-        errors = residual - self.linear.all_residuals(coded.vectors, picture)
-        side = self.config.grid_side
-        return search_codes(coded.codes, errors, self._neighbourhood(), side=side, num_passes=num_passes)
+        neighbourhood, decoder = self._search_weights()
+        errors = decoder.errors(residual, coded.vectors, picture)
+        return search_codes(coded.codes, errors, neighbourhood, num_passes=num_passes)
 
-    def _neighbourhood(self) -> Neighbourhood:
+    def _search_weights(self) -> tuple[Neighbourhood, ProjectedDecoder]:
         """Of the weights as they are; made anew when one of them has changed."""
         assert isinstance(self.patch_quantizer, VQ)
-        codebook = self.patch_quantizer.codebook
-        weights = (self.linear.neighbours, self.linear.patch_basis, codebook)
+        linear, codebook = self.linear, self.patch_quantizer.codebook
+        weights = (linear.neighbours, linear.patch_basis, linear.picture_basis, codebook)
         mark = tuple((id(weight), weight._version, weight.device) for weight in weights)
         if self._known is None or self._known[0] != mark:
-            self._known = mark, Neighbourhood(self.linear.jacobian(), codebook[0])
-        return self._known[1]
+            neighbourhood = Neighbourhood(linear.jacobian(), codebook[0])
+            self._known = mark, neighbourhood, ProjectedDecoder(linear, neighbourhood.basis)
+        return self._known[1:]
 
     def log_drop_cost(self, encoded: Encoded) -> Tensor:
         """The head's prediction (B, N) float32: logarithm of the mean squared error, pixels in [0, 1], that a patch

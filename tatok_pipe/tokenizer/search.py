@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tatok_pipe.tokenizer.linear import LinearCodec
 from tatok_pipe.tokenizer.quantizer import nearest
 
 _STEP = 3  # places from one code to the next that is chosen at the same time
@@ -35,7 +36,8 @@ class Neighbourhood:
         moved = jacobian.flatten(0, 1)
         directions = torch.linalg.eigh(moved.t() @ moved).eigenvectors
         self.basis = directions[:, -min(values, round(_DIRECTIONS_PER_DIM * dim)) :].contiguous()  # (P, R)
-        self.flat = (jacobian @ self.basis).transpose(0, 1).flatten(1)  # (C, 9·R)
+        # In the order of `windows`, in which the patch that sees a code as its last neighbour comes first.
+        self.flat = (jacobian.flip(0) @ self.basis).transpose(0, 1).flatten(1)  # (C, 9·R)
         gram = self.flat @ self.flat.t()
         eye = torch.eye(dim, dtype=gram.dtype, device=gram.device)
         self.gram = gram + _RIDGE * gram.diagonal().mean() * eye
@@ -52,29 +54,50 @@ class Neighbourhood:
         return windows @ self.flat.t()
 
 
+class ProjectedDecoder:
+    """What the linear decoder of `linear` makes of codes where all patches are kept, in the directions `basis` (P, R)
+    alone, at half the arithmetic of `LinearCodec.all_residuals`."""
+
+    def __init__(self, linear: LinearCodec, basis: Tensor) -> None:
+        self.basis = basis
+        self.codewords = (linear.jacobian() @ basis).flatten(0, 1)  # (9·C, R)
+        self.picture_basis = linear.picture_basis.detach()
+        first = 9 * (linear.patch_dim + 1)
+        self.of_picture = linear.neighbours[1, first : first + self.picture_basis.shape[1]] @ basis
+        nothing = basis.new_zeros(1, linear.grid_side**2, linear.patch_dim)
+        grey = basis.new_full((1, linear.grid_side**2, len(basis)), 0.5)
+        self.rest = linear.all_residuals(nothing, grey) @ basis  # (1, N, R), of no codeword and no picture
+
+    def errors(self, residual: Tensor, vectors: Tensor, picture: Tensor) -> Tensor:
+        """What code vectors (B, N, C) miss of patches (B, N, P) less those of the globals' picture (B, N, P), as
+        `pad_errors` has it."""
+        side = round(vectors.shape[1] ** 0.5)
+        around = windows(_pad(vectors, side), 0, 0, 1).flatten(3).flatten(1, 2)  # (B, N, 9·C)
+        known = self.rest + ((picture - 0.5) @ self.picture_basis) @ self.of_picture
+        return _pad((residual @ self.basis).sub_(known).sub_(around @ self.codewords), side)
+
+
 def pad_errors(errors: Tensor, neighbourhood: Neighbourhood, side: int) -> Tensor:
     """Errors of patches (B, N, P) to (B, S + 2, S + 2, R), zero around."""
-    return F.pad((errors @ neighbourhood.basis).unflatten(1, (side, side)), (0, 0, 1, 1, 1, 1)).contiguous()
+    return _pad(errors @ neighbourhood.basis, side)
 
 
-def windows(padded: Tensor, row: int, column: int, step: int) -> list[Tensor]:
-    """Of padded errors (B, S + 2, S + 2, R): for the places (row, column), (row, column + step), … the patches that
-    see them as their j-th neighbour, nine views (B, rows, columns, R)."""
-    side = padded.shape[1] - 2
-    found = []
-    for index in range(9):
-        top, left = row + 2 - index // 3, column + 2 - index % 3
-        found.append(padded[:, top : top + side - row : step, left : left + side - column : step])
-    return found
+def _pad(patches: Tensor, side: int) -> Tensor:
+    """(B, N, …) to (B, S + 2, S + 2, …), zero around."""
+    return F.pad(patches.unflatten(1, (side, side)), (0, 0, 1, 1, 1, 1))
+
+
+def windows(padded: Tensor, row: int, column: int, step: int) -> Tensor:
+    """Of padded errors (B, S + 2, S + 2, R): those of the patches around the places (row, column), (row, column +
+    step), … in raster order, a view (B, rows, columns, 3, 3, R)."""
+    return padded[:, row:, column:].unfold(1, 3, step).unfold(2, 3, step).permute(0, 1, 2, 4, 5, 3)
 
 
 @torch.no_grad()
-def search_codes(
-    codes: Tensor, errors: Tensor, neighbourhood: Neighbourhood, *, side: int, num_passes: int
-) -> Tensor:
-    """Codes (B, N) that are no worse than the given ones, whose linear decoding misses the image by `errors`
-    (B, N, P)."""
-    padded = pad_errors(errors, neighbourhood, side)
+def search_codes(codes: Tensor, padded: Tensor, neighbourhood: Neighbourhood, *, num_passes: int) -> Tensor:
+    """Codes (B, N) that are no worse than the given ones, whose linear decoding misses the image by `padded`
+    (B, S + 2, S + 2, R), see `pad_errors`. It is written into."""
+    side = padded.shape[1] - 2
     grid = codes.clone().view(-1, side, side)
     for _ in range(num_passes):
         for row, column in product(range(min(_STEP, side)), repeat=2):
@@ -85,11 +108,9 @@ def search_codes(
             padded[:, :, -1] = 0
             around = windows(padded, row, column, _STEP)
             before = grid[:, row::_STEP, column::_STEP]
-            wanted = neighbourhood.mapped[before] + torch.cat(around, dim=3) @ neighbourhood.ask
+            wanted = neighbourhood.mapped[before] + around.flatten(3) @ neighbourhood.ask
             after = nearest(wanted.flatten(0, -2), neighbourhood.mapped).view_as(before)
             change = neighbourhood.codebook[after] - neighbourhood.codebook[before]
-            moved = (change @ neighbourhood.flat).chunk(9, dim=3)
-            for window, part in zip(around, moved, strict=True):
-                window -= part
+            around -= (change @ neighbourhood.flat).view(around.shape)
             grid[:, row::_STEP, column::_STEP] = after
     return grid.view_as(codes)

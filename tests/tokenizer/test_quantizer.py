@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tatok_pipe.tokenizer.options import QuantizerConfig
-from tatok_pipe.tokenizer.quantizer import FSQ, VQ, build_quantizer
+from tatok_pipe.tokenizer.quantizer import FSQ, VQ, build_quantizer, nearest
 
 
 @pytest.mark.parametrize("levels", [[8, 8, 8], [5, 4, 3], [2, 2], [8, 8, 8, 8, 4]])
@@ -136,3 +136,14 @@ def test_sizes_follow_the_kind() -> None:
 def test_impossible_codebooks_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ValueError):
         QuantizerConfig(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [50, 128, 2048])  # with blocks of 64 and without
+def test_the_nearest_codeword_is_the_first_of_the_nearest(size: int) -> None:
+    random = torch.Generator().manual_seed(0)
+    codebook = torch.randint(-2, 3, (size, 3), generator=random).float()  # of 125 different ones
+    vectors = torch.randint(-2, 3, (700, 3), generator=random).float()
+    distances = (vectors[:, None] - codebook).square().sum(dim=2)
+    first = torch.tensor([row.tolist().index(float(row.min())) for row in distances])
+    assert torch.equal(nearest(vectors, codebook), first)
+    assert len(first.unique()) > 20

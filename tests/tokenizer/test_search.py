@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tatok_pipe.tokenizer.linear import LinearCodec
-from tatok_pipe.tokenizer.search import Neighbourhood, search_codes
+from tatok_pipe.tokenizer.search import Neighbourhood, ProjectedDecoder, pad_errors, search_codes
 
 SIDE, PATCH, DIM, SIZE = 7, 4, 12, 40
 
@@ -65,7 +65,7 @@ def test_no_codeword_is_better_where_the_search_has_ended(
     codes = nearest
     for _ in range(8):
         found = errors(codec, codebook, codes, target)
-        codes = search_codes(codes, found, neighbourhood, side=SIDE, num_passes=1)
+        codes = search_codes(codes, pad_errors(found, neighbourhood, SIDE), neighbourhood, num_passes=1)
         error.append(errors(codec, codebook, codes, target).square().sum((1, 2)))
     assert (error[1] < 0.98 * error[0]).all()
     assert (torch.stack(error).diff(dim=0) <= 1e-3).all()
@@ -84,7 +84,8 @@ def test_images_do_not_depend_on_each_other(codec: LinearCodec, codebook: Tensor
 
     def search(rows: list[int]) -> Tensor:
         found = errors(codec, codebook, nearest[rows], target[rows])
-        return search_codes(nearest[rows], found, neighbourhood, side=SIDE, num_passes=2)
+        padded = pad_errors(found, neighbourhood, SIDE)
+        return search_codes(nearest[rows], padded, neighbourhood, num_passes=2)
 
     together = search([0, 1, 2, 3, 4])
     assert torch.equal(search([3, 0]), together[[3, 0]])
@@ -96,4 +97,18 @@ def test_no_pass_changes_nothing(codec: LinearCodec, codebook: Tensor) -> None:
     target, nearest = draw(codec, codebook, 1)
     found = errors(codec, codebook, nearest, target)
     neighbourhood = Neighbourhood(codec.jacobian(), codebook)
-    assert torch.equal(search_codes(nearest, found, neighbourhood, side=SIDE, num_passes=0), nearest)
+    padded = pad_errors(found, neighbourhood, SIDE)
+    assert torch.equal(search_codes(nearest, padded, neighbourhood, num_passes=0), nearest)
+
+
+def test_errors_in_some_directions_are_those_of_the_whole_decoder(
+    codec: LinearCodec, codebook: Tensor
+) -> None:
+    target, nearest = draw(codec, codebook, 2)
+    picture = torch.rand(target.shape, generator=torch.Generator().manual_seed(3))
+    vectors = codebook[nearest]
+    neighbourhood = Neighbourhood(codec.jacobian(), codebook)
+    expected = target - codec.all_residuals(vectors, picture)
+    found = ProjectedDecoder(codec, neighbourhood.basis).errors(target, vectors, picture)
+    assert found.shape == (2, SIDE + 2, SIDE + 2, neighbourhood.basis.shape[1])
+    torch.testing.assert_close(found, pad_errors(expected, neighbourhood, SIDE), atol=1e-5, rtol=1e-5)
