@@ -71,6 +71,7 @@ def write_as_img2dataset_does(folder: Path, rows: list[tuple[str, str, bytes]]) 
     (folder / "00000_stats.json").write_text(json.dumps({"count": len(rows), "successes": len(rows) - 1}))
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_imagenet(tmp_path: Path) -> None:
@@ -129,6 +130,7 @@ def test_cc12m(download: Callable[[Path, list[tuple[str, str, bytes]]], None], t
     assert all(meta["status"] == "success" and meta["caption"] == caption for caption, meta in found.items())
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_a_dataset_of_the_hub(tmp_path: Path) -> None:

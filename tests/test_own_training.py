@@ -77,6 +77,7 @@ def test_workers_and_a_stateful_loader(folder: Path, capsys: pytest.CaptureFixtu
     assert run("stateful.py", capsys).split() == ["6"]
 
 
+@pytest.mark.slow
 def test_lightning(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("lit.py", capsys).split()[-1] == "10"
     assert torch.load("lit.ckpt", weights_only=False)["tokens"] == undisturbed(10)

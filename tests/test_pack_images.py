@@ -166,6 +166,7 @@ def _names(path: Path) -> list[str]:
         return tar.getnames()
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_the_job_is_resumed_and_added_to(tmp_path: Path) -> None:
     photos, output = write_photos(tmp_path / "photos", 6), tmp_path / "shards"

@@ -124,6 +124,7 @@ def test_a_gcs_server_that_lives_and_takes_no_connections_is_dead(tmp_path: Path
     assert errors.splitlines()[-1].startswith("error: Ray's gcs_server (it takes no connections) died")
 
 
+@pytest.mark.slow
 def test_a_driver_that_cannot_be_woken_is_ended_with_its_summary(tmp_path: Path) -> None:
     driver, (raylet, _) = start(tmp_path, "stuck")
     os.kill(raylet, signal.SIGKILL)
@@ -134,6 +135,7 @@ def test_a_driver_that_cannot_be_woken_is_ended_with_its_summary(tmp_path: Path)
     assert '"exit_code": 1, ' in summary and '"images": 3' in summary
 
 
+@pytest.mark.slow
 def test_a_head_that_stays_away_ends_the_job_before_ray_ends_the_process(tmp_path: Path) -> None:
     with listening() as head, listening() as node:
         driver = watch_cluster(tmp_path, head, node)
@@ -148,6 +150,7 @@ def test_a_head_that_stays_away_ends_the_job_before_ray_ends_the_process(tmp_pat
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_a_node_that_dies_ends_the_job_that_joined_it(tmp_path: Path) -> None:
     with listening() as head:
         with listening() as node:
@@ -160,6 +163,7 @@ def test_a_node_that_dies_ends_the_job_that_joined_it(tmp_path: Path) -> None:
     assert '"exit_code": 1, ' in summary and '"images": 3' in summary
 
 
+@pytest.mark.slow
 def test_a_head_that_comes_back_ends_nothing(tmp_path: Path) -> None:
     with listening() as node:
         with listening() as head:

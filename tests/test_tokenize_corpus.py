@@ -96,6 +96,7 @@ def undisturbed(
     return digests(output)
 
 
+@pytest.mark.slow
 def test_two_actors_and_another_order_give_the_same_bytes(
     checkpoint: str, shards: list[str], undisturbed: dict[str, str], tmp_path: Path
 ) -> None:

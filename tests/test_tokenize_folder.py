@@ -204,6 +204,7 @@ def test_a_folder_that_grows_and_changes(checkpoint: str, tmp_path: Path) -> Non
     assert inspect_tokens.main([f"input.url={tmp_path}/out", "--verify"]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_a_tar_of_tars_that_grows_and_changes(checkpoint: str, tmp_path: Path) -> None:
@@ -248,6 +249,7 @@ def test_a_tar_of_tars_that_grows_and_changes(checkpoint: str, tmp_path: Path) -
     assert inspect_tokens.main([f"input.url={tmp_path}/out", "--verify"]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_a_manifest_that_grows_and_changes(

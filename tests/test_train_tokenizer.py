@@ -162,6 +162,7 @@ def test_manifests_are_trained_on(arguments: list[str], tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_closed_form_is_looked_at_and_trained_on(arguments: list[str], tmp_path: Path) -> None:
     """Two workers, each with its shard; the decoder comes first then."""
     done = train(

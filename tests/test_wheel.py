@@ -76,6 +76,7 @@ print(tatok_pipe.__file__, len(tokens), tokenizer.decode(tokens).shape)
     assert told == [str(installed / "tatok_pipe/__init__.py"), "1 torch.Size([1, 3, 128, 128])\n"]
 
 
+@pytest.mark.slow
 def test_every_command_tells_its_options(installed: Path, tmp_path: Path) -> None:
     listed = run(installed, tmp_path, "-O", "-m", "tatok_pipe")
     assert re.findall(r"^  (\w+) +\w", listed, re.MULTILINE) == list(COMMANDS)

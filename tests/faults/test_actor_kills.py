@@ -51,6 +51,7 @@ class KillWriter:
         return "cut"  # what the kernel has sent already is all that the store gets
 
 
+@pytest.mark.slow
 def test_an_actor_killed_at_any_point_costs_no_more_than_its_shards_again(
     world: World, tmp_path: Path
 ) -> None:

@@ -115,6 +115,7 @@ def test_a_submitted_job_succeeds_and_its_id_is_taken(
     assert not storage.exists(f"{corpus.url}/again/_dataset.json")
 
 
+@pytest.mark.slow
 def test_a_stopped_job_is_completed_by_the_same_command(head: RayHead, corpus: Corpus) -> None:
     output = f"{corpus.url}/stopped"
     submitted = submit(head, corpus, corpus.large, output, "--no-wait", submission_id="first")
