@@ -1,6 +1,6 @@
-"""Write the page on what jobs may expect of a store, by trying it.
+"""Write the page on what jobs may expect of a store, by trying it: ten minutes.
 
-python -m tests.stores_table [--jobs] [--write docs/stores.md]
+python -m tests.stores_table [--write docs/stores.md]
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from .storage.race_checks import run_alone
 from .storage.web import WebServer
 
 COLUMNS = ("read", "list", "create if absent", "two jobs at once", "kill and resume", "verify")
-_NUM_OF_JOBS = 3  # of the columns, the last
 NUM_ROUNDS = 20
 _NUM_AT_ONCE = 3
 YES, NO, NOT_PROMISED = "yes", "–", "not promised; a run says so"
@@ -50,7 +49,7 @@ def stores() -> dict[str, tuple[servers.Start, str]]:
     }
 
 
-def try_store(start: servers.Start, *, with_jobs: bool) -> list[str]:
+def try_store(start: servers.Start) -> list[str]:
     """The cells of a row."""
     with tempfile.TemporaryDirectory() as name, start(Path(name)) as store:
         folder = Path(name)
@@ -60,9 +59,7 @@ def try_store(start: servers.Start, *, with_jobs: bool) -> list[str]:
         is_atomic = not found["broken_promise"]
         cells = [_try_part(store, "check_content", "content"), _try_part(store, "check_shards", "shards")]
         cells.append(creates if is_atomic else NOT_PROMISED)
-        if with_jobs:
-            cells += [_try_two_jobs(jobs := Jobs(store, folder), is_atomic), _try_kill(jobs), YES]
-        return cells
+        return [*cells, _try_two_jobs(jobs := Jobs(store, folder), is_atomic), _try_kill(jobs), YES]
 
 
 def _try_two_jobs(jobs: Jobs, is_atomic: bool) -> str:
@@ -128,10 +125,6 @@ ENDING = """
 - The driver of `sftp://` takes no `?` in names and patterns, and has one connection a thread, so that a shard is read
   in one piece after the other; who asks is told in `FSSPEC_SFTP={"username": …, "password": …}` or an agent of ssh.
 - `memory://` is of one process, so that the actors of a job do not share it.
-"""
-
-
-OF_JOBS = """\
 - **two jobs at once**: on one output, with equal settings both end well and every shard is there once; with
   other settings one is refused (exit code 3).
 - **kill and resume**: SIGKILL of a job after its first shard; the same command does the others.
@@ -139,28 +132,20 @@ OF_JOBS = """\
 """
 
 
-def make_page(*, with_jobs: bool) -> str:
+def make_page() -> str:
     rows: list[tuple[str, str, Callable[[], list[str]]]] = [
-        (name, tried, lambda start=start: try_store(start, with_jobs=with_jobs))
-        for name, (start, tried) in stores().items()
+        (name, tried, lambda start=start: try_store(start)) for name, (start, tried) in stores().items()
     ]
     rows.append(("`http(s)://`", "a web server with byte ranges", try_web))
     rows.append(("`memory://`", f"fsspec {version('fsspec')}", try_memory))
-    columns = COLUMNS if with_jobs else COLUMNS[:-_NUM_OF_JOBS]
-    lines = [f"| store | tried with | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
+    lines = [f"| store | tried with | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|"]
     # Most of the time is spent on waiting for jobs to start.
     with ThreadPoolExecutor(_NUM_AT_ONCE) as pool:
         for (name, tried, _), cells in zip(rows, pool.map(lambda row: row[2](), rows), strict=True):
-            cells = cells[: len(columns)]
             print(f"{name.strip()} {tried}: {', '.join(cells)}", file=sys.stderr, flush=True)
             lines.append(f"| {name.strip()} | {tried} | {' | '.join(cells)} |")
-    return INTRODUCTION + "\n".join(lines) + "\n" + ENDING + (OF_JOBS if with_jobs else "")
+    return INTRODUCTION + "\n".join(lines) + "\n" + ENDING
 
 
 if __name__ == "__main__":
-    write_page(
-        "tests.stores_table",
-        __doc__,
-        lambda jobs: make_page(with_jobs=jobs),
-        jobs="whole jobs too: some minutes a store",
-    )
+    write_page("tests.stores_table", __doc__, make_page)

@@ -7,18 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def write_page(prog: str, description: str | None, make_page: Callable[..., str], **flags: str) -> None:
-    """Print what `make_page` returns, or write it to the file that --write names. `flags` are further ones by their
-    help; `make_page` gets them by name."""
+def write_page(prog: str, description: str | None, make_page: Callable[[], str]) -> None:
+    """Print what `make_page` returns, or write it to the file that --write names."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {prog}", description=(description or "").split("\n\n")[0]
     )
     parser.add_argument("--write", type=Path, help="the file to write; without it the page is printed")
-    for name, text in flags.items():
-        parser.add_argument(f"--{name}", action="store_true", help=text)
-    arguments = vars(parser.parse_args())
-    path = arguments.pop("write")
-    page = make_page(**arguments)
+    path = parser.parse_args().write
+    page = make_page()
     if path is None:
         print(page, end="")
     else:
