@@ -100,7 +100,7 @@ def measure_model(results: Results, folder: Path) -> None:
     with torch.inference_mode():
         first = model.tokenize(batches[0], filter)
         encoded = model.encode(batches[0])
-        if not torch.equal(keep_mask(model.log_drop_cost(encoded).exp(), filter), first.keep):
+        if not torch.equal(keep_mask(model.cost(filter.score, batches[0], encoded), filter), first.keep):
             raise SystemExit("tokenize and its parts disagree")
     encode()
     tokenize()
