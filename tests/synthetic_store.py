@@ -29,7 +29,7 @@ from fsspec import AbstractFileSystem
 from tatok_pipe import storage
 from tatok_pipe.commands.tokenize_corpus.plan import make_plan
 from tatok_pipe.encoding.image_input import ListPlace, find_image_shards
-from tatok_pipe.tokens.dataset import create_or_check
+from tatok_pipe.tokens.dataset_file import create_or_check
 from tatok_pipe.tokens.format import ShardSource, ShardWriter, empty_statistics, token_shard_name
 from tatok_pipe.tokens.index import INDEX_SCHEMA, Index, save_index
 from tatok_pipe.tokens.spec import FilterSpec, TokenSpec

@@ -27,7 +27,8 @@ from tatok_pipe.images.shard_errors import UnusableShard
 from tatok_pipe.images.source import open_samples
 from tatok_pipe.storage import ShardFile
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer
-from tatok_pipe.tokens.dataset import TokenDataset, create_or_check
+from tatok_pipe.tokens.dataset import TokenDataset
+from tatok_pipe.tokens.dataset_file import create_or_check
 from tatok_pipe.tokens.spec import TokenSpec
 from tests.generation.models import save_models
 from tests.token_datasets import TINY, make_rows, write_token_dataset

@@ -20,7 +20,9 @@ from tatok_pipe.errors import UserError
 from tatok_pipe.images.options import IMAGES_PER_PART
 from tatok_pipe.records import Quarantined, TokenRecord
 from tatok_pipe.storage import ShardFile
-from tatok_pipe.tokens.dataset import TokenDataset, commit_shard, create_or_check
+from tatok_pipe.tokens.commit import commit_shard
+from tatok_pipe.tokens.dataset import TokenDataset
+from tatok_pipe.tokens.dataset_file import create_or_check
 from tatok_pipe.tokens.format import ShardSource, ShardWriter, token_shard_name, write_quarantine
 from tatok_pipe.tokens.index import load_index
 from tatok_pipe.tokens.layout import data_url, quarantine_url

@@ -22,13 +22,16 @@ from tatok_pipe.runs.lease import hold_output
 from tatok_pipe.runs.stop_signal import StopSignal
 from tatok_pipe.tokens.checking.check import Damage
 from tatok_pipe.tokens.checking.verify import verify_dataset
-from tatok_pipe.tokens.dataset import TokenDataset, commit_shard, create_or_check, write_summary
+from tatok_pipe.tokens.commit import commit_shard
+from tatok_pipe.tokens.dataset import TokenDataset
+from tatok_pipe.tokens.dataset_file import create_or_check
 from tatok_pipe.tokens.format import ShardSource, ShardWriter, token_shard_name, write_quarantine
 from tatok_pipe.tokens.index import refresh_index
 from tatok_pipe.tokens.layout import data_url, quarantine_url
 from tatok_pipe.tokens.loading.training_set import read_training_set
 from tatok_pipe.tokens.removed import Removed, hash_key, read_removed
 from tatok_pipe.tokens.spec import TokenSpec
+from tatok_pipe.tokens.summary import write_summary
 from tatok_pipe.tokens.versions import read_versions, record_version
 from tests.entries import assert_told
 from tests.token_datasets import TINY, make_rows

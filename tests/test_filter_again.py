@@ -21,10 +21,11 @@ from tatok_pipe.tokenizer.dtf import Filter, keep_mask, round_cost
 from tatok_pipe.tokenizer.options import DTFConfig
 from tatok_pipe.tokenizer.rules import RULES
 from tatok_pipe.tokenizer.scores.table import SCORES
-from tatok_pipe.tokens import dataset
 from tatok_pipe.tokens.checking.verify import verify_dataset
 from tatok_pipe.tokens.dataset import TokenDataset
+from tatok_pipe.tokens.dataset_file import create_or_check
 from tatok_pipe.tokens.format import token_shard_name
+from tatok_pipe.tokens.summary import write_summary
 from tests.entries import assert_told
 from tests.pictures import crop_members, hostile_members, small_tokenizer, write_shard
 
@@ -56,13 +57,13 @@ def tokenize(
     tokenizer = load_tokenizer(checkpoint)
     kept = tokenizer.filter(dtf)
     spec = token_spec(tokenizer, kept, encoding={"scores": True} if scores else {})
-    dataset.create_or_check(url, spec, {"tokenizer": {"checkpoint": checkpoint}})
+    create_or_check(url, spec, {"tokenizer": {"checkpoint": checkpoint}})
     job = TokenizeJob(
         checkpoint, url, spec, kept, PreprocessConfig(spec.image_size), ShardLimits(), "fp32", 4, information, False
     )  # fmt: skip
     worker = ShardTokenizer(job, device="cpu", num_threads=1)
     assert [result.error for result in map(worker, shards)] == [""] * len(shards)
-    dataset.write_summary(url, planned=[token_shard_name(shard) for shard in shards], failed={})
+    write_summary(url, planned=[token_shard_name(shard) for shard in shards], failed={})
     return url
 
 

@@ -35,10 +35,12 @@ from tatok_pipe.tokenizer.options import (
     TaTokConfig,
 )
 from tatok_pipe.tokenizer.trainer import to_model_input
-from tatok_pipe.tokens import dataset
+from tatok_pipe.tokens.dataset import TokenDataset
+from tatok_pipe.tokens.dataset_file import create_or_check
 from tatok_pipe.tokens.format import token_shard_name
 from tatok_pipe.tokens.index import refresh_index
 from tatok_pipe.tokens.spec import FORMAT_VERSION
+from tatok_pipe.tokens.summary import write_summary
 from tatok_pipe.tokens.versions import record_version
 from tests.entries import assert_told, error_lines
 from tests.token_datasets import TINY, make_rows, write_token_dataset
@@ -77,14 +79,14 @@ def tokenize(url: str, checkpoint: str, shards: list[str], *, planned: list[str]
     tokenizer = load_tokenizer(checkpoint)
     kept = tokenizer.filter(DTFConfig(target_tokens=10))
     spec = token_spec(tokenizer, kept, encoding={})
-    dataset.create_or_check(url, spec, {"tokenizer": {"checkpoint": checkpoint}, "source": "demo"})
+    create_or_check(url, spec, {"tokenizer": {"checkpoint": checkpoint}, "source": "demo"})
     job = TokenizeJob(
         checkpoint, url, spec, kept, PreprocessConfig(32), ShardLimits(), "fp32", 4, True, False
     )  # fmt: skip
     worker = ShardTokenizer(job, device="cpu", num_threads=1)
     failed = {result.url: result.error for result in map(worker, shards) if result.error}
     names = [token_shard_name(shard) for shard in (shards if planned is None else planned)]
-    dataset.write_summary(url, planned=names, failed=failed)
+    write_summary(url, planned=names, failed=failed)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +132,7 @@ def test_table_says_what_is_in_the_dataset(
 ) -> None:
     inspect(made, tmp_path)
     lines = table(capsys.readouterr().out)
-    opened = dataset.TokenDataset(made.url)
+    opened = TokenDataset(made.url)
     rows = list(opened.rows())
     assert lines["dataset"] == made.url
     assert lines["shards"] == "4 planned, 3 committed, 1 missing, 1 failed"
@@ -167,7 +169,7 @@ def test_default_report_lies_in_the_dataset(made: Made) -> None:
     assert main([f"input.url={made.url}", "gallery.images=1"]) == EXIT_DONE
     page = (Path(made.url) / "report.html").read_text(encoding="utf-8")
     assert count_pictures(page) == (3, 3, 3)
-    assert len(dataset.TokenDataset(made.url).shards) == 3  # it does not disturb the dataset
+    assert len(TokenDataset(made.url).shards) == 3  # it does not disturb the dataset
 
 
 def test_only_the_table(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,8 @@ from tatok_pipe.errors import UserError
 from tatok_pipe.storage.outputs import OUTPUTS, recognise
 from tatok_pipe.tokenizer import checkpoint as tokenizers
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer, packaged_folder
-from tatok_pipe.tokens.dataset import DATASET_FILE, TokenDataset
+from tatok_pipe.tokens.dataset import TokenDataset
+from tatok_pipe.tokens.layout import DATASET_FILE
 from tests.token_datasets import make_rows, write_token_dataset
 
 

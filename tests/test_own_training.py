@@ -16,7 +16,7 @@ import torch
 
 from tatok_pipe import TokenLoader
 from tatok_pipe.records import TokenRecord
-from tatok_pipe.tokens.dataset import create_or_check
+from tatok_pipe.tokens.dataset_file import create_or_check
 from tatok_pipe.tokens.format import ShardSource, ShardWriter
 from tatok_pipe.tokens.spec import TokenSpec
 

@@ -33,7 +33,9 @@ from tatok_pipe.tokenizer.options import DTFConfig
 from tatok_pipe.tokenizer.scores.table import SCORES
 from tatok_pipe.tokenizer.trainer import to_model_input
 from tatok_pipe.tokens.checking.verify import verify_dataset
-from tatok_pipe.tokens.dataset import TokenDataset, commit_shard, create_or_check
+from tatok_pipe.tokens.commit import commit_shard
+from tatok_pipe.tokens.dataset import TokenDataset
+from tatok_pipe.tokens.dataset_file import create_or_check
 
 from .pictures import Member, crop_members, encode, hostile_members, small_tokenizer, write_shard
 

@@ -23,8 +23,8 @@ from tatok_pipe.commands.tokenize_corpus import setup as tokenize_setup
 from tatok_pipe.commands.tokenize_corpus.options import TokenizeCorpusConfig
 from tatok_pipe.config.load import load_config
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer
-from tatok_pipe.tokens import dataset
 from tatok_pipe.tokens.dataset import TokenDataset
+from tatok_pipe.tokens.dataset_file import create_or_check
 from tatok_pipe.tokens.format import token_shard_name
 from tests.entries import error_lines
 
@@ -327,7 +327,7 @@ def test_other_crops_are_refused(checkpoint: str, shards: list[str], tmp_path: P
         spec = tokenize_setup.make_spec(config, tokenizer)
         assert spec.crops_per_image == {"center": 1, "ten": 10, "random": 3}[name]
         assert ("crops" in spec.encoding) == (name != "center")
-        dataset.create_or_check(f"{tmp_path}/{name}", spec, {})
+        create_or_check(f"{tmp_path}/{name}", spec, {})
         assert tokenize_setup.make_job(config, spec).crops == config.input.crops
     for name, crops, message in (
         ("center", made["ten"], r"encoding.crops.kind: unset, not \"ten_crop\""),

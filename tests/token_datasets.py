@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from tatok_pipe.records import TokenRecord
-from tatok_pipe.tokens.dataset import commit_shard, create_or_check
+from tatok_pipe.tokens.commit import commit_shard
+from tatok_pipe.tokens.dataset_file import create_or_check
 from tatok_pipe.tokens.format import ShardSource, ShardWriter, token_shard_name
 from tatok_pipe.tokens.spec import FilterSpec, TokenSpec
 

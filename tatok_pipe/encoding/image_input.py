@@ -28,7 +28,7 @@ from tatok_pipe.images.parquet.samples import read_schema
 from tatok_pipe.images.source import PARQUET_SUFFIX
 from tatok_pipe.storage import TAR_SUFFIXES, ShardFile
 from tatok_pipe.storage.outputs import recognise
-from tatok_pipe.tokens.dataset import read_dataset_file
+from tatok_pipe.tokens.dataset_file import read_dataset_file
 from tatok_pipe.tokens.layout import DATA_DIRECTORY, DATASET_FILE, QUARANTINE_DIRECTORY
 
 logger = logging.getLogger(__name__)

@@ -40,7 +40,7 @@ from tatok_pipe.storage.temporary import temporary_folder
 from tatok_pipe.tokenizer.checkpoint import Tokenizer, load_tokenizer
 from tatok_pipe.tokenizer.dtf import Filter
 from tatok_pipe.tokens.checking.check import verify_written
-from tatok_pipe.tokens.dataset import commit_shard
+from tatok_pipe.tokens.commit import commit_shard
 from tatok_pipe.tokens.format import ShardSource, ShardWriter, token_shard_name, write_quarantine
 from tatok_pipe.tokens.removed import Removed, read_removed
 from tatok_pipe.tokens.spec import FilterSpec, TokenSpec

@@ -12,6 +12,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from typing import Any
+
 from tatok_pipe import storage
 
 DATASET_FILE = "_dataset.json"
@@ -33,3 +37,8 @@ def data_url(url: str, name: str) -> str:
 def quarantine_url(url: str, name: str) -> str:
     """The quarantine file of the token shard `name`; there is none where nothing was quarantined."""
     return storage.join(url, QUARANTINE_DIRECTORY, name + SUFFIX)
+
+
+def to_json_file(content: Mapping[str, Any]) -> bytes:
+    """The bytes of a JSON file of the dataset: equal content, equal bytes."""
+    return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()

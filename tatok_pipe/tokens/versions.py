@@ -18,7 +18,7 @@ from typing import Any
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
 from tatok_pipe.tokens.index import INDEX_SCHEMA, LISTING_SCHEMA, Index
-from tatok_pipe.tokens.layout import VERSIONS_DIRECTORY
+from tatok_pipe.tokens.layout import VERSIONS_DIRECTORY, to_json_file
 
 FORMAT = 1
 _FILE = re.compile(r"(\d{3,})\.json")
@@ -138,8 +138,7 @@ def record_version(url: str, index: Index, *, by: str) -> Version:
             "added": {name: mark for name, mark in shards.items() if before.get(name) != mark},
             "removed": {name: mark for name, mark in before.items() if shards.get(name) != mark},
         }
-        text = json.dumps(content, indent=1, sort_keys=True) + "\n"
-        if storage.publish_bytes(text.encode(), storage.join(url, _file_of(number)), exclusive=True):
+        if storage.publish_bytes(to_json_file(content), storage.join(url, _file_of(number)), exclusive=True):
             return Version(number, digest, shards)
         versions.append(_read_version(url, number, parent))
 

@@ -18,7 +18,7 @@ import psutil
 from tatok_pipe import storage
 from tatok_pipe.commands.demo.server import s3_server
 from tatok_pipe.records import TokenRecord
-from tatok_pipe.tokens.dataset import create_or_check
+from tatok_pipe.tokens.dataset_file import create_or_check
 from tatok_pipe.tokens.format import ShardSource, ShardWriter
 from tatok_pipe.tokens.layout import DATASET_FILE
 from tatok_pipe.tokens.loading.batches import Sequences

@@ -31,7 +31,8 @@ from tatok_pipe.images.options import PreprocessConfig
 from tatok_pipe.nn.blocks import attend
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer
 from tatok_pipe.tokenizer.options import PACKAGED, DTFConfig
-from tatok_pipe.tokens.dataset import TokenDataset, create_or_check
+from tatok_pipe.tokens.dataset import TokenDataset
+from tatok_pipe.tokens.dataset_file import create_or_check
 from tatok_pipe.tokens.loading.conditions import ConditionConfig
 from tatok_pipe.tokens.loading.step_loader import LoaderConfig, StepLoader
 from tatok_pipe.tokens.loading.training_set import read_training_set

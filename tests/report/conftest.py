@@ -11,7 +11,9 @@ import pytest
 
 from tatok_pipe import storage
 from tatok_pipe.records import Quarantined, TokenRecord
-from tatok_pipe.tokens.dataset import TokenDataset, commit_shard, create_or_check
+from tatok_pipe.tokens.commit import commit_shard
+from tatok_pipe.tokens.dataset import TokenDataset
+from tatok_pipe.tokens.dataset_file import create_or_check
 from tatok_pipe.tokens.format import ShardSource, ShardWriter, token_shard_name, write_quarantine
 from tatok_pipe.tokens.spec import TokenSpec
 

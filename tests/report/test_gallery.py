@@ -27,7 +27,8 @@ from tatok_pipe.report.gallery import (
 from tatok_pipe.report.sources import Shown
 from tatok_pipe.tokenizer.model import TaTok
 from tatok_pipe.tokenizer.options import GlobalQuantizerConfig, GridStackConfig, StackConfig, TaTokConfig
-from tatok_pipe.tokens.dataset import TokenDataset, create_or_check
+from tatok_pipe.tokens.dataset import TokenDataset
+from tatok_pipe.tokens.dataset_file import create_or_check
 from tatok_pipe.tokens.spec import TokenSpec
 
 MakeRecords = Callable[..., list[TokenRecord]]

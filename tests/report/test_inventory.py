@@ -12,9 +12,10 @@ import pytest
 from tatok_pipe.errors import RefusedError, UserError
 from tatok_pipe.records import Quarantined, TokenRecord
 from tatok_pipe.report.inventory import find_examples, take_inventory
-from tatok_pipe.tokens.dataset import TokenDataset, write_summary
+from tatok_pipe.tokens.dataset import TokenDataset
 from tatok_pipe.tokens.format import ShardSource, ShardWriter, token_shard_name
 from tatok_pipe.tokens.spec import TokenSpec
+from tatok_pipe.tokens.summary import write_summary
 
 MakeRecords = Callable[..., list[TokenRecord]]
 SHARDS = [f"s3://bucket/{index}.tar" for index in range(4)]

@@ -16,9 +16,11 @@ import pyarrow.parquet as pq
 from tatok_pipe import storage
 from tatok_pipe.records import Quarantined, TokenRecord
 from tatok_pipe.tokens.checking.check import verify_written
-from tatok_pipe.tokens.dataset import commit_shard, committed_shards, create_or_check, plan, write_summary
+from tatok_pipe.tokens.commit import commit_shard, committed_shards, plan
+from tatok_pipe.tokens.dataset_file import create_or_check
 from tatok_pipe.tokens.format import ShardSource, ShardWriter, token_shard_name, write_quarantine
 from tatok_pipe.tokens.spec import TokenSpec
+from tatok_pipe.tokens.summary import write_summary
 
 NUM_SHARDS = 4
 WITH_QUARANTINE = 1  # the number of the shard that has quarantined samples

@@ -11,7 +11,7 @@ import pytest
 
 from tatok_pipe.errors import UserError
 from tatok_pipe.records import TokenRecord
-from tatok_pipe.tokens.dataset import create_or_check
+from tatok_pipe.tokens.dataset_file import create_or_check
 from tatok_pipe.tokens.format import ShardSource, ShardWriter
 from tatok_pipe.tokens.loading.conditions import ConditionConfig, read_embeddings
 from tatok_pipe.tokens.loading.step_loader import StepLoader

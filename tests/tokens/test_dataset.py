@@ -19,16 +19,9 @@ from torch import nn
 from tatok_pipe import storage
 from tatok_pipe.errors import RefusedError, UserError
 from tatok_pipe.records import Quarantined, TokenRecord
-from tatok_pipe.tokens.dataset import (
-    TokenDataset,
-    commit_shard,
-    committed_shards,
-    create_or_check,
-    describe,
-    plan,
-    records_to_tensors,
-    write_summary,
-)
+from tatok_pipe.tokens.commit import commit_shard, committed_shards, plan
+from tatok_pipe.tokens.dataset import TokenDataset, records_to_tensors
+from tatok_pipe.tokens.dataset_file import create_or_check, describe
 from tatok_pipe.tokens.format import (
     ShardSource,
     ShardWriter,
@@ -38,6 +31,7 @@ from tatok_pipe.tokens.format import (
 )
 from tatok_pipe.tokens.layout import INDEX_FILE, data_url
 from tatok_pipe.tokens.spec import FilterSpec, TokenSpec
+from tatok_pipe.tokens.summary import write_summary
 from tests.token_datasets import TINY, make_rows, write_token_dataset
 
 MakeRecords = Callable[..., list[TokenRecord]]

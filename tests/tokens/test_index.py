@@ -17,14 +17,9 @@ from tatok_pipe import storage
 from tatok_pipe.errors import RefusedError
 from tatok_pipe.records import Quarantined, TokenRecord
 from tatok_pipe.tokens import index as index_module
-from tatok_pipe.tokens.dataset import (
-    TokenDataset,
-    commit_shard,
-    committed_shards,
-    create_or_check,
-    merge_statistics,
-    write_summary,
-)
+from tatok_pipe.tokens.commit import commit_shard, committed_shards
+from tatok_pipe.tokens.dataset import TokenDataset
+from tatok_pipe.tokens.dataset_file import create_or_check
 from tatok_pipe.tokens.format import ShardSource, ShardWriter, token_shard_name, write_quarantine
 from tatok_pipe.tokens.index import (
     INDEX_SCHEMA,
@@ -37,6 +32,7 @@ from tatok_pipe.tokens.index import (
 )
 from tatok_pipe.tokens.layout import INDEX_FILE, data_url
 from tatok_pipe.tokens.spec import FilterSpec, TokenSpec
+from tatok_pipe.tokens.summary import merge_statistics, write_summary
 
 Commit = Callable[..., str]
 

@@ -10,7 +10,8 @@ import pytest
 from tatok_pipe import inspect_tokens, storage
 from tatok_pipe.errors import UserError
 from tatok_pipe.images.loose.image_list import ListedFile, write_list
-from tatok_pipe.tokens.dataset import commit_shard, create_or_check
+from tatok_pipe.tokens.commit import commit_shard
+from tatok_pipe.tokens.dataset_file import create_or_check
 from tatok_pipe.tokens.format import ShardSource, ShardWriter, token_shard_name
 from tatok_pipe.tokens.index import refresh_index
 from tatok_pipe.tokens.named_urls import open_named

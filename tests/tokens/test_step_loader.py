@@ -20,7 +20,8 @@ from tatok_pipe import storage
 from tatok_pipe.errors import RefusedError, UserError
 from tatok_pipe.records import Kind, PackedBatch, TokenRecord
 from tatok_pipe.tokens import format as token_format
-from tatok_pipe.tokens.dataset import TokenDataset, create_or_check
+from tatok_pipe.tokens.dataset import TokenDataset
+from tatok_pipe.tokens.dataset_file import create_or_check
 from tatok_pipe.tokens.format import ShardSource, ShardWriter
 from tatok_pipe.tokens.layout import DATASET_FILE
 from tatok_pipe.tokens.loading import windows

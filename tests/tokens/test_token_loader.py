@@ -22,7 +22,7 @@ from tatok_pipe.errors import UserError
 from tatok_pipe.records import Kind, TokenRecord
 from tatok_pipe.tokens import format as token_format
 from tatok_pipe.tokens import random_rows
-from tatok_pipe.tokens.dataset import create_or_check
+from tatok_pipe.tokens.dataset_file import create_or_check
 from tatok_pipe.tokens.format import ShardSource, ShardWriter
 from tatok_pipe.tokens.loading import windows
 from tatok_pipe.tokens.spec import TokenSpec

@@ -21,7 +21,7 @@ from tatok_pipe.tokens.checking.check import Damage
 from tatok_pipe.tokens.checking.remedies import Finding, Remedy
 from tatok_pipe.tokens.checking.repair import repair_dataset
 from tatok_pipe.tokens.checking.verify import verify_dataset
-from tatok_pipe.tokens.dataset import TokenDataset, write_summary
+from tatok_pipe.tokens.dataset import TokenDataset
 from tatok_pipe.tokens.format import (
     ShardWriter,
     read_quarantine,
@@ -30,6 +30,7 @@ from tatok_pipe.tokens.format import (
     write_quarantine,
 )
 from tatok_pipe.tokens.spec import TokenSpec
+from tatok_pipe.tokens.summary import write_summary
 
 from .damage import BAD, NUM_SHARDS, WITH_QUARANTINE, Made, flip, make, make_older
 

@@ -21,7 +21,7 @@ from tatok_pipe.errors import UserError
 from tatok_pipe.images.demo import SOURCES, write_demo_corpus
 from tatok_pipe.runs.job import JobSummary
 from tatok_pipe.runs.progress import format_duration
-from tatok_pipe.tokens.dataset import DATASET_FILE
+from tatok_pipe.tokens.layout import DATASET_FILE
 
 logger = logging.getLogger("tatok_pipe.demo")
 

@@ -30,13 +30,9 @@ from tatok_pipe.storage.temporary import temporary_folder
 from tatok_pipe.tokenizer.dtf import Filter, keep_mask
 from tatok_pipe.tokens.checking.check import CorruptShard, verify_shard_file
 from tatok_pipe.tokens.checking.repair import renew_summary
-from tatok_pipe.tokens.dataset import (
-    TokenDataset,
-    commit_shard,
-    committed_shards,
-    create_or_check,
-    read_dataset_file,
-)
+from tatok_pipe.tokens.commit import commit_shard, committed_shards
+from tatok_pipe.tokens.dataset import TokenDataset
+from tatok_pipe.tokens.dataset_file import create_or_check, read_dataset_file
 from tatok_pipe.tokens.editing.rewrite import write_changed
 from tatok_pipe.tokens.format import ShardWriter, read_quarantine, write_quarantine
 from tatok_pipe.tokens.index import refresh_index

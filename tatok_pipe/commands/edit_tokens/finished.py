@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
-from tatok_pipe.tokens.dataset import tell_unfinished
+from tatok_pipe.tokens.summary import tell_unfinished
 
 
 def check_finished(url: str, names: Collection[str]) -> None:

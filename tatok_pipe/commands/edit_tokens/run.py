@@ -25,7 +25,7 @@ from tatok_pipe.runs.progress import Every
 from tatok_pipe.runs.stop_signal import StopSignal
 from tatok_pipe.tokens.checking.check import CorruptShard
 from tatok_pipe.tokens.checking.repair import renew_summary
-from tatok_pipe.tokens.dataset import read_dataset_file
+from tatok_pipe.tokens.dataset_file import read_dataset_file
 from tatok_pipe.tokens.editing.rewrite import Rewritten, remove_leftovers, rewrite_shard
 from tatok_pipe.tokens.editing.selection import Match, Request, Selector
 from tatok_pipe.tokens.editing.where import parse_where

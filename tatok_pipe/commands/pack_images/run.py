@@ -27,7 +27,7 @@ from tatok_pipe.runs.job import JobSummary
 from tatok_pipe.runs.progress import RunState, format_duration
 from tatok_pipe.runs.stop_signal import StopSignal
 from tatok_pipe.storage import ShardFile
-from tatok_pipe.tokens.dataset import show_source, source_differs
+from tatok_pipe.tokens.commit import show_source, source_differs
 from tatok_pipe.tokens.format import ShardSource, token_shard_name
 
 logger = logging.getLogger("tatok_pipe.pack_images")

@@ -15,9 +15,10 @@ from tatok_pipe.errors import EXIT_DONE, EXIT_FAILED_SHARDS
 from tatok_pipe.runs.job import JobSummary
 from tatok_pipe.runs.progress import format_duration
 from tatok_pipe.runs.shard_work import ShardResult
-from tatok_pipe.tokens import dataset
+from tatok_pipe.tokens.dataset import TokenDataset
 from tatok_pipe.tokens.index import refresh_index
 from tatok_pipe.tokens.spec import TokenSpec
+from tatok_pipe.tokens.summary import write_summary
 from tatok_pipe.tokens.versions import record_version
 
 logger = logging.getLogger("tatok_pipe.tokenize_corpus")
@@ -88,9 +89,9 @@ def finish(
 ) -> int:
     """Write the summary of the dataset and record its version, tell what became of everything; exit code."""
     url, findings, failed = config.output.url, outcome.findings, outcome.failed
-    summary = None if plan.todo or plan.changed or plan.broken else dataset.TokenDataset(url).summary
+    summary = None if plan.todo or plan.changed or plan.broken else TokenDataset(url).summary
     if summary is None:
-        summary = dataset.write_summary(url, planned=plan.names, failed=failed, run=outcome.figures)
+        summary = write_summary(url, planned=plan.names, failed=failed, run=outcome.figures)
         remember_times(url, spec, plan)
     version = record_version(
         url, refresh_index(url, spec, save=False, with_broken=True), by="tokenize_corpus"

@@ -19,7 +19,8 @@ from tatok_pipe.errors import UserError
 from tatok_pipe.images.source import hash_shard
 from tatok_pipe.parallel import map_ahead
 from tatok_pipe.storage import ShardFile
-from tatok_pipe.tokens.dataset import read_dataset_file, show_source
+from tatok_pipe.tokens.commit import show_source
+from tatok_pipe.tokens.dataset_file import read_dataset_file
 from tatok_pipe.tokens.format import ShardSource, token_shard_name
 from tatok_pipe.tokens.index import Index, Progress, forget_shards, refresh_index, source_of
 from tatok_pipe.tokens.index import save_index as _save_index

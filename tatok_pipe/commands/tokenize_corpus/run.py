@@ -28,9 +28,12 @@ from tatok_pipe.runs.progress import Every, RunState, progress_line
 from tatok_pipe.runs.stop_signal import StopSignal
 from tatok_pipe.storage import ShardFile
 from tatok_pipe.tokenizer.checkpoint import Tokenizer, load_tokenizer
-from tatok_pipe.tokens import dataset
+from tatok_pipe.tokens import dataset_file
+from tatok_pipe.tokens.dataset import TokenDataset
+from tatok_pipe.tokens.dataset_file import check_spec, create_or_check
 from tatok_pipe.tokens.index import forget_shards
 from tatok_pipe.tokens.index_keeper import keep_index_fresh
+from tatok_pipe.tokens.layout import DATASET_FILE
 from tatok_pipe.tokens.removed import read_removed
 from tatok_pipe.tokens.spec import TokenSpec
 
@@ -55,11 +58,11 @@ def _do(
     spec = make_spec(config, tokenizer, shards)
     if config.dry_run:
         return _show_plan(config, spec, tokenizer, shards)
-    dataset.create_or_check(config.output.url, spec, describe(config, tokenizer))
+    create_or_check(config.output.url, spec, describe(config, tokenizer))
     read_removed(config.output.url)  # where it cannot be read, rows would come back
     plan = _make_plan(config, spec, shards)
     if not len(plan.index):  # nothing yet came of what an earlier run wrote there
-        dataset.describe(config.output.url, spec, describe(config, tokenizer))
+        dataset_file.describe(config.output.url, spec, describe(config, tokenizer))
     logger.info(
         "%d image shards, %d done before, %d to do; %s, fingerprint %s; %s",
         plan.num_planned, plan.num_done, len(plan.todo), storage.redact(config.tokenizer.checkpoint),
@@ -125,9 +128,9 @@ def _show_plan(
     """The dry run: the plan, with what it will probably take."""
     url = config.output.url
     summary = None
-    if storage.exists(storage.join(url, dataset.DATASET_FILE)):
-        dataset.check_spec(url, spec)
-        summary = dataset.TokenDataset(url).summary
+    if storage.exists(storage.join(url, DATASET_FILE)):
+        check_spec(url, spec)
+        summary = TokenDataset(url).summary
     plan = _make_plan(config, spec, shards)
     sample, num_actors, look = None, None, None
     if plan.todo:

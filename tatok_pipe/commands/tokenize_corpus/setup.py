@@ -34,7 +34,8 @@ from tatok_pipe.storage.temporary import temporary_folder
 from tatok_pipe.tokenizer.checkpoint import Tokenizer
 from tatok_pipe.tokenizer.dtf import Filter
 from tatok_pipe.tokenizer.options import PACKAGED
-from tatok_pipe.tokens import dataset
+from tatok_pipe.tokens.dataset import TokenDataset
+from tatok_pipe.tokens.layout import DATASET_FILE
 from tatok_pipe.tokens.spec import TokenSpec
 
 logger = logging.getLogger("tatok_pipe.tokenize_corpus")
@@ -85,8 +86,8 @@ def make_spec(
     filter = tokenizer.filter(config.dtf)
     precision, batch_size = config.encode.precision, config.encode.batch_size
     before: TokenSpec | None = None
-    if storage.exists(storage.join(config.output.url, dataset.DATASET_FILE)):
-        before = dataset.TokenDataset(config.output.url).spec
+    if storage.exists(storage.join(config.output.url, DATASET_FILE)):
+        before = TokenDataset(config.output.url).spec
     if precision == "auto" or batch_size is None:
         if before is not None:
             begun: dict[str, Any] = before.encoding

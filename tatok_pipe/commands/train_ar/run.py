@@ -26,10 +26,10 @@ from tatok_pipe.ray_runtime.training import plan_workers, run_training
 from tatok_pipe.runs.job import JobSummary
 from tatok_pipe.runs.lease import hold_output
 from tatok_pipe.runs.stop_signal import StopSignal
-from tatok_pipe.tokens.dataset import tell_unfinished
 from tatok_pipe.tokens.loading.splits import Split, survey_split
 from tatok_pipe.tokens.loading.training_set import TrainingSet
 from tatok_pipe.tokens.spec import TokenSpec
+from tatok_pipe.tokens.summary import tell_unfinished
 from tatok_pipe.training.checkpoint_folder import newest_manifest
 from tatok_pipe.training.settings import check_changes, flatten
 

@@ -18,7 +18,7 @@ from tatok_pipe.errors import UserError
 from tatok_pipe.images.source import hash_shard, shard_info
 from tatok_pipe.storage import retry
 from tatok_pipe.tokens.checking.check import Damage
-from tatok_pipe.tokens.dataset import source_differs
+from tatok_pipe.tokens.commit import source_differs
 from tatok_pipe.tokens.format import ShardSource, parse_footer, token_shard_name
 from tatok_pipe.tokens.index import load_index, source_of
 from tatok_pipe.tokens.layout import DATASET_FILE, INDEX_FILE, SUMMARY_FILE

@@ -13,10 +13,11 @@ from tatok_pipe.errors import UserError
 from tatok_pipe.tokens.checking.check import CheckedShard, Damage
 from tatok_pipe.tokens.checking.remedies import Finding, Remedy
 from tatok_pipe.tokens.checking.verify import Verifier
-from tatok_pipe.tokens.dataset import committed_shards, write_summary
+from tatok_pipe.tokens.commit import committed_shards
 from tatok_pipe.tokens.format import token_shard_name
 from tatok_pipe.tokens.index import forget_sums
 from tatok_pipe.tokens.layout import DATASET_FILE, SUMMARY_FILE, data_url, quarantine_url
+from tatok_pipe.tokens.summary import write_summary
 
 
 class Result(StrEnum):

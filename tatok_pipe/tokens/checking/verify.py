@@ -25,7 +25,7 @@ from tatok_pipe.tokens.checking.check import (
     verify_shard_file,
 )
 from tatok_pipe.tokens.checking.remedies import Finding, Judge, Remedy, is_name_of, spare
-from tatok_pipe.tokens.dataset import BrokenDatasetFile, read_dataset_file, read_lost
+from tatok_pipe.tokens.dataset_file import BrokenDatasetFile, read_dataset_file
 from tatok_pipe.tokens.format import empty_statistics, token_shard_name
 from tatok_pipe.tokens.index import INDEX_SCHEMA, Index, Owed, list_data, read_index, source_of
 from tatok_pipe.tokens.layout import (
@@ -41,6 +41,7 @@ from tatok_pipe.tokens.layout import (
 )
 from tatok_pipe.tokens.removed import BrokenRemoved, Removed, read_removed
 from tatok_pipe.tokens.statistics import ShardStatistics
+from tatok_pipe.tokens.summary import read_lost
 from tatok_pipe.tokens.versions import BrokenVersions, read_versions
 
 _NUM_READERS = 8  # each holds one shard in memory

@@ -8,11 +8,12 @@ import numpy as np
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
-from tatok_pipe.tokens.dataset import merge_statistics, read_dataset_file
+from tatok_pipe.tokens.dataset_file import read_dataset_file
 from tatok_pipe.tokens.index import refresh_index
 from tatok_pipe.tokens.loading.windows import ShardRows
 from tatok_pipe.tokens.spec import TokenSpec
 from tatok_pipe.tokens.statistics import ShardStatistics
+from tatok_pipe.tokens.summary import merge_statistics
 from tatok_pipe.tokens.versions import Version, find_current, find_version
 
 

@@ -279,7 +279,7 @@ _WRAPPED: dict[
     "tatok_pipe.images.decode": ("decode_crops", ("decode",), _wrap_before("decode")),
     "tatok_pipe.encoding.shard_tokenizer": ("ShardTokenizer._encode", ("encode",), _wrap_before("encode")),
     "tatok_pipe.tokens.format": ("ShardWriter.close", ("parquet",), _wrap_before("parquet")),
-    "tatok_pipe.tokens.dataset": ("commit_shard", ("before_put", "after_put"), _wrap_commit),
+    "tatok_pipe.tokens.commit": ("commit_shard", ("before_put", "after_put"), _wrap_commit),
     "tatok_pipe.commands.tokenize_corpus.setup": ("expand_input", ("list",), _wrap_stage("list")),
     "tatok_pipe.commands.tokenize_corpus.plan": ("make_plan", ("plan",), _wrap_stage("plan")),
     "tatok_pipe.ray_runtime.cluster": ("_init", ("start",), _wrap_stage("start")),

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
-from tatok_pipe.tokens.dataset import read_dataset_file
+from tatok_pipe.tokens.dataset_file import read_dataset_file
 from tatok_pipe.tokens.index import list_data, read_footer
 from tatok_pipe.tokens.layout import data_url
 from tatok_pipe.tokens.loading.parquet_groups import parquet_errors
