@@ -26,9 +26,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
-from tatok_pipe import storage
 from tatok_pipe.commands.tokenize_corpus.plan import make_plan
 from tatok_pipe.encoding.image_input import ListPlace, find_image_shards
+from tatok_pipe.images.shard_list import expand_shards
 from tatok_pipe.tokens.dataset_file import create_or_check
 from tatok_pipe.tokens.format import ShardSource, ShardWriter, empty_statistics, token_shard_name
 from tatok_pipe.tokens.index import INDEX_SCHEMA, Index, save_index
@@ -199,7 +199,7 @@ def main(root: str, num_shards: str) -> None:
     register(Path(root), int(num_shards))
     base_bytes = _peak_bytes()
     wall, cpu = time.monotonic(), time.process_time()
-    plan = make_plan(TOKENS, SPEC, storage.expand_shards(IMAGES))
+    plan = make_plan(TOKENS, SPEC, expand_shards(IMAGES))
     measured = {
         "wall_s": time.monotonic() - wall,
         "cpu_s": time.process_time() - cpu,

@@ -18,6 +18,7 @@ from tatok_pipe.commands.tokenize_corpus.options import Only, OnMoved, OnSourceC
 from tatok_pipe.commands.tokenize_corpus.plan import CorpusPlan, discard_committed, make_plan
 from tatok_pipe.errors import UserError
 from tatok_pipe.images.options import IMAGES_PER_PART
+from tatok_pipe.images.shard_list import expand_shards
 from tatok_pipe.records import Quarantined, TokenRecord
 from tatok_pipe.storage import ShardFile
 from tatok_pipe.tokens.commit import commit_shard
@@ -335,7 +336,7 @@ def on_disk(tmp_path: Path, token_spec: TokenSpec) -> Corpus:
     corpus = Corpus(tmp_path, str(tmp_path / "tokens"), token_spec, [])
     for number in range(3):
         write_image_shard(tmp_path / f"images/{number}.tar", bytes([number]) * 5000)
-    for shard in storage.expand_shards(str(tmp_path / "images")):
+    for shard in expand_shards(str(tmp_path / "images")):
         corpus.commit(shard)
     return corpus
 
@@ -365,7 +366,7 @@ def test_on_disk_content_tells_and_time_is_a_hint(on_disk: Corpus, monkeypatch: 
 
     def plan() -> CorpusPlan:
         names.clear()
-        return on_disk.plan(storage.expand_shards(str(images)), "ignore")
+        return on_disk.plan(expand_shards(str(images)), "ignore")
 
     assert (plan().changed, sorted(names)) == ([], ["0.tar", "1.tar", "2.tar"])  # no hint yet
     assert (plan().changed, names) == ([], [])
@@ -394,7 +395,7 @@ def test_new_shards_are_planned_whatever_happened_to_old_ones(on_disk: Corpus) -
     write_image_shard(images / "9.tar", b"new")
     names = {number: token_shard_name(str(images / f"{number}.tar")) for number in (1, 2, 9)}
     Path(data_url(on_disk.url, names[2])).write_bytes(b"")
-    plan = on_disk.plan(storage.expand_shards(str(images)), "report")
+    plan = on_disk.plan(expand_shards(str(images)), "report")
     assert [shard.url for shard in plan.todo] == [str(images / "9.tar")]
     assert [change.name for change in plan.changed] == [names[1]]
     assert list(plan.broken) == [names[2]] and "is not a Parquet file" in plan.broken[names[2]]
@@ -405,7 +406,7 @@ def test_shards_under_another_path_are_noticed(on_disk: Corpus) -> None:
     old, new = on_disk.folder / "images", on_disk.folder / "elsewhere"
     old.rename(new)
     write_image_shard(new / "2.tar", b"y" * 5000)  # of the same name and size, and of other content
-    shards = storage.expand_shards(str(new))
+    shards = expand_shards(str(new))
     with pytest.raises(
         UserError, match="2 of 3 image shards to do have the name and content of ones"
     ) as raised:

@@ -15,6 +15,7 @@ import pytest
 from tatok_pipe import storage
 from tatok_pipe.commands.demo import server as demo_server
 from tatok_pipe.errors import UserError
+from tatok_pipe.images.shard_list import expand_shards
 
 pytestmark = pytest.mark.s3
 
@@ -38,7 +39,7 @@ def test_two_servers_side_by_side_and_one_again(
         use(server, monkeypatch)
         storage.publish_bytes(b"kept", "s3://other/x", exclusive=True)
         with pytest.raises(UserError):
-            storage.expand_shards("s3://tatok/*.tar")
+            expand_shards("s3://tatok/*.tar")
     assert not answers(server)
     assert answers(s3_server)
     with demo_server.s3_server(tmp_path, bucket="other") as server:

@@ -25,8 +25,10 @@ from tatok_pipe.images.options import IMAGES_PER_PART
 from tatok_pipe.images.parquet import samples as parquet
 from tatok_pipe.images.parquet.columns import are_tokens
 from tatok_pipe.images.parquet.samples import read_schema
-from tatok_pipe.images.source import PARQUET_SUFFIX
-from tatok_pipe.storage import TAR_SUFFIXES, ShardFile
+from tatok_pipe.images.shard_formats import PARQUET_SUFFIX, SHARD_SUFFIXES
+from tatok_pipe.images.shard_list import NoShards, expand_shards
+from tatok_pipe.images.webdataset.compressed import TAR_SUFFIXES
+from tatok_pipe.storage import ShardFile
 from tatok_pipe.storage.outputs import recognise
 from tatok_pipe.tokens.dataset_file import read_dataset_file
 from tatok_pipe.tokens.layout import DATA_DIRECTORY, DATASET_FILE, QUARANTINE_DIRECTORY
@@ -51,14 +53,14 @@ class ListPlace:
 
 
 def find_image_shards(spec: str, *, option: str, place: ListPlace | None = None) -> list[ShardFile]:
-    """As `storage.expand_shards`; `option` is what the user calls `spec`. With `place`, a folder of loose images, a
+    """As `expand_shards`; `option` is what the user calls `spec`. With `place`, a folder of loose images, a
     manifest or a tar of tars too, as its parts; their list is written.
 
     Raises UserError as well where what is there was made by one of our entries and holds no images, where files are
     given that are of another kind by their names, and where a manifest cannot be used.
     """
     try:
-        shards = storage.expand_shards(spec)
+        shards = expand_shards(spec)
     except UserError as error:
         # A store that does not answer would not say what is there either.
         is_away = isinstance(error.__cause__, OSError)
@@ -68,7 +70,7 @@ def find_image_shards(spec: str, *, option: str, place: ListPlace | None = None)
                 "images"
             ) from error
         told = ""
-        if isinstance(error, storage.NoShards):
+        if isinstance(error, NoShards):
             if place is not None and error.folder and any(is_image(file.url) for file in error.files):
                 return _plan_folder(error, place, option)
             told = tell_kinds(sorted(storage.redact(file.url) for file in error.files))
@@ -122,7 +124,7 @@ def _plan_tars(
     return _keep(plan, url, place)
 
 
-def _plan_folder(found: storage.NoShards, place: ListPlace, option: str) -> list[ShardFile]:
+def _plan_folder(found: NoShards, place: ListPlace, option: str) -> list[ShardFile]:
     if place.refusal:
         raise UserError(place.refusal)
     for name, error in found.broken.items():
@@ -301,5 +303,6 @@ def _schema_of(url: str) -> pa.Schema | None:
 
 
 def _refuse_other_files(shards: list[ShardFile], option: str) -> None:
-    if told := tell_kinds(storage.redact(shard.url) for shard in shards):
+    others = (shard.url for shard in shards if not storage.file_name(shard.url).endswith(SHARD_SUFFIXES))
+    if told := tell_kinds(map(storage.redact, others)):
         raise UserError(f"{option}: expected image shards, .tar or .parquet, given {told}")

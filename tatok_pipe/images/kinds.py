@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tatok_pipe.images.formats.table import IMAGE_EXTENSIONS, UNREAD_EXTENSIONS
-from tatok_pipe.storage import TAR_SUFFIXES, file_name
+from tatok_pipe.storage import file_name
 
 BEGIN_BYTES = 8  # as many tell the kinds apart
 
@@ -56,8 +56,6 @@ KINDS = (
 def kind_of(name: str) -> Kind | None:
     """The kind of a file that is no image shard, by the end of its name or URL; None where the name says nothing."""
     name = file_name(name)
-    if name.endswith(TAR_SUFFIXES):
-        return None
     return next((kind for kind in KINDS if name.endswith(kind.suffixes)), None)
 
 

@@ -20,15 +20,13 @@ from tatok_pipe.images.loose.part_reader import (
     read_part_samples,
 )
 from tatok_pipe.images.notices import Notices
-from tatok_pipe.images.parquet.samples import read_parquet
 from tatok_pipe.images.shard_errors import LastingShardError
+from tatok_pipe.images.shard_formats import reader_of
 from tatok_pipe.images.webdataset.compressed import Decompressed, is_compressed_tar
 from tatok_pipe.images.webdataset.regroup import read_regrouped
 from tatok_pipe.images.webdataset.samples import read_samples
-from tatok_pipe.images.webdataset.zip import is_zip, read_zip
 from tatok_pipe.records import ImageSample, Quarantined
 
-PARQUET_SUFFIX = ".parquet"
 PART_BYTES = 16 << 20
 NUM_PARALLEL = 8
 
@@ -59,9 +57,8 @@ def open_samples(
     class_names: tuple[str, ...] = (),
     hasher: Any = None,
 ) -> Iterator[Iterator[ImageSample | Quarantined]]:
-    """The samples of an image shard, in order: a part of a folder or manifest, or a tar within a tar, a Parquet file
-    where the name ends in `.parquet`, a zip archive where it ends in `.zip`, else a tar, compressed where its name says
-    so.
+    """The samples of an image shard, in order: a part of a folder or manifest, or a tar within a tar, what the end of
+    its name says (`shard_formats`), else a tar, compressed where its name says so.
 
     Entering starts to fetch in the background, at most `part_bytes * num_parallel` bytes ahead of what is
     parsed; iterating parses. `info` (from `shard_info`) says which version of the file is meant: another one
@@ -82,15 +79,13 @@ def open_samples(
         )
     notices = Notices() if notices is None else notices
     part = storage.parse_part(url)
-    if part is None and (is_zip(url) or storage.file_name(url).endswith(PARQUET_SUFFIX)):
+    read = reader_of(url) if part is None else None
+    if read is not None:
         if hasher is not None:  # what is asked for is not all of it, nor in order
             with storage.HashingReader(_open(url, info, part_bytes, num_parallel), hasher) as whole:
                 whole.read_rest()
         with closing(storage.open_random_access(url, info=info, num_ahead=num_parallel)) as file:
-            if is_zip(url):
-                yield read_zip(file, shard=shard, limits=limits, notices=notices)
-            else:
-                yield read_parquet(file, shard=shard, limits=limits, notices=notices, class_names=class_names)
+            yield read(file, shard=shard, limits=limits, notices=notices, class_names=class_names)
         return
     if part is None:
         tar = _Tar(url, lambda: _open(url, info, part_bytes, num_parallel))

@@ -21,13 +21,13 @@ from tatok_pipe.storage.files import (
     remove_folder,
     scan_files,
 )
+from tatok_pipe.storage.lookup import ShardFile, find_named
 from tatok_pipe.storage.parts import ListedPart, parse_part
 from tatok_pipe.storage.promise import find_broken_promise
 from tatok_pipe.storage.publish import publish_bytes, publish_file
 from tatok_pipe.storage.random_access import open_random_access
 from tatok_pipe.storage.reader import open_stream, source_gives_ranges
 from tatok_pipe.storage.settings import StorageConfig, configure, endpoint_of
-from tatok_pipe.storage.shards import TAR_SUFFIXES, NoShards, ShardFile, expand_shards, find_named
 from tatok_pipe.storage.urls import (
     LOCAL_STORE,
     canonical_url,
@@ -46,12 +46,10 @@ from tatok_pipe.storage.urls import (
 
 __all__ = [
     "LOCAL_STORE",
-    "TAR_SUFFIXES",
     "HashingReader",
     "LastingError",
     "ListedFile",
     "ListedPart",
-    "NoShards",
     "ShardFile",
     "SourceInfo",
     "StorageConfig",
@@ -59,7 +57,6 @@ __all__ = [
     "configure",
     "endpoint_of",
     "exists",
-    "expand_shards",
     "file_info",
     "file_name",
     "find_broken_promise",

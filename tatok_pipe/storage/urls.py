@@ -195,6 +195,11 @@ def is_s3(filesystem: fsspec.AbstractFileSystem) -> bool:
     return speaks(filesystem, "s3")
 
 
+def is_web_url(url: str) -> bool:
+    """Whether a URL is of a web server, where `?` begins a query and nothing can be listed."""
+    return url.startswith(("http://", "https://"))
+
+
 def is_http(filesystem: fsspec.AbstractFileSystem) -> bool:
     """Whether the files are those of a web server."""
     return speaks(filesystem, "http")

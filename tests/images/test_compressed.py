@@ -14,12 +14,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from tatok_pipe import storage
 from tatok_pipe.images.limits import ShardLimits
 from tatok_pipe.images.notices import Notices
 from tatok_pipe.images.shard_errors import LastingShardError, ShardError
 from tatok_pipe.images.source import hash_shard, open_samples, shard_info
-from tatok_pipe.images.webdataset.compressed import READERS, is_compressed_tar
+from tatok_pipe.images.webdataset.compressed import READERS, TAR_SUFFIXES, is_compressed_tar
 from tatok_pipe.records import ImageSample, Quarantined
 from tests.pictures import crop_members, write_shard
 from tests.storage.web import WebServer
@@ -66,7 +65,7 @@ def write_zip(path: Path, members: list[tuple[str, bytes]], compression: int = z
 
 def test_every_suffix_of_a_tar_is_tried_here() -> None:
     known = {suffix for suffixes in READERS for suffix in suffixes}
-    assert known == {f".{name}" for name in COMPRESS} == {*storage.TAR_SUFFIXES} - {".tar"}
+    assert known == {f".{name}" for name in COMPRESS} == {*TAR_SUFFIXES} - {".tar"}
     assert is_compressed_tar("s3://b/A.TAR.GZ") and is_compressed_tar("http://h/a.tgz?sig=x")
     assert not is_compressed_tar("a.tar") and not is_compressed_tar("a.gz")
 

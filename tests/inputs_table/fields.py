@@ -26,6 +26,7 @@ from tatok_pipe.images.loose.manifest_rows import ADDRESS_COLUMNS
 from tatok_pipe.images.notices import Notices
 from tatok_pipe.images.parquet.columns import IMAGE_COLUMNS, KEY_COLUMNS, META_COLUMNS
 from tatok_pipe.images.shard_errors import ShardError
+from tatok_pipe.images.shard_list import NoShards, expand_shards
 from tatok_pipe.images.source import open_samples, shard_info
 from tatok_pipe.records import ImageSample, Quarantined
 
@@ -156,8 +157,8 @@ def _folder_rows(folder: Path) -> Iterable[Sequence[str]]:
             (root / name).write_bytes(data)
         shown = ", ".join(f"`{name}`" + _content(data) for name, data in members)
         try:
-            storage.expand_shards(str(root))
-        except storage.NoShards as none:
+            expand_shards(str(root))
+        except NoShards as none:
             found = none.files
         try:
             plan = plan_folder(str(root), found, list_url=f"{root.parent}/list.parquet")

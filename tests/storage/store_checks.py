@@ -14,6 +14,7 @@ import fsspec
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
+from tatok_pipe.images.shard_list import expand_shards
 
 from .servers import make_bucket
 
@@ -39,10 +40,10 @@ def check(base: str, left_out: tuple[str, ...] = ()) -> None:
     check_shards(f"{base}/shards")
     for name in ("0.tar", "*.tar", "", "{0..50}.tar"):
         if protocol == "hf":
-            told = raised(UserError, storage.expand_shards, f"hf://datasets/no-such/place/{name}")
+            told = raised(UserError, expand_shards, f"hf://datasets/no-such/place/{name}")
             assert "has no such repository" in told and "hf://datasets/no-such/place" in told, told
             continue
-        told = raised(UserError, storage.expand_shards, f"{protocol}://no-such-place/{name}")
+        told = raised(UserError, expand_shards, f"{protocol}://no-such-place/{name}")
         kind = "container" if protocol == "az" else "bucket"
         assert f"{kind} no-such-place does not exist" in told and f"{protocol}://no-such-place" in told, told
 
@@ -92,9 +93,9 @@ def check_names(base: str, names: list[str]) -> None:
         put(name.encode(), f"{base}/{name}")
     urls = sorted(f"{base}/{name}" for name in names)
     for spec in (base, f"{base}/*.tar"):
-        assert sorted(shard.url for shard in storage.expand_shards(spec)) == urls, spec
+        assert sorted(shard.url for shard in expand_shards(spec)) == urls, spec
     for url in urls:
-        (shard,) = storage.expand_shards(url)
+        (shard,) = expand_shards(url)
         assert shard.url == url and storage.read_bytes(url) == url.rpartition("/")[2].encode()
 
 
@@ -109,16 +110,16 @@ def check_shards(base: str) -> None:
         f"{base}/part-0/{{00..38..2}}.tar",
     ):
         if base.startswith("sftp://") and "?" in spec:
-            assert "takes no '?' in names and patterns" in raised(UserError, storage.expand_shards, spec)
+            assert "takes no '?' in names and patterns" in raised(UserError, expand_shards, spec)
             continue
-        shards = storage.expand_shards(spec)
+        shards = expand_shards(spec)
         assert [shard.url for shard in shards] == even, spec
         assert [shard.size_bytes for shard in shards] == list(range(0, 40, 2))
-    assert len(storage.expand_shards(base)) == len(storage.expand_shards(f"{base}/**/*.tar")) == 40
+    assert len(expand_shards(base)) == len(expand_shards(f"{base}/**/*.tar")) == 40
     assert storage.list_folders(base) == ["part-0", "part-1"]
     storage.remove_folder(f"{base}/part-0")
     assert storage.list_folders(base) == ["part-1"]
-    told = raised(UserError, storage.expand_shards, f"{base}/part-1/{{01..41..2}}.tar")
+    told = raised(UserError, expand_shards, f"{base}/part-1/{{01..41..2}}.tar")
     assert "1 of 21 image shards do not exist" in told
 
 

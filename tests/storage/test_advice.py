@@ -9,6 +9,7 @@ import pytest
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError, has_outside_cause
+from tatok_pipe.images.shard_list import expand_shards
 from tatok_pipe.storage import retry
 
 from .answers import AnsweringServer, Request
@@ -71,7 +72,7 @@ def test_s3(s3: AnsweringServer, answer: Answered, told: str) -> None:
         if "{" in spec and answer[0] == 403:
             continue  # a store that does not let one list is asked for every file by itself
         with pytest.raises(UserError, match=told) as raised:
-            storage.expand_shards(spec)
+            expand_shards(spec)
         assert "\n" not in str(raised.value) and "s3://b/x" in str(raised.value)
     for action in (storage.read_bytes, storage.file_info, storage.exists, publish):
         with pytest.raises(OSError, match=told) as failed:
@@ -88,7 +89,7 @@ def test_a_bucket_that_is_not_there(s3: AnsweringServer) -> None:
     told = f"bucket b does not exist at {s3.url}"
     for spec in ("s3://b/x/0.tar", "s3://b/x/*.tar", "s3://b/x"):
         with pytest.raises(UserError, match=told):
-            storage.expand_shards(spec)
+            expand_shards(spec)
     for action in (storage.read_bytes, storage.file_info, publish):
         with pytest.raises(FileNotFoundError, match=told):
             action("s3://b/x/0.tar")
@@ -104,7 +105,7 @@ def test_a_bucket_that_is_not_there(s3: AnsweringServer) -> None:
 )
 def test_what_is_no_bucket(s3: AnsweringServer, url: str, told: str) -> None:
     with pytest.raises(UserError, match=told) as raised:
-        storage.expand_shards(url)
+        expand_shards(url)
     assert "secret" not in str(raised.value)
 
 
@@ -129,7 +130,7 @@ def test_a_busy_store_is_asked_again_at_look_up(s3: AnsweringServer) -> None:
 
     s3.answer = busy
     for spec in ("s3://b/x/0.tar", "s3://b/x/*.tar", "s3://b/x"):
-        assert [shard.url for shard in storage.expand_shards(spec)] == ["s3://b/x/0.tar"]
+        assert [shard.url for shard in expand_shards(spec)] == ["s3://b/x/0.tar"]
         assert seen and len(seen) % 3 == 0
 
 
@@ -141,4 +142,4 @@ def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         UserError, match=rf"s3://b/x/0.tar: {server.url} does not answer \(Could not connect to the"
     ):
-        storage.expand_shards("s3://b/x/0.tar")
+        expand_shards("s3://b/x/0.tar")

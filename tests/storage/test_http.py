@@ -15,6 +15,7 @@ import pytest
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError, has_outside_cause
+from tatok_pipe.images.shard_list import expand_shards
 from tatok_pipe.storage import random_access, retry
 
 from .web import WebServer
@@ -68,7 +69,7 @@ def test_the_content_comes_from_every_kind_of_server(kind: dict[str, Any]) -> No
                 assert file.read(size) == DATA[start : start + size]
             file.check_unchanged()
         assert storage.exists(url) and not storage.exists(f"{server.url}/nothing")
-        assert [shard.size_bytes for shard in storage.expand_shards(url)] == [len(DATA)]
+        assert [shard.size_bytes for shard in expand_shards(url)] == [len(DATA)]
 
 
 def test_without_ranges_the_file_is_sent_about_once() -> None:
@@ -118,7 +119,7 @@ def test_faults_that_pass_are_tried_again_at_look_up_too() -> None:
             assert stream(url) == DATA
             server.statuses = list(statuses)
             assert storage.read_tail(url, 10) == DATA[-10:]
-            assert [shard.size_bytes for shard in storage.expand_shards(url)] == [len(DATA)]
+            assert [shard.size_bytes for shard in expand_shards(url)] == [len(DATA)]
 
 
 @pytest.mark.parametrize(
@@ -140,14 +141,14 @@ def test_what_stays_is_told_as_it_is(statuses: list[int], kind: type[OSError], t
         server.statuses = list(statuses)
         if kind is not FileNotFoundError:
             with pytest.raises(UserError, match=told):
-                storage.expand_shards(f"{server.url}/x.tar")
+                expand_shards(f"{server.url}/x.tar")
 
 
 def test_nobody_there() -> None:
     with WebServer({}) as server:
         pass
     with pytest.raises(UserError, match=rf"{server.url}/x.tar: Cannot connect to host"):
-        storage.expand_shards(f"{server.url}/x.tar")
+        expand_shards(f"{server.url}/x.tar")
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,7 @@ def test_nobody_there() -> None:
 def test_what_cannot_be_read_is_refused_before_anything_is_done(kind: dict[str, Any], told: str) -> None:
     with WebServer({"/x.tar": DATA}, **kind) as server:
         with pytest.raises(UserError, match=told):
-            storage.expand_shards(f"{server.url}/x.tar")
+            expand_shards(f"{server.url}/x.tar")
         with pytest.raises(OSError, match=told):
             storage.file_info(f"{server.url}/x.tar")
 
@@ -229,6 +230,6 @@ def test_pythons_own_server(tmp_path: Path, python_server: str) -> None:
     with urllib.request.urlopen(f"{python_server}/c.tar") as answer:
         expected = answer.read()
     assert stream(f"{python_server}/c.tar") == expected
-    found = storage.expand_shards(f"{python_server}/*.tar")
+    found = expand_shards(f"{python_server}/*.tar")
     assert [stream(shard.url)[:7] for shard in found] == [b"a b.tar", b"b%20c.t", b"c.tar" + DATA[:2]]
     assert all(shard.size_bytes == storage.file_info(shard.url).size_bytes for shard in found)

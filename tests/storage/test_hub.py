@@ -15,6 +15,7 @@ from huggingface_hub import constants
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError, has_outside_cause
+from tatok_pipe.images.shard_list import expand_shards
 from tatok_pipe.storage import hub_commits, hub_session, retry
 from tatok_pipe.storage.published import Content
 from tests.storage import servers
@@ -58,7 +59,7 @@ def num_commits(hub: HubServer) -> int:
 
 def test_a_dataset_of_the_hub(hub: HubServer) -> None:
     for spec in SPECS:
-        (shard,) = storage.expand_shards(spec)
+        (shard,) = expand_shards(spec)
         assert (shard.url, shard.size_bytes) == (SPECS[0], len(DATA))
         assert shard.etag == storage.file_info(SPECS[0]).etag != ""
     with storage.open_stream(SPECS[0], part_bytes=1000) as stream:
@@ -71,9 +72,9 @@ def test_a_dataset_of_the_hub(hub: HubServer) -> None:
 
 def test_listings_come_in_pages(hub: HubServer) -> None:
     hub.put(NAME, {f"many/{number % 3}/{number:02d}.tar": bytes(number) for number in range(20)})
-    shards = storage.expand_shards(f"{BASE}/many/*/*.tar")
+    shards = expand_shards(f"{BASE}/many/*/*.tar")
     assert sorted(shard.size_bytes or 0 for shard in shards) == list(range(20))
-    assert len(storage.expand_shards(f"{BASE}/many")) == 20
+    assert len(expand_shards(f"{BASE}/many")) == 20
     assert storage.list_files(f"{BASE}/many/1") == {f"{number:02d}.tar": number for number in range(1, 20, 3)}
     # Nothing is held of them, for the driver copies what it holds for every thread.
     assert not storage.open_filesystem(BASE)[0].dircache
@@ -126,11 +127,11 @@ def test_a_revision_stays_as_it_was(hub: HubServer) -> None:
     for revision in (first, "v1"):
         base = f"{BASE}@{revision}"
         assert storage.read_bytes(f"{base}/data/0.parquet") == DATA
-        (shard,) = storage.expand_shards(f"{base}/data/*.parquet")
+        (shard,) = expand_shards(f"{base}/data/*.parquet")
         assert shard.url == f"{base}/data/0.parquet" and shard.size_bytes == len(DATA)
-    assert len(storage.expand_shards(f"{BASE}/data")) == 2
+    assert len(expand_shards(f"{BASE}/data")) == 2
     with pytest.raises(UserError, match="the repository has no such revision"):
-        storage.expand_shards(f"{BASE}@v2/data")
+        expand_shards(f"{BASE}@v2/data")
 
 
 # --- writing
@@ -268,7 +269,7 @@ def test_what_the_hub_says(hub: HubServer, answer: Answered, told: str) -> None:
     hub.interfere = lambda request: answer if request.kind == "revision" else None
     for spec in SPECS:
         with pytest.raises(UserError, match=told) as raised:
-            storage.expand_shards(spec)
+            expand_shards(spec)
         assert "\n" not in str(raised.value) and f"{BASE}/data" in str(raised.value)
     if "RepoNotFound" not in str(answer):
         with pytest.raises(OSError, match=told) as failed:
@@ -279,9 +280,9 @@ def test_what_the_hub_says(hub: HubServer, answer: Answered, told: str) -> None:
 def test_who_may_not(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.create("me/secret", {"0.tar": b"x"}, is_private=True)
     hub.create("me/gated", {"0.tar": b"x"}, is_gated=True)
-    assert len(storage.expand_shards("hf://datasets/me/secret")) == 1
+    assert len(expand_shards("hf://datasets/me/secret")) == 1
     with pytest.raises(UserError, match="the repository is gated"):
-        storage.expand_shards("hf://datasets/me/gated")
+        expand_shards("hf://datasets/me/gated")
     with pytest.raises(
         OSError, match=r"no such repository.*hf repos create me/none --type dataset --private"
     ):
@@ -292,7 +293,7 @@ def test_who_may_not(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         UserError, match=r"has no such repository, or one that is private \(HF_TOKEN is not set"
     ):
-        storage.expand_shards("hf://datasets/me/secret")
+        expand_shards("hf://datasets/me/secret")
     with pytest.raises(
         OSError, match=r"has no such repository, or one that is private \(HF_TOKEN is not set"
     ):
@@ -304,7 +305,7 @@ def test_a_busy_hub_is_asked_again(hub: HubServer) -> None:
     hub.interfere = lambda request: (statuses.pop(0), {}, b"busy") if statuses else None
     for spec in SPECS:
         statuses += [503, 502]
-        assert [shard.url for shard in storage.expand_shards(spec)] == [SPECS[0]]
+        assert [shard.url for shard in expand_shards(spec)] == [SPECS[0]]
         assert not statuses
 
 
@@ -339,7 +340,7 @@ def test_a_limit_of_commits_is_waited_for(hub: HubServer) -> None:
 )
 def test_names_that_are_wrong(hub: HubServer, spec: str, told: str) -> None:
     with pytest.raises(UserError, match=told):
-        storage.expand_shards(spec)
+        expand_shards(spec)
 
 
 def test_no_hub() -> None:
@@ -351,7 +352,7 @@ def test_no_hub() -> None:
             with pytest.raises(
                 UserError, match=rf"{server.url} does not answer \(.*refused\); check the network"
             ):
-                storage.expand_shards(spec)
+                expand_shards(spec)
     finally:
         storage.configure(storage.StorageConfig())
 
@@ -364,7 +365,7 @@ sys.modules["huggingface_hub"] = None
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
 try:
-    storage.expand_shards("hf://datasets/me/images/0.tar")
+    expand_shards("hf://datasets/me/images/0.tar")
 except UserError as error:
     print(error)
 """
@@ -395,7 +396,7 @@ def test_a_silent_hub_is_told(hub: HubServer, monkeypatch: pytest.MonkeyPatch, k
     try:
         with pytest.raises((OSError, UserError), match=r"does not answer \(.*timed out\)") as told:
             if kind == "tree":
-                storage.expand_shards(f"{BASE}/data/*.parquet")
+                expand_shards(f"{BASE}/data/*.parquet")
             elif kind == "paths-info":
                 storage.exists(f"{BASE}/data/0.parquet")
             else:

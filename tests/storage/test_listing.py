@@ -12,10 +12,11 @@ import pytest
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError, has_outside_cause
+from tatok_pipe.images.shard_list import expand_shards
 
 
 def names(spec: str) -> list[str]:
-    return [shard.url for shard in storage.expand_shards(spec)]
+    return [shard.url for shard in expand_shards(spec)]
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_links_are_what_they_lead_to_and_loops_end(linked: Path) -> None:
     assert names(f"{linked}/*.tar") == names(f"{linked}/{{0..2}}.tar") == sorted(glob.glob(f"{linked}/*.tar"))
     assert names(f"{linked}/m*/*.tar") == [f"{linked}/more/3.tar"]
     assert names(f"{linked}/**/3.tar") == [f"{linked}/more/3.tar"]
-    assert [shard.size_bytes for shard in storage.expand_shards(str(linked))] == [1, 2, 3, 4]
+    assert [shard.size_bytes for shard in expand_shards(str(linked))] == [1, 2, 3, 4]
 
 
 def test_many_named_links_are_looked_up_in_one_listing(tmp_path: Path) -> None:
@@ -55,7 +56,7 @@ def test_many_named_links_are_looked_up_in_one_listing(tmp_path: Path) -> None:
     for index in range(40):
         (tmp_path / f"{index:02d}.tar").write_bytes(bytes(index))
         (tmp_path / f"links/{index:02d}.tar").symlink_to(tmp_path / f"{index:02d}.tar")
-    files = storage.expand_shards(f"{tmp_path}/links/{{00..39}}.tar")
+    files = expand_shards(f"{tmp_path}/links/{{00..39}}.tar")
     assert [file.size_bytes for file in files] == list(range(40))
 
 

@@ -27,7 +27,7 @@ from tatok_pipe.images.decode import decoder_version
 from tatok_pipe.images.demo import write_demo_corpus
 from tatok_pipe.images.loose.image_list import LIST_FILE
 from tatok_pipe.images.options import PreprocessConfig
-from tatok_pipe.images.source import PARQUET_SUFFIX
+from tatok_pipe.images.shard_formats import PARQUET_SUFFIX
 from tatok_pipe.ray_runtime.cluster import has_gpu, start_ray
 from tatok_pipe.storage import ShardFile
 from tatok_pipe.storage.temporary import temporary_folder

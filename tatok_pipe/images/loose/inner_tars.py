@@ -21,7 +21,7 @@ from tatok_pipe.images.formats.table import IMAGE_EXTENSIONS, UNREAD_EXTENSIONS
 from tatok_pipe.images.limits import DEFAULT_LIMITS, ShardLimits
 from tatok_pipe.images.loose.image_list import ListedFile, extension_of, show_path
 from tatok_pipe.images.loose.part_plan import PartPlan, plan_parts
-from tatok_pipe.images.webdataset.compressed import Decompressed, is_compressed_tar
+from tatok_pipe.images.webdataset.compressed import TAR_SUFFIXES, Decompressed, is_compressed_tar
 from tatok_pipe.images.webdataset.tar import (
     BLOCK_BYTES,
     BrokenTar,
@@ -32,7 +32,7 @@ from tatok_pipe.images.webdataset.tar import (
     read_places,
 )
 from tatok_pipe.records import ImageSample, Quarantined
-from tatok_pipe.storage import TAR_SUFFIXES, ListedPart, SourceInfo
+from tatok_pipe.storage import ListedPart, SourceInfo
 
 _LOOK_BYTES = 64 << 10  # headers are this far apart, or further
 _HEADER_BYTES = 4 << 10  # of an inner tar; most of the first member of one

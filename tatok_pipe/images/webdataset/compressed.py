@@ -29,6 +29,7 @@ READERS: dict[tuple[str, ...], Callable[[Any], Any]] = {
     (".tar.lz4",): _arrow("lz4"),
 }
 _SUFFIXES = tuple(suffix for suffixes in READERS for suffix in suffixes)
+TAR_SUFFIXES = (".tar", *_SUFFIXES)
 _ERRORS = (EOFError, OSError, zlib.error, lzma.LZMAError, pa.ArrowException)
 
 

@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tatok_pipe import storage
 from tatok_pipe.images.limits import DEFAULT_LIMITS, ShardLimits
 from tatok_pipe.images.notices import Notices
 from tatok_pipe.images.webdataset.sample_files import group_samples
@@ -22,14 +21,8 @@ from tatok_pipe.images.webdataset.samples import (
 from tatok_pipe.images.webdataset.tar import BrokenTar, Member, NotTar
 from tatok_pipe.records import ImageSample, Quarantined
 
-ZIP_SUFFIX = ".zip"
 _ENCRYPTED = 0x1  # flag of a member
 _SPLIT = "split the shard, or raise {}"
-
-
-def is_zip(url: str) -> bool:
-    """Whether a file is a zip archive, by its name or URL."""
-    return storage.file_name(url).endswith(ZIP_SUFFIX)
 
 
 def read_zip(

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from braceexpand import braceexpand
 from fsspec.core import split_protocol
 
 from tatok_pipe.errors import UserError
-from tatok_pipe.parallel import map_ahead
-from tatok_pipe.storage import local
-from tatok_pipe.storage.files import NO_SIZE, etag_of, exists, file_entry, missing_place, read_bytes
-from tatok_pipe.storage.listing import find_files, glob_files, list_folder
+from tatok_pipe.images.shard_formats import SHARD_SUFFIXES, SUFFIXES_BY_RANK
+from tatok_pipe.storage import ShardFile, local
+from tatok_pipe.storage.files import exists, file_entry, missing_place, read_bytes
+from tatok_pipe.storage.listing import find_files, glob_files
+from tatok_pipe.storage.lookup import ask, look_up, read_entries, shard_file, unreachable
 from tatok_pipe.storage.urls import (
     canonical_url,
     file_name,
     is_local,
+    is_web_url,
     name_listed,
     names_filesystem_within,
     open_filesystem,
@@ -28,34 +28,13 @@ from tatok_pipe.storage.urls import (
     redact,
 )
 
-TAR_SUFFIXES = (
-    ".tar",
-    ".tgz",
-    ".tbz2",
-    ".txz",
-    ".tzst",
-    *(f".tar.{end}" for end in ("gz", "bz2", "xz", "zst", "lz4")),
-)
-# Where files of several kinds are, those of the first: img2dataset puts a Parquet beside each tar.
-SHARD_KINDS = (TAR_SUFFIXES, (".zip",), (".parquet",))
-SHARD_SUFFIXES = tuple(suffix for kind in SHARD_KINDS for suffix in kind)
-_NUM_CHECKS = 32  # concurrent requests where files can only be asked for one by one
 _NUM_SHOWN = 3
 _EXPECTED = (
     "give .tar files, a glob such as 's3://bucket/train/*.tar', a brace range such as 'train/{000000..000127}.tar', a "
     "directory, or @list.txt"
 )
+_ENDINGS = " or ".join(", ".join(suffixes[0] for suffixes in SUFFIXES_BY_RANK).rsplit(", ", 1))
 _LIST_SIGN = re.compile(r"::(?![\w:.%]*\])")  # not the one in http://[::1]/
-
-
-@dataclass(frozen=True, slots=True)
-class ShardFile:
-    """An image shard, and what its store says of it now."""
-
-    url: str  # to open it with: absolute where local, secrets and all where it has some
-    size_bytes: int | None  # None where the server does not tell
-    etag: str = ""  # the store's content tag, without quotes; empty where the filesystem has none
-    mtime_ns: int = field(default=0, compare=False)  # time of modification on local disk, a hint; 0: unknown
 
 
 class NoShards(UserError):
@@ -103,7 +82,7 @@ def expand_shards(spec: str | Sequence[str]) -> list[ShardFile]:
             elif is_listed and key in unseen:
                 shards[key] = ShardFile(shards[key].url, file.size_bytes, file.etag, file.mtime_ns)
                 del unseen[key]
-    missing = _look_up(shards, unseen, _ask)
+    missing = look_up(shards, unseen, ask)
     if missing:
         filesystem, path = open_filesystem(missing[0])
         if told := missing_place(filesystem, path, missing[0]):
@@ -121,15 +100,6 @@ def expand_shards(spec: str | Sequence[str]) -> list[ShardFile]:
     if not shards:
         raise UserError(f"{_shown(items)}: no image shard; {_EXPECTED}")
     return list(shards.values())
-
-
-def find_named(urls: Iterable[str]) -> dict[str, ShardFile | None]:
-    """What their stores say of the files at `urls` now; None where there is no file. A folder is listed once, where it
-    can be and many of its files are named."""
-    opened = {url: openable_url(url) for url in urls}
-    files = {url: ShardFile(url, None) for url in opened.values()}
-    missing = set(_look_up(files, list(files), _ask_for_file))
-    return {url: None if name in missing else files[name] for url, name in opened.items()}
 
 
 def _expand(item: str) -> Iterator[tuple[ShardFile, bool]]:
@@ -161,7 +131,7 @@ def _expand(item: str) -> Iterator[tuple[ShardFile, bool]]:
 
 
 def _expand_name(url: str) -> Iterator[tuple[ShardFile, bool]]:
-    if _is_http(url) or file_name(url).endswith(SHARD_SUFFIXES):
+    if is_web_url(url) or file_name(url).endswith(SHARD_SUFFIXES):
         yield ShardFile(openable_url(url), None), False
     else:
         yield from _expand_directory(url)
@@ -170,7 +140,7 @@ def _expand_name(url: str) -> Iterator[tuple[ShardFile, bool]]:
 def _is_there_as_written(item: str) -> bool:
     """Whether a name with signs that mean something else is the name of a file or directory. Nobody has such names on
     a web server, where they are escaped, and some servers have a page for every name."""
-    if _is_http(item) or not ("::" in item or any(sign in item for sign in "*?[{}\\")):
+    if is_web_url(item) or not ("::" in item or any(sign in item for sign in "*?[{}\\")):
         return False
     if "::" in item:
         return split_protocol(item)[0] is None and os.path.lexists(item)
@@ -182,7 +152,7 @@ def _is_there_as_written(item: str) -> bool:
     except PermissionError:
         return False
     except OSError as error:
-        raise _unreachable(error) from error
+        raise unreachable(error) from error
 
 
 def _split_list(item: str) -> list[str]:
@@ -221,19 +191,15 @@ def _expand_braces(item: str) -> list[str]:
         raise UserError(f"{redact(item)}: unbalanced braces; write a range as {{000000..000127}}") from error
 
 
-def _is_http(url: str) -> bool:
-    return url.startswith(("http://", "https://"))  # where '?' begins a query and nothing can be listed
-
-
 def _is_pattern(url: str) -> bool:
-    if not _is_http(url):
+    if not is_web_url(url):
         return any(character in url for character in "*?[")
     return any(character in "".join(url.split("/", 3)[3:]) for character in "*[")  # a host may be [::1]
 
 
 def _match(url: str) -> list[ShardFile]:
     filesystem, path = open_filesystem(url)
-    found = _read(lambda: glob_files(filesystem, path, url=url))
+    found = read_entries(lambda: glob_files(filesystem, path, url=url))
     start = path.rpartition("/")[2][:1]
 
     def is_shown(name: str) -> bool:
@@ -246,7 +212,7 @@ def _match(url: str) -> list[ShardFile]:
 
 def _expand_directory(url: str) -> Iterator[tuple[ShardFile, bool]]:
     filesystem, path = open_filesystem(url)
-    found = _read(lambda: find_files(filesystem, path, url=url))
+    found = read_entries(lambda: find_files(filesystem, path, url=url))
     if list(found) == [path] or not (found or _is_directory(url)):
         yield ShardFile(openable_url(url), None), False  # a shard without suffix, or nothing
         return
@@ -257,7 +223,7 @@ def _expand_directory(url: str) -> Iterator[tuple[ShardFile, bool]]:
 
 def _is_directory(url: str) -> bool:
     try:
-        _read(lambda: file_entry(url))
+        read_entries(lambda: file_entry(url))
     except IsADirectoryError:
         return True
     return False
@@ -265,7 +231,7 @@ def _is_directory(url: str) -> bool:
 
 def _shards_among(names: Iterable[str]) -> list[str]:
     names = list(names)
-    for suffixes in SHARD_KINDS:
+    for suffixes in SUFFIXES_BY_RANK:
         if chosen := [name for name in names if name.lower().endswith(suffixes)]:
             return sorted(chosen)
     return []
@@ -290,9 +256,7 @@ def _take(
 ) -> list[ShardFile]:
     is_here = is_local(filesystem)
     # An entry takes about 1 KB, a ShardFile a quarter of it: never both for all of a million shards.
-    files = [
-        _shard_file(name if is_here else name_listed(url, path, name), found.pop(name)) for name in names
-    ]
+    files = [shard_file(name if is_here else name_listed(url, path, name), found.pop(name)) for name in names]
     found.clear()
     return files
 
@@ -301,99 +265,11 @@ def _no_shards(filesystem: Any, url: str, path: str, found: dict[str, dict[str, 
     names = [name for name, entry in found.items() if entry["type"] == local.BROKEN_LINK]
     broken = {name: local.broken_link_error(found.pop(name)) for name in names}
     return NoShards(
-        f"{redact(url)}: no .tar, .zip or .parquet file there; correct the pattern or the directory",
+        f"{redact(url)}: no {_ENDINGS} file there; correct the pattern or the directory",
         _take(filesystem, url, path, found, list(found)),
         broken,
         "" if _is_pattern(url) else openable_url(url),
     )
-
-
-def _shard_file(url: str, entry: dict[str, Any]) -> ShardFile:
-    size = entry.get("size")
-    return ShardFile(url, None if size is None else int(size), etag_of(entry), entry.get("mtime_ns", 0))
-
-
-def _look_up(
-    shards: dict[str, ShardFile], unseen: Iterable[str], ask: Callable[[str], ShardFile | None]
-) -> list[str]:
-    """Fill in what the stores say of the `unseen` ones of `shards`; the URLs that do not exist, in order."""
-    by_directory: dict[str, list[str]] = {}
-    for key in unseen:
-        by_directory.setdefault(shards[key].url.rpartition("/")[0], []).append(key)
-    missing: set[str] = set()
-    alone: list[str] = []
-    for directory, keys in by_directory.items():
-        entries = _list_directory(directory, shards[keys[0]].url) if len(keys) > _NUM_CHECKS else None
-        if entries is None:
-            alone += keys
-            continue
-        for key in keys:
-            url = shards[key].url
-            entry = entries.pop(url.rpartition("/")[2], None)
-            if entry is None:
-                missing.add(key)
-            else:
-                shards[key] = _shard_file(url, entry)
-    with ThreadPoolExecutor(_NUM_CHECKS) as pool:
-        urls = (shards[key].url for key in alone)
-        found = map_ahead(pool, ask, urls, max_items=4 * _NUM_CHECKS)
-        for key, file in zip(alone, found, strict=True):
-            if file is None:
-                missing.add(key)
-            else:
-                shards[key] = file
-    return [file.url for key, file in shards.items() if key in missing] if missing else []
-
-
-def _list_directory(directory: str, url: str) -> dict[str, dict[str, Any]] | None:
-    """The entries of the files in the directory of `url`, by name; None where it cannot be listed."""
-    if _is_http(directory):
-        return None
-    filesystem, path = open_filesystem(url)
-    try:
-        entries = list_folder(filesystem, path.rpartition("/")[0], url=url)
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except PermissionError:
-        return None  # a store that lets one read objects but not list them
-    except OSError as error:
-        raise _unreachable(error) from error
-    return {entry["name"].rpartition("/")[2]: entry for entry in entries if entry["type"] == "file"}
-
-
-def _ask(url: str) -> ShardFile | None:
-    try:
-        entry = _read(lambda: file_entry(url))
-    except IsADirectoryError as error:
-        raise UserError(f"{error}; a folder of shards has a name without .tar") from error
-    if entry and entry.get("size") is None:
-        raise UserError(f"{redact(url)}: {NO_SIZE}")
-    return _shard_file(url, entry) if entry else None
-
-
-def _ask_for_file(url: str) -> ShardFile | None:
-    """As `_ask`; a directory is no file."""
-    try:
-        return _ask(url)
-    except UserError as error:
-        if isinstance(error.__cause__, IsADirectoryError):
-            return None
-        raise
-
-
-def _read(action: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    try:
-        return action()
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except IsADirectoryError:
-        raise
-    except OSError as error:
-        raise _unreachable(error) from error
-
-
-def _unreachable(error: OSError) -> UserError:
-    return UserError(f"cannot list image shards: {error}")
 
 
 def _shown(items: list[str]) -> str:

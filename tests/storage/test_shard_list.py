@@ -14,13 +14,14 @@ from webdataset.shardlists import expand_urls
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
+from tatok_pipe.images.shard_list import expand_shards
 from tatok_pipe.storage import ShardFile, retry
 
 from .web import WebServer
 
 
-def expand_shards(spec: str | list[str]) -> list[str]:
-    return [shard.url for shard in storage.expand_shards(spec)]
+def urls_of(spec: str | list[str]) -> list[str]:
+    return [shard.url for shard in expand_shards(spec)]
 
 
 def fill(base: str, *names: str) -> list[str]:
@@ -32,19 +33,19 @@ def fill(base: str, *names: str) -> list[str]:
 def check_every_spelling(base: str, tmp_path: Path) -> None:
     a0, a1, a2, other, deep = fill(base, "a-0.tar", "a-1.tar", "a-2.tar", "other.tar", "z/deep.tar")
     fill(base, "index.json")
-    assert expand_shards(storage.join(base, "a-{0..2}.tar")) == [a0, a1, a2]
-    assert expand_shards(storage.join(base, "{other,a-1}.tar")) == [other, a1]
-    assert expand_shards(storage.join(base, "a-*.tar")) == [a0, a1, a2]
-    assert expand_shards(storage.join(base, "a-[12].tar")) == [a1, a2]
-    assert expand_shards(storage.join(base, "a-?.tar")) == [a0, a1, a2]
-    assert expand_shards(base) == expand_shards(base + "/") == [a0, a1, a2, other, deep]
-    assert expand_shards([a2, a0]) == [a2, a0]
-    assert expand_shards([a2, storage.join(base, "a-*.tar"), a0]) == [a2, a0, a1]
+    assert urls_of(storage.join(base, "a-{0..2}.tar")) == [a0, a1, a2]
+    assert urls_of(storage.join(base, "{other,a-1}.tar")) == [other, a1]
+    assert urls_of(storage.join(base, "a-*.tar")) == [a0, a1, a2]
+    assert urls_of(storage.join(base, "a-[12].tar")) == [a1, a2]
+    assert urls_of(storage.join(base, "a-?.tar")) == [a0, a1, a2]
+    assert urls_of(base) == urls_of(base + "/") == [a0, a1, a2, other, deep]
+    assert urls_of([a2, a0]) == [a2, a0]
+    assert urls_of([a2, storage.join(base, "a-*.tar"), a0]) == [a2, a0, a1]
     text = f"# two shards\n{a1}  # one\n\n  {storage.join(base, 'a-{2..2}.tar')}\n{a1}\n"
     storage.publish_bytes(text.encode(), storage.join(base, "list.txt"), exclusive=True)
     (tmp_path / "local.txt").write_text(f"@{storage.join(base, 'list.txt')}\n{other}\n")
-    assert expand_shards("@" + storage.join(base, "list.txt")) == [a1, a2]
-    assert expand_shards(f"@{tmp_path / 'local.txt'}") == [a1, a2, other]
+    assert urls_of("@" + storage.join(base, "list.txt")) == [a1, a2]
+    assert urls_of(f"@{tmp_path / 'local.txt'}") == [a1, a2, other]
 
 
 def check_errors(base: str) -> None:
@@ -52,15 +53,15 @@ def check_errors(base: str) -> None:
     with pytest.raises(
         UserError, match=r"a-\{0..9\}.tar: 9 of 10 image shards do not exist: .*a-1.tar, .* and 6 more"
     ):
-        expand_shards(storage.join(base, "a-{0..9}.tar"))
+        urls_of(storage.join(base, "a-{0..9}.tar"))
     for wrong in ("b.tar", "nothing", "no/such/b.tar", "no/such/{1..3}.tar"):
         with pytest.raises(UserError, match="do not exist"):
-            expand_shards(storage.join(base, wrong))
+            urls_of(storage.join(base, wrong))
     for wrong in ("b*.tar", "empty"):
         with pytest.raises(UserError, match="no .tar, .zip or .parquet file there"):
-            expand_shards(storage.join(base, wrong))
+            urls_of(storage.join(base, wrong))
     with pytest.raises(UserError, match="cannot read the list of shards"):
-        expand_shards("@" + storage.join(base, "nothing.txt"))
+        urls_of("@" + storage.join(base, "nothing.txt"))
 
 
 def test_local(tmp_path: Path) -> None:
@@ -71,13 +72,13 @@ def test_local_errors(tmp_path: Path) -> None:
     check_errors(str(tmp_path))
     (tmp_path / "bare").mkdir()
     with pytest.raises(UserError, match="no .tar, .zip or .parquet file there"):
-        expand_shards(str(tmp_path / "bare"))
+        urls_of(str(tmp_path / "bare"))
 
 
 def test_relative_paths_become_absolute_and_unique(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (shard,) = fill(str(tmp_path), "a.tar")
     monkeypatch.chdir(tmp_path)
-    assert expand_shards(["a.tar", "./a.tar", "file://" + shard, shard]) == [shard]
+    assert urls_of(["a.tar", "./a.tar", "file://" + shard, shard]) == [shard]
 
 
 def test_other_filesystems(probe: Any, tmp_path: Path) -> None:
@@ -105,7 +106,7 @@ def test_nothing_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing:
     fill(str(tmp_path), "here.tar")  # which is not meant
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"names no image shard; give \.tar files") as caught:
-        expand_shards(nothing)
+        urls_of(nothing)
     assert "\n" not in str(caught.value)
 
 
@@ -115,32 +116,32 @@ def test_an_empty_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for text in ("", "\n  \n", "# nothing yet\n"):
         (tmp_path / "list.txt").write_text(text)
         with pytest.raises(UserError, match=r"^@list\.txt: no image shard; give \.tar files"):
-            expand_shards("@list.txt")
+            urls_of("@list.txt")
 
 
 def test_braces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = fill(str(tmp_path), "here.tar")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="unbalanced braces"):
-        expand_shards("a-{0..3.tar")
+        urls_of("a-{0..3.tar")
     for empty in ("{here.tar,}", "{,here.tar}", "{,}"):
         with pytest.raises(UserError, match=r"\}: one of the words in its braces is empty"):
-            expand_shards(empty)
-    assert expand_shards("{,./}here.tar") == here
+            urls_of(empty)
+    assert urls_of("{,./}here.tar") == here
 
 
 def test_a_directory_is_listed_once(probe: Any) -> None:
     urls = fill("probe:///shards", *(f"{index:03d}.tar" for index in range(100)))
     probe.calls.clear()
-    assert expand_shards("probe:///shards/{000..099}.tar") == urls
+    assert urls_of("probe:///shards/{000..099}.tar") == urls
     assert probe.calls["ls"] == 1
     assert probe.calls["info"] + probe.calls["exists"] <= 1
     probe.calls.clear()
-    assert expand_shards("probe:///shards/*.tar") == urls
+    assert urls_of("probe:///shards/*.tar") == urls
     assert probe.calls.total() <= 3  # of the directory, none of a shard
     of_pattern = probe.calls.copy()
     probe.calls.clear()
-    assert expand_shards([urls[7], "probe:///shards/*.tar"])[0] == urls[7]
+    assert urls_of([urls[7], "probe:///shards/*.tar"])[0] == urls[7]
     assert probe.calls == of_pattern  # the pattern's listing has it
 
 
@@ -151,18 +152,18 @@ def check_sizes_and_etags(base: str) -> None:
         storage.publish_bytes(data, storage.join(base, f"{index:02d}.tar"), exclusive=True)
     ways = ("{00..39}.tar", "{00..07}.tar", "*.tar", "", "0[0-3].tar", "05.tar")
     for way, num_shards in zip(ways, (40, 8, 40, 40, 4, 1), strict=True):
-        files = storage.expand_shards(storage.join(base, way))
+        files = expand_shards(storage.join(base, way))
         assert len(files) == num_shards
         for file in files:
             info = storage.file_info(file.url)
             assert (file.size_bytes, file.etag) == (info.size_bytes, info.etag)
             assert file.size_bytes == int(file.url[-6:-4]) + 1
     named = [storage.join(base, "39.tar"), storage.join(base, "*.tar")]
-    assert storage.expand_shards(named)[0] == files_by_name(base)["39.tar"]
+    assert expand_shards(named)[0] == files_by_name(base)["39.tar"]
 
 
 def files_by_name(base: str) -> dict[str, ShardFile]:
-    return {file.url.rpartition("/")[2]: file for file in storage.expand_shards(base)}
+    return {file.url.rpartition("/")[2]: file for file in expand_shards(base)}
 
 
 def test_local_sizes(tmp_path: Path) -> None:
@@ -176,7 +177,7 @@ def test_other_filesystems_sizes(probe: Any) -> None:
 @pytest.mark.s3
 def test_s3_sizes_and_etags(s3_url: str) -> None:
     check_sizes_and_etags(s3_url)
-    assert all(len(file.etag) == 32 for file in storage.expand_shards(s3_url))
+    assert all(len(file.etag) == 32 for file in expand_shards(s3_url))
 
 
 def test_a_store_that_lists_nothing(probe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,12 +203,12 @@ def test_a_store_that_lists_nothing(probe: Any, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(probe, "ls", refuse)
     monkeypatch.setattr(probe, "info", count)
-    files = storage.expand_shards("probe:///shards/{000..099}.tar")
+    files = expand_shards("probe:///shards/{000..099}.tar")
     assert [file.size_bytes for file in files] == [1] * 100
     assert len(refused) == 1
     assert 1 < num_most <= 32
     with pytest.raises(UserError, match="1 of 101 image shards do not exist: .*100.tar"):
-        storage.expand_shards("probe:///shards/{000..100}.tar")
+        expand_shards("probe:///shards/{000..100}.tar")
 
 
 @pytest.mark.parametrize(
@@ -230,13 +231,13 @@ def test_a_store_that_lists_nothing(probe: Any, monkeypatch: pytest.MonkeyPatch)
 def test_what_counts_as_a_shard(tmp_path: Path, names: list[str], pattern: str, expected: list[str]) -> None:
     fill(str(tmp_path), *names)
     spec = storage.join(str(tmp_path), pattern) if pattern else str(tmp_path)
-    assert [os.path.relpath(url, tmp_path) for url in expand_shards(spec)] == expected
+    assert [os.path.relpath(url, tmp_path) for url in urls_of(spec)] == expected
 
 
 def test_a_folder_of_hidden_names_only(tmp_path: Path) -> None:
     fill(str(tmp_path), "_dataset.json", ".a.tar", "_index.parquet")
     with pytest.raises(UserError, match="no .tar, .zip or .parquet file there"):
-        expand_shards(str(tmp_path))
+        urls_of(str(tmp_path))
 
 
 @pytest.fixture
@@ -247,17 +248,17 @@ def web_url() -> Iterator[str]:
 
 
 def test_http(web_url: str) -> None:
-    files = storage.expand_shards([f"{web_url}/{{000..049}}.tar", f"{web_url}/0.tar?part=1"])
+    files = expand_shards([f"{web_url}/{{000..049}}.tar", f"{web_url}/0.tar?part=1"])
     assert [file.size_bytes for file in files] == [*range(77, 127), 1]
     assert files[1].url == f"{web_url}/001.tar" and files[1].etag.startswith("78-")
     assert files[-1].url == f"{web_url}/0.tar?part=1"
     with pytest.raises(UserError, match="1 of 2 image shards do not exist: .*missing.tar"):
-        storage.expand_shards([f"{web_url}/missing.tar", f"{web_url}/0.tar"])
+        expand_shards([f"{web_url}/missing.tar", f"{web_url}/0.tar"])
 
 
 def test_a_signed_link_stays_usable_and_is_one_shard(web_url: str) -> None:
     signed = [f"{web_url}/0.tar?X-Amz-Signature={each}" for each in ("aa", "bb")]
-    assert [file.url for file in storage.expand_shards(signed)] == [signed[0]]
+    assert [file.url for file in expand_shards(signed)] == [signed[0]]
 
 
 def test_a_list_as_webdataset_has_it(tmp_path: Path, probe: Any) -> None:
@@ -271,18 +272,18 @@ def test_a_list_as_webdataset_has_it(tmp_path: Path, probe: Any) -> None:
         (f"{a}::{a}", [a]),
     ):
         (tmp_path / "list.txt").write_text(f"{b}::{a}\n")
-        assert expand_shards(spec) == expected
+        assert urls_of(spec) == expected
     # The parts are those of webdataset itself.
     assert expand_urls(f"{tmp_path}/{{a,b}}.tar::{c}") == [a, b, c]
     (strange,) = fill(str(tmp_path), "a.tar::b.tar")
-    assert expand_shards(f"{tmp_path}/a.tar::b.tar") == [strange]
+    assert urls_of(f"{tmp_path}/a.tar::b.tar") == [strange]
     for wrong in (f"{a}::", f"::{a}", f"{a}::::{b}"):
         with pytest.raises(UserError, match="nothing before or behind '::'"):
-            expand_shards(wrong)
+            urls_of(wrong)
     with pytest.raises(UserError, match="1 of 2 image shards do not exist: .*no.tar"):
-        expand_shards(f"{a}::{tmp_path}/no.tar")
+        urls_of(f"{a}::{tmp_path}/no.tar")
     with pytest.raises(UserError, match="a shell command, and none is run"):
-        expand_shards(f"{a}::pipe:cat {b}")
+        urls_of(f"{a}::pipe:cat {b}")
 
 
 def test_an_address_of_ipv6_is_no_list() -> None:
@@ -291,7 +292,7 @@ def test_an_address_of_ipv6_is_no_list() -> None:
     with pytest.raises(
         UserError, match=r"cannot list image shards: http://\[::1\]:1/a.tar: Cannot connect to host"
     ):
-        expand_shards(url)
+        urls_of(url)
 
 
 def test_filesystems_within_others(tmp_path: Path) -> None:
@@ -302,10 +303,10 @@ def test_filesystems_within_others(tmp_path: Path) -> None:
     (plain,) = fill(str(tmp_path), "2.tar")
     inner = f"::file://{archive}"
     expected = [f"zip://x/{index}.tar{inner}" for index in range(2)]
-    assert expand_shards(f"zip://x/0.tar{inner}") == expected[:1]
-    assert expand_shards(f"zip://x/*.tar{inner}") == expand_shards(f"zip://x{inner}") == expected
-    assert expand_shards(f"zip://x/0.tar{inner}::{plain}") == [expected[0], plain]
-    assert expand_shards(f"{plain}::zip://x/1.tar{inner}") == [plain, expected[1]]
+    assert urls_of(f"zip://x/0.tar{inner}") == expected[:1]
+    assert urls_of(f"zip://x/*.tar{inner}") == urls_of(f"zip://x{inner}") == expected
+    assert urls_of(f"zip://x/0.tar{inner}::{plain}") == [expected[0], plain]
+    assert urls_of(f"{plain}::zip://x/1.tar{inner}") == [plain, expected[1]]
     for name, url in zip(("x/0.tar", "x/1.tar"), expected, strict=True):
         with storage.open_stream(url) as stream:
             assert stream.read() == name.encode()
@@ -323,9 +324,9 @@ def check_odd_names(base: str, names: Sequence[str]) -> None:
     for name in names:
         storage.publish_bytes(name.encode(), storage.join(base, name), exclusive=True)
     urls = sorted(f"{base}/{name}" for name in names)
-    assert sorted(expand_shards(base)) == sorted(expand_shards(f"{base}/*.tar")) == urls
+    assert sorted(urls_of(base)) == sorted(urls_of(f"{base}/*.tar")) == urls
     for name in names:
-        assert expand_shards(f"{base}/{name}") == [f"{base}/{name}"]
+        assert urls_of(f"{base}/{name}") == [f"{base}/{name}"]
         with storage.open_stream(f"{base}/{name}") as stream:
             assert stream.read() == name.encode()
 
@@ -346,7 +347,7 @@ def test_a_bucket_that_is_not_there(s3_url: str, s3_server: Any) -> None:
     told = f"bucket nowhere does not exist at {s3_server.endpoint_url}"
     for name in ("0.tar", "*.tar", "", "train", "{0..99}.tar", "train/{0,1}.tar"):
         with pytest.raises(UserError, match=told):
-            expand_shards(f"s3://nowhere/{name}")
+            urls_of(f"s3://nowhere/{name}")
 
 
 def test_messages_show_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,7 +355,7 @@ def test_messages_show_what_was_written(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(UserError, match="^s3a://b/x: "):
         raise UserError(str(retry_error("s3a://b/x")))
     with pytest.raises(UserError, match=r"^no\.tar: 1 of 1 image shards do not exist: "):
-        expand_shards("no.tar")
+        urls_of("no.tar")
 
 
 def retry_error(url: str) -> Exception:
@@ -374,5 +375,5 @@ def test_shard_files_are_small() -> None:
 
 def test_messages_hide_secrets(probe: Any) -> None:
     with pytest.raises(UserError) as raised:
-        expand_shards("probe://me:password@host/a.tar")
+        urls_of("probe://me:password@host/a.tar")
     assert "password" not in str(raised.value)
