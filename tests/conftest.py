@@ -18,6 +18,15 @@ from tatok_pipe.records import TokenRecord
 from tatok_pipe.tokens.spec import FilterSpec, TokenSpec
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers, all tests of a file go to one, and the files that start Ray to the same: two clusters on a
+    machine get in each other's way."""
+    with_ray = {item.path for item in items if item.get_closest_marker("ray")}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path in with_ray else str(item.path)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_torch_thread() -> None:
     """Models here are tiny: threads would only wait for each other, for minutes on a busy machine."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -242,9 +241,9 @@ def test_the_quarantined_duplicate_of_a_row_is_no_damage(made: Made) -> None:
     ("kind", "file"),
     [
         (Damage.ORPHAN, "quarantine/000009-0123abcd.parquet"),
-        (Damage.TEMPORARY, f"data/.000001-0123abcd.parquet.{secrets.token_hex(8)}.tmp"),
-        (Damage.TEMPORARY, f"quarantine/.000001-0123abcd.parquet.{secrets.token_hex(8)}.tmp"),
-        (Damage.TEMPORARY, f"._summary.json.{secrets.token_hex(8)}.tmp"),
+        (Damage.TEMPORARY, "data/.000001-0123abcd.parquet.0123456789abcdef.tmp"),
+        (Damage.TEMPORARY, "quarantine/.000001-0123abcd.parquet.fedcba9876543210.tmp"),
+        (Damage.TEMPORARY, "._summary.json.00ff00ff00ff00ff.tmp"),
     ],
 )
 def test_leftovers(made: Made, kind: Damage, file: str) -> None:
