@@ -182,6 +182,27 @@ def test_a_closed_form_is_looked_at_and_trained_on(arguments: list[str], tmp_pat
     assert "started in closed form from 48 crops" in Path(f"{tmp_path}/out/tokenizer/README.md").read_text()
 
 
+def test_a_training_goes_on_from_a_tokenizer(arguments: list[str], straight: Path, tmp_path: Path) -> None:
+    """Its entropy model anew, of another size; all else stays."""
+    steps = [
+        "training.decoder_steps=0",
+        "training.joint_steps=0",
+        "training.prior_steps=5",
+        "model.prior.depth=2",
+    ]
+    done = train(
+        *arguments, "training.start_from=out", f"output.url={tmp_path}/out", *steps, cwd=straight.parent
+    )
+    assert done.returncode == 0, done.stderr
+    before, after = load_tokenizer(f"{straight}/tokenizer"), load_tokenizer(f"{tmp_path}/out/tokenizer")
+    weights = before.model.state_dict()
+    for name, value in after.model.state_dict().items():
+        assert name.startswith("prior.") or torch.equal(value, weights[name]), name
+    card = Path(f"{tmp_path}/out/tokenizer/README.md").read_text()
+    told = f"started from the tokenizer of fingerprint `{before.fingerprint[:12]}`, but for its entropy model, made by"
+    assert told in card and "  - 50 steps of 8 images" in card
+
+
 @pytest.mark.slow
 def test_two_workers_train_and_go_on_as_one(arguments: list[str], tmp_path: Path) -> None:
     """With all losses. Two halves of a batch are other masks than one batch, so only that it learns is compared."""
@@ -354,6 +375,10 @@ def test_a_broken_shard_is_one_line_and_not_tried_again(
             "search_passes=1: expected 0 with a patch codebook of kind fsq",
         ),
         (["training.mix.random=0.9"], "training.mix"),
+        (
+            ["training.start_from=packaged"],
+            "start_from=packaged: a tokenizer of another model than model.image",
+        ),
         (["input.plain_share=1"], "input.plain_share=1.0: expected at least 0 and less than 1"),
         (["input.max_scale=0.5"], "input.max_scale=0.5: expected at least 1"),
     ],

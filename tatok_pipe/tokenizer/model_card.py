@@ -35,15 +35,8 @@ def model_card(config: TaTokConfig, training: dict[str, Any], *, fingerprint: st
         f"- patch size {config.patch_size} px; codebooks: {_codebook(config.patch_codebook)} for patches, "
         f"{_codebook(config.global_codebook)} for globals",
         f"- made by: `{training['command']}`",
-        *(
-            [
-                f"- started in closed form from {training['config']['start_crops']} crops, in {training['start_s']} s"
-            ]
-            if training["config"]["start"] == "closed_form"
-            else []
-        ),
-        f"- {training['num_steps']} steps of {training['config']['batch_size']} images in {training['train_s']} s on "
-        f"{training['device']} in {training['precision']}, torch {training['torch']}, seed {training['seed']}",
+        *_start(training),
+        _length(training),
         *(
             f"- from step {change['step']} on with {show_changes(change['settings'])}"
             for change in training.get("changes", [])
@@ -84,6 +77,29 @@ def model_card(config: TaTokConfig, training: dict[str, Any], *, fingerprint: st
         "",
     ]
     return "\n".join(lines)
+
+
+def _start(training: dict[str, Any]) -> list[str]:
+    """What the training began with; of another tokenizer also how that was made, and so on."""
+    config = training["config"]
+    if source := training["start_from"]:
+        earlier = source["training"]
+        return [
+            f"- started from the tokenizer of fingerprint `{source['fingerprint'][:12]}`"
+            + ("" if source["has_prior"] else ", but for its entropy model")
+            + f", made by: `{earlier['command']}`",
+            *(f"  {line}" for line in [*_start(earlier), _length(earlier)]),
+        ]
+    if config["start"] == "closed_form":
+        return [f"- started in closed form from {config['start_crops']} crops, in {training['start_s']} s"]
+    return []
+
+
+def _length(training: dict[str, Any]) -> str:
+    return (
+        f"- {training['num_steps']} steps of {training['config']['batch_size']} images in {training['train_s']} s on "
+        f"{training['device']} in {training['precision']}, torch {training['torch']}, seed {training['seed']}"
+    )
 
 
 def _calibration(training: dict[str, Any]) -> list[str]:

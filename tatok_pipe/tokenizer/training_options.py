@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 from tatok_pipe.config.options import config_dataclass, option, section
+from tatok_pipe.tokenizer.options import PACKAGED
 from tatok_pipe.training.schedule import ScheduleConfig
 
 if TYPE_CHECKING:
@@ -182,14 +183,20 @@ class TrainingConfig:
         help="closed_form: linear maps and codewords are computed from images before the first step (vq codebooks); "
         "random: everything is learned, by the joint stage",
     )
+    start_from: str | None = option(
+        None,
+        help=f"a tokenizer to go on from in place of `start`, on any URL, or {PACKAGED!r}: its weights are taken, but "
+        "for an entropy model of another size, which starts anew; null: none",
+        is_url=True,
+    )
     start_crops: int = option(
         8_000, at_least=1, help="images that the closed form sees", unit="crops, over all workers"
     )
     decoder_steps: int = option(
         40_000,
         at_least=0,
-        help="length of the decoder's stage, on codes that do not change: the first one after a closed form, the last "
-        "one after a random start",
+        help="length of the decoder's stage, on codes that do not change: the last one after a random start, else the "
+        "first one",
         unit="steps",
     )
     joint_steps: int = option(
@@ -215,7 +222,8 @@ class TrainingConfig:
     codes_learning_rate: float | None = option(
         None,
         above=0,
-        help="peak of codewords and linear maps in the joint stage; null: 1e-5 after a closed form, else learning_rate",
+        help="peak of codewords and linear maps in the joint stage; null: 1e-5 after a closed form or with "
+        "`start_from`, else learning_rate",
         unit="per step",
     )
     prior_learning_rate: float = option(
@@ -271,9 +279,18 @@ class TrainingConfig:
             )
 
     @property
+    def starts_in_closed_form(self) -> bool:
+        return self.start_from is None and self.start == "closed_form"
+
+    @property
+    def starts_with_codes(self) -> bool:
+        """Whether there are codewords before the first step."""
+        return self.start_from is not None or self.start == "closed_form"
+
+    @property
     def stages(self) -> tuple[str, ...]:
-        """In the order in which they are trained: a closed form has codes that a decoder can learn from at once."""
-        if self.start == "closed_form":
+        """In the order in which they are trained: where there are codes, a decoder can learn from them at once."""
+        if self.starts_with_codes:
             return ("decoder", "joint", "prior")
         return ("joint", "prior", "decoder")
 
@@ -281,13 +298,13 @@ class TrainingConfig:
     def codes_peak(self) -> float:
         if self.codes_learning_rate is not None:
             return self.codes_learning_rate
-        return _CAREFUL_RATE if self.start == "closed_form" else self.learning_rate
+        return _CAREFUL_RATE if self.starts_with_codes else self.learning_rate
 
     @property
     def last_decoder_step(self) -> int:
-        if self.start == "random" and self.decoder_steps:
-            return self.num_steps
-        return self.num_steps - self.prior_steps - (self.decoder_steps if self.start == "random" else 0)
+        if self.starts_with_codes:
+            return self.num_steps - self.prior_steps
+        return self.num_steps if self.decoder_steps else self.joint_steps
 
     @property
     def num_steps(self) -> int:

@@ -92,12 +92,12 @@ class TrainTokenizerConfig:
             )
         for name in ("global_codebook", "patch_codebook"):
             kind = getattr(self.model, name).kind
-            if training.start == "closed_form" and kind != "vq":
+            if training.starts_in_closed_form and kind != "vq":
                 raise ValueError(
                     f"model.{name}.kind={kind}: expected vq with training.start=closed_form; give that, or "
                     "training.start=random"
                 )
-        if training.start == "closed_form":
+        if training.starts_in_closed_form:
             self._check_start()
         kinds = {self.model.global_codebook.kind, self.model.patch_codebook.kind}
         if loss.rate and kinds != {"fsq"}:

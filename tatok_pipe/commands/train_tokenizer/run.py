@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,8 +20,10 @@ from tatok_pipe.ray_runtime.training import run_training
 from tatok_pipe.runs.job import JobSummary
 from tatok_pipe.runs.lease import hold_output
 from tatok_pipe.runs.stop_signal import StopSignal
+from tatok_pipe.tokenizer.options import PACKAGED
+from tatok_pipe.tokenizer.start import load_start
 from tatok_pipe.tokenizer.training_cost import estimate_training_cost
-from tatok_pipe.tokenizer.training_options import STAGES
+from tatok_pipe.tokenizer.training_options import STAGES, TrainingConfig
 from tatok_pipe.training.checkpoint_folder import newest_manifest
 from tatok_pipe.training.settings import check_changes, flatten
 
@@ -56,6 +59,7 @@ def run(config: TrainTokenizerConfig, *, argv: list[str], summary: JobSummary) -
             f"workers.count={config.workers.count}: expected at most one worker an image shard, "
             f"input.shards={storage.redact(config.input.shards)} has {len(train_shards)}"
         )
+    config = _with_start(config)
     run = TokenizerRun(
         entry="train_tokenizer",
         command=" ".join(["python -m tatok_pipe.train_tokenizer", *map(storage.redact_argument, argv)]),
@@ -87,6 +91,22 @@ def _start(config: TrainTokenizerConfig, *, num_shards: int) -> None:
     _show(config, num_shards=num_shards)
 
 
+def _with_start(config: TrainTokenizerConfig) -> TrainTokenizerConfig:
+    """`training.start_from` absolute, once it is sure that it fits."""
+    url = config.training.start_from
+    if url is None:
+        return config
+    load_start(url, config.model)
+    absolute = url if url == PACKAGED else storage.canonical_url(url)
+    return replace(config, training=replace(config.training, start_from=absolute))
+
+
+def _tell_start(training: TrainingConfig) -> str:
+    if training.start_from is not None:
+        return f"from {storage.redact(training.start_from)}: "
+    return f"closed form from {training.start_crops} crops, then " if training.starts_with_codes else ""
+
+
 def _list_settings(config: dict[str, Any]) -> dict[str, Any]:
     """Of a TrainTokenizerConfig what makes the weights, but for the model."""
     parts = {name: config[name] for name in ("training", "input", "seed")}
@@ -105,7 +125,12 @@ def _check_earlier(run: TokenizerRun) -> None:
     model = {f"model.{key}": value for key, value in earlier["extra"]["model"].items()}
     then = before | model
     later = now | {f"model.{key}": value for key, value in run.config["model"].items()}
-    fixed = [*model, *(f"training.{stage}_steps" for stage in STAGES), "training.start"]
+    fixed = [
+        *model,
+        *(f"training.{stage}_steps" for stage in STAGES),
+        "training.start",
+        "training.start_from",
+    ]
     changed = [key for key in fixed if then[key] != later.get(key)]
     switched = ("training.ema_decay", "training.loss.adversarial", "training.loss.rate")
     changed += [key for key in switched if bool(then[key]) != bool(later[key])]
@@ -145,7 +170,7 @@ def _show(config: TrainTokenizerConfig, *, num_shards: int) -> None:
     logger.info("model: %s", cost)
     logger.info(
         "%s%s of %d images from %d shards; %d workers on %s, %s",
-        f"closed form from {training.start_crops} crops, then " if training.start == "closed_form" else "",
+        _tell_start(training),
         " + ".join(f"{getattr(training, f'{stage}_steps')} {stage}" for stage in training.stages) + " steps",
         training.batch_size, num_shards, count, device.type, training.precision_on(device),
     )  # fmt: skip

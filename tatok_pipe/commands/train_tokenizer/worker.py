@@ -31,6 +31,7 @@ from tatok_pipe.tokenizer.closed_form import fit_closed_form
 from tatok_pipe.tokenizer.heldout import measure
 from tatok_pipe.tokenizer.model import TaTok
 from tatok_pipe.tokenizer.model_card import publish_card
+from tatok_pipe.tokenizer.start import load_start, start_from
 from tatok_pipe.tokenizer.trainer import TokenizerTrainer, to_model_input
 from tatok_pipe.tokenizer.training_log import PATIENCE_STEPS, TrainingCurves, look
 
@@ -55,6 +56,7 @@ class TokenizerTraining:
         self._worker = worker
         self._config = from_dict(TrainTokenizerConfig, run.config)
         self._curves = TrainingCurves()
+        self._source: dict[str, Any] | None = None  # what it goes on from
         self._figures: dict[str, Any] = {}
 
     @property
@@ -65,9 +67,8 @@ class TokenizerTraining:
         config, worker = self._config, self._worker
         torch.manual_seed(config.seed)
         self._model = TaTok(config.model).to(worker.device)
-        is_fitted = checkpoint is None and config.training.start == "closed_form"
-        if is_fitted:
-            self._fit_closed_form()
+        if checkpoint is None:
+            self._start()
         self._trainer = TokenizerTrainer(
             self._model, config.training, seed=config.seed, rank=worker.rank, wrap=self._wrap
         )
@@ -81,7 +82,14 @@ class TokenizerTraining:
             self._panel = panel.to(worker.device)
         self._counted_s = self._logged_s = time.monotonic()
         self._logged_step = self.num_steps_done
-        return is_fitted
+        return checkpoint is None and config.training.starts_with_codes
+
+    def _start(self) -> None:
+        training = self._config.training
+        if training.start_from is not None:
+            self._source = start_from(self._model, load_start(training.start_from, self._config.model))
+        elif training.starts_in_closed_form:
+            self._fit_closed_form()
 
     def step(self) -> None:
         self._stage = self._trainer.stage
@@ -140,6 +148,7 @@ class TokenizerTraining:
         return {
             "images": self._images.state_dict(),
             "curves": asdict(self._curves),
+            "start_from": self._source,
             "model": self._run.config["model"],
         }
 
@@ -166,6 +175,7 @@ class TokenizerTraining:
         training = {
             "command": run.command,
             "config": to_dict(config.training),
+            "start_from": self._source,
             "seed": config.seed,
             "changes": changes,
             "num_steps": config.training.num_steps,
@@ -226,6 +236,7 @@ class TokenizerTraining:
         worker, extras = self._worker, checkpoint.extras
         self._trainer.load_state_dict(load_file(checkpoint.folder / _STATE), checkpoint.counters)
         self._curves = TrainingCurves(**extras[0]["curves"])
+        self._source = extras[0]["start_from"]
         if len(extras) == worker.num_ranks:
             self._images.load_state_dict(extras[worker.rank]["images"])
             return
