@@ -27,8 +27,10 @@ def draw(logits: Tensor, uniforms: Tensor, config: DrawConfig) -> Tensor:
     logits = logits.float()
     if config.temperature < _SMALLEST_TEMPERATURE:
         return logits.argmax(dim=-1)
-    logits = truncate(logits / config.temperature, top_k=config.top_k, top_p=config.top_p)
-    weights = (logits - logits.amax(dim=-1, keepdim=True)).exp().mul_(_UNIT).to(torch.int32)
+    if config.temperature != 1:
+        logits = logits / config.temperature
+    logits = truncate(logits, top_k=config.top_k, top_p=config.top_p)
+    weights = (logits - logits.amax(dim=-1, keepdim=True)).exp_().mul_(_UNIT).to(torch.int32)
     cumulative = weights.cumsum(dim=-1, dtype=torch.int64)  # (B, V), below 2^53 as V < 2^23
     total = cumulative[:, -1]
     at = torch.minimum(
@@ -55,7 +57,7 @@ def truncate(logits: Tensor, *, top_k: int, top_p: float) -> Tensor:
 
 
 def uniforms(seeds: Tensor, counters: Tensor) -> Tensor:
-    """Seeds and numbers of draws, (B,) int64 each, to (B,) float64 in [0, 1): SplitMix64's mixing function (Steele,
+    """Seeds and numbers of draws, (...) int64 each, to (...) float64 in [0, 1): SplitMix64's mixing function (Steele,
     Lea & Flood 2014), once over the seed and once over seed and counter."""
     mixed = _mix(_mix(seeds) + (counters + 1) * _GOLDEN)
     return _shift(mixed, 11).double() * 2.0**-53

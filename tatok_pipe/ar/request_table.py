@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tatok_pipe.ar.draws import uniforms
 from tatok_pipe.ar.model import Generator
 from tatok_pipe.ar.requests import ImageRequest, ImageTokens, Place
 
@@ -36,7 +37,8 @@ class RequestTable:
         width = model.config.width
         self.conditions = table(width, dtype=weight.dtype)  # first elements of the sequences
         self.unconditions = table(width, dtype=weight.dtype)  # and without what guidance guides to
-        self.seeds = table()
+        # Of all draws that an image may need: of the position and of the code that follow each of its elements.
+        self.uniforms = table(2 * vocabulary.max_length, dtype=torch.float64)
         self.global_codes = table(max(1, self._num_globals), fill=Place.FREE)  # that are given
         self.patches = table(
             self._num_places, fill=Place.FREE
@@ -124,7 +126,9 @@ class RequestTable:
         put(self.next_required, np.concatenate([after, end + self._num_places], axis=1))
         put(self.num_required, np.concatenate([count, end], axis=1))
         put(self.is_absent, np.concatenate([places == Place.ABSENT, end != 0], axis=1))
-        put(self.seeds, np.array([_signed(request.seed) for request in requests]))
+        seeds = torch.tensor([[_signed(request.seed)] for request in requests], device=self._device)
+        draws = torch.arange(self.uniforms.shape[1], device=self._device)
+        self.uniforms[rows] = uniforms(seeds, draws)
         self.drawn_patches[rows] = int(Place.ABSENT)
         self.conditions[rows] = self._embed(requests, is_conditional=True)
         if self._model.config.condition != "none":

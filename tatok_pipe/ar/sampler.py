@@ -7,7 +7,7 @@ program whatever the slots are at: on a GPU it is compiled and captured once, an
 
 What an image becomes depends on its request alone, not on the number of slots, on what is in the others, or on the
 order: draws are a function of the image's seed and the place in its sequence, and on CPUs so is, bit for bit, what
-the model computes (`nn/prepacked.py`, `kv_cache.py`). On GPUs it is for a given number of slots: for another one, other
+the model computes (`steps.py`). On GPUs it is for a given number of slots: for another one, other
 kernels may round differently.
 
 Letters: B slots, R rows of the model (B, or 2·B with guidance), C requests on the device, K globals, N places, W width.
@@ -22,13 +22,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tatok_pipe.ar.draws import draw, uniforms
-from tatok_pipe.ar.kv_cache import KeyValueCache
+from tatok_pipe.ar.draws import draw
 from tatok_pipe.ar.model import Generator
 from tatok_pipe.ar.options import DrawConfig, SamplingConfig
 from tatok_pipe.ar.request_table import RequestTable
 from tatok_pipe.ar.requests import ImageRequest, ImageTokens
-from tatok_pipe.nn.prepacked import prepack
+from tatok_pipe.ar.steps import CompiledSteps, PlainSteps, Steps, load_step
 
 # Requests that wait on the device for each slot: a long image in one of them must not hold up the others.
 _REQUESTS_PER_SLOT = 4
@@ -38,6 +37,7 @@ _STEPS_PER_LOOK = {"cpu": 1, "cuda": 16}
 DEFAULT_SLOTS = {"cpu": 32, "cuda": 256}
 
 Slots = Tensor | slice  # some of the slots, by index, or all
+_ALL = slice(None)
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Sampler:
         """On the generator's device, which keeps its weights: the sampler has its own in `dtype`.
 
         `compile`: make kernels of a step with torch.compile, which takes a minute at first; None: on GPUs, where a step
-        is a CUDA graph in any case. Compiled, and on GPUs, the same images come for a given number of slots only.
+        is a CUDA graph in any case. Compiled so, and on GPUs, the same images come for a given number of slots only.
         Raises ValueError where `num_slots` is not at least 1, or the generator was trained without a condition to guide
         by.
         """
@@ -87,23 +87,9 @@ class Sampler:
         # One program for every step, which runs before the host knows what comes next; else each head sees only the
         # slots that need it.
         self._is_static = device.type != "cpu" or compile
-        if not self._is_static:
-            prepack(self._model)
         vocabulary = generator.vocabulary
         self._num_globals, self._num_places = vocabulary.num_globals, vocabulary.num_patches
-        # The model's buffer was rounded with the weights.
-        self._rotary = generator.rotary.to(device)
-        num_rows = (2 if config.is_guided else 1) * num_slots
-        self._cache = KeyValueCache(
-            num_layers=generator.config.depth,
-            num_rows=num_rows,
-            num_heads=generator.config.heads,
-            length=vocabulary.max_length,
-            head_dim=generator.config.width // generator.config.heads,
-            device=device,
-            dtype=dtype,
-            is_static=self._is_static,
-        )
+        self._steps = self._make_steps(generator.rotary)
         self._requests = RequestTable(
             self._model, capacity=_REQUESTS_PER_SLOT * num_slots, max_patches=config.max_patches
         )
@@ -115,9 +101,23 @@ class Sampler:
         self._place = torch.zeros_like(self._request)  # index of a global, position of a patch
         self._num_patches = torch.zeros_like(self._request)  # of the image so far
         self._num_elements = torch.zeros((), dtype=torch.int64, device=device)
+        # What a device keeps to itself: they stay so where a step is always the same program.
+        self._may_be_idle = self._has_ended = True
         self._run: Callable[[], None] = torch.compile(self._step, dynamic=False) if compile else self._step
         if device.type == "cuda":
             self._run = _captured(self._run)
+
+    def _make_steps(self, rotary: Tensor) -> Steps:
+        """`rotary` as it was before it was rounded with the weights."""
+        model, num_rows = self._model, (2 if self.config.is_guided else 1) * self.num_slots
+        is_exact = not self._is_static and model.patch_codes.weight.dtype == torch.float32
+        library = load_step() if is_exact else None
+        if library is None:
+            return PlainSteps(model, num_rows=num_rows, is_static=self._is_static, rotary=rotary)
+        steps = CompiledSteps(model, library, num_rows=num_rows)
+        for laid_out_anew in ("blocks", "global_head", "position_head", "code_head"):
+            delattr(model, laid_out_anew)
+        return steps
 
     @torch.no_grad()
     def sample(self, requests: Iterable[ImageRequest]) -> Iterator[ImageTokens]:
@@ -139,8 +139,7 @@ class Sampler:
             for _ in range(num_looks):
                 self._run()
             self.statistics.num_steps += num_looks
-            images = self._requests.take_finished()
-            if images:
+            if self._has_ended and (images := self._requests.take_finished()):
                 num_open -= len(images)
                 self.statistics.num_images += len(images)
                 self.statistics.num_elements = int(self._num_elements)
@@ -149,97 +148,120 @@ class Sampler:
     def _forget(self) -> None:
         self._requests.clear()
         self._request.fill_(self._requests.nobody)
+        self._may_be_idle = True
         for state in (self._order, self._code, self._place, self._num_patches):
             state.zero_()
 
     def _step(self) -> None:
         """One element of every slot."""
-        self._request.copy_(self._requests.hand_out(self._request))
-        table, of, order = self._requests, self._request, self._order
-        is_active = of != table.nobody
-        is_global = order < self._num_globals  # what comes next
-        ends, place, code = self._draw(self._hidden(), is_global)
-        ends &= is_active
-        is_patch = is_active & ~is_global & ~ends
-        table.drawn_globals[of, torch.where(is_global, order, self._num_globals)] = code.int()
-        table.drawn_patches[of, torch.where(is_patch, place, self._num_places)] = code.int()
-        table.is_finished[of] = ends
+        table = self._requests
+        if self._may_be_idle:
+            self._request.copy_(table.hand_out(self._request))
+        is_active = self._request != table.nobody
+        is_global = self._order < self._num_globals  # what comes next
+        kinds = self._kinds(is_global)
+        ends, place, code = self._draw(self._hidden(), is_global, *kinds)
+        ends = ends & is_active
+        self._look(is_active, ends)
+        goes_on = is_active & ~ends
+        self._store(place, code, ends, is_global, goes_on & ~is_global, *kinds)
         self._num_elements += is_active.sum()
-        self._num_patches.copy_((self._num_patches + is_patch) * ~ends)
-        self._order.copy_((order + 1) * (is_active & ~ends))
         self._code.copy_(code)
         self._place.copy_(place)
-        self._request.copy_(torch.where(ends, table.nobody, of))
+        self._order.copy_((self._order + 1) * goes_on)
+        if self._has_ended:
+            self._request.copy_(torch.where(ends, table.nobody, self._request))
 
-    def _draw(self, hidden: Tensor, is_global: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Whether each image ends, else index or position of the next global or patch, and its code, (B,) each."""
-        order = self._order
+    def _look(self, is_active: Tensor, ends: Tensor) -> None:
+        """On the host, where that does not wait for a device: what need not be done in this step or the next."""
+        if not self._is_static:
+            self._has_ended = bool(ends.any())
+            self._may_be_idle = self._has_ended or not bool(is_active.all())
+
+    def _kinds(self, is_global: Tensor) -> tuple[Slots | None, Slots | None]:
+        """Slots whose next token is computed as a patch, and as a global."""
         if self._is_static:
-            ends, place, code = self._draw_patch(hidden, slice(None))
-            if self._num_globals:
-                code = torch.where(is_global, self._draw_global(hidden, slice(None)), code)
-                place = torch.where(is_global, order, place)
-            return ends & ~is_global, place, code
-        ends, place, code = torch.zeros_like(is_global), order.clone(), torch.zeros_like(order)
-        for_patch, for_global = ((is_global == want).nonzero()[:, 0] for want in (False, True))
-        if len(for_patch):
-            ends[for_patch], place[for_patch], code[for_patch] = self._draw_patch(hidden, for_patch)
-        if len(for_global):
-            code[for_global] = self._draw_global(hidden, for_global)
+            return _ALL, _ALL if self._num_globals else None
+        num_globals = int(is_global.sum())
+        if num_globals in (0, self.num_slots):
+            return (None, _ALL) if num_globals else (_ALL, None)
+        return (~is_global).nonzero()[:, 0], is_global.nonzero()[:, 0]
+
+    def _store(
+        self,
+        place: Tensor,
+        code: Tensor,
+        ends: Tensor,
+        is_global: Tensor,
+        is_patch: Tensor,
+        for_patch: Slots | None,
+        for_global: Slots | None,
+    ) -> None:
+        """What was drawn, (B,) each, with the requests."""
+        table, of, code = self._requests, self._request, code.int()
+        if for_global is not None:
+            table.drawn_globals[of, torch.where(is_global, self._order, self._num_globals)] = code
+        if for_patch is not None:
+            table.drawn_patches[of, torch.where(is_patch, place, self._num_places)] = code
+        if self._has_ended:
+            table.is_finished[of] = ends
+        if self.config.max_patches is not None:
+            self._num_patches.copy_((self._num_patches + is_patch) * ~ends)
+
+    def _draw(
+        self, hidden: Tensor, is_global: Tensor, for_patch: Slots | None, for_global: Slots | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Whether each image ends, else index or position of the next global or patch, and its code, (B,) each."""
+        if for_global is None:
+            assert for_patch is not None
+            return self._draw_patch(hidden, for_patch)
+        if for_patch is None:
+            return torch.zeros_like(is_global), self._order, self._draw_global(hidden, for_global)
+        if self._is_static:
+            ends, place, code = self._draw_patch(hidden, for_patch)
+            code = torch.where(is_global, self._draw_global(hidden, for_global), code)
+            return ends & ~is_global, torch.where(is_global, self._order, place), code
+        ends, place, code = torch.zeros_like(is_global), self._order.clone(), torch.zeros_like(self._order)
+        ends[for_patch], place[for_patch], code[for_patch] = self._draw_patch(hidden, for_patch)
+        code[for_global] = self._draw_global(hidden, for_global)
         return ends, place, code
 
     def _hidden(self) -> Tensor:
         """The normalised hidden state of every slot's element, (R, W)."""
-        model, order, vocabulary = self._model, self._order, self._model.vocabulary
-        # One of them is meant, and all are embedded: their codes and places must exist for all.
-        x = model.embed_patch(
-            self._code.clamp(max=vocabulary.patch_vocab - 1),
-            self._place.clamp(max=vocabulary.num_patches - 1),
-        )
-        if self._num_globals:
-            as_global = model.embed_global(
-                self._code.clamp(max=vocabulary.global_vocab - 1),
-                self._place.clamp(max=self._num_globals - 1),
-            )
-            x = torch.where((order <= self._num_globals)[:, None], as_global, x)
-        begins = (order == 0)[:, None]
-        table = self._requests
-        rows = [torch.where(begins, table.conditions[self._request], x)]
+        table, order = self._requests, self._order
+        state = order, self._code, self._place
+        elements = self._steps.embed(*state, table.conditions, self._request)
         if self.config.is_guided:
-            rows.append(torch.where(begins, table.unconditions[self._request], x))
-        x, order = torch.cat(rows), self._per_row(order)  # (R, W), (R,)
-        rotary = self._rotary[order]
-        for block, attend in zip(model.blocks, self._cache.attends(order), strict=True):
-            x = block(x, rotary, attend)
-        return model.norm(x)
+            without = self._steps.embed(*state, table.unconditions, self._request)
+            elements = torch.cat([elements, without])
+        return self._steps.hidden(elements, self._per_row(order))
 
     def _draw_patch(self, hidden: Tensor, at: Slots) -> tuple[Tensor, Tensor, Tensor]:
         """Whether the images in these slots end, else position and code of their next patches."""
-        table, of, order, hidden = self._requests, self._request[at], self._order[at], self._rows(hidden, at)
-        last = torch.where(
-            order > self._num_globals, self._place[at], -1
-        )  # position; -1 before the first patch
+        table, of, order = self._requests, _some(self._request, at), _some(self._order, at)
+        hidden = self._rows(hidden, at)
+        # Position of the last patch; -1 before the first.
+        last = torch.where(order > self._num_globals, _some(self._place, at), -1)
         settled = self._num_globals + last + 1
-        logits = self._model.position_logits(hidden, self._per_row(last))
-        logits = self._guided(logits, at, settled, self.config.positions)
-        # After guidance, which makes no number of the difference of two infinite ones.
+        logits = self._guided(self._steps.position_logits(hidden), at, settled, self.config.positions)
         logits = logits.masked_fill(self._barred(last, at), float("-inf"))
-        position = draw(logits, uniforms(table.seeds[of], 2 * order), self.config.positions)
+        position = draw(logits, table.uniforms[of, 2 * order], self.config.positions)
         place = position.clamp(max=self._num_places - 1)
-        logits = self._model.code_logits(hidden, self._per_row(place))
+        logits = self._steps.code_logits(hidden, self._per_row(place))
         code = self._draw_code(logits, at, settled, given=table.patches[of, place])
         return position == self._num_places, place, code
 
     def _draw_global(self, hidden: Tensor, at: Slots) -> Tensor:
         """Codes of the next globals in these slots."""
-        order = self._order[at]
-        given = self._requests.global_codes[self._request[at], order.clamp(max=self._num_globals - 1)]
-        logits = self._model.global_logits(self._rows(hidden, at))
+        order = _some(self._order, at)
+        index = order.clamp(max=self._num_globals - 1)
+        given = self._requests.global_codes[_some(self._request, at), index]
+        logits = self._steps.global_logits(self._rows(hidden, at))
         return self._draw_code(logits, at, order, given=given)
 
     def _draw_code(self, logits: Tensor, at: Slots, settled: Tensor, *, given: Tensor) -> Tensor:
         logits = self._guided(logits, at, settled, self.config.codes)
-        numbers = uniforms(self._requests.seeds[self._request[at]], 2 * self._order[at] + 1)
+        numbers = self._requests.uniforms[_some(self._request, at), 2 * _some(self._order, at) + 1]
         return torch.where(given >= 0, given, draw(logits, numbers, self.config.codes))
 
     def _guided(self, logits: Tensor, at: Slots, settled: Tensor, config: DrawConfig) -> Tensor:
@@ -260,24 +282,28 @@ class Sampler:
     def _barred(self, last: Tensor, at: Slots) -> Tensor:
         """Positions that cannot come next, (…, N + 1): those up to the last one, beyond one that must be there, or
         ruled out; and where there is no room for more, all but those that must be there."""
-        table, of = self._requests, self._request[at]
+        table, of = self._requests, _some(self._request, at)
         required = table.next_required[of, last + 1][:, None]  # N where none is
         barred = (self._outcomes <= last[:, None]) | (self._outcomes > required) | table.is_absent[of]
         if self.config.max_patches is None:
             return barred
-        room = self.config.max_patches - self._num_patches[at] - table.num_required[of, last + 1]
+        room = self.config.max_patches - _some(self._num_patches, at) - table.num_required[of, last + 1]
         return barred | ((room <= 0)[:, None] & (self._outcomes != required))
 
     def _rows(self, hidden: Tensor, at: Slots) -> Tensor:
         """Of (R, W) the rows of these slots."""
-        if not self.config.is_guided:
-            return hidden[at]
+        if isinstance(at, slice) or not self.config.is_guided:
+            return _some(hidden, at)
         conditional, unconditional = hidden.chunk(2)
         return torch.cat([conditional[at], unconditional[at]])
 
     def _per_row(self, values: Tensor) -> Tensor:
         """Of slots to what their rows have."""
         return values.repeat(2) if self.config.is_guided else values
+
+
+def _some(values: Tensor, at: Slots) -> Tensor:
+    return values if isinstance(at, slice) else values[at]
 
 
 def _captured(step: Callable[[], None]) -> Callable[[], None]:

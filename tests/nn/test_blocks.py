@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 
-from tatok_pipe.nn.blocks import Transformer, attend
+from tatok_pipe.nn.blocks import SwiGLU, Transformer, attend
 from tatok_pipe.nn.rotary import rotary_table
 
 
@@ -25,3 +26,20 @@ def test_a_causal_stack_sees_no_future_and_a_bidirectional_one_does() -> None:
         same = torch.isclose(stack(x, table), stack(changed, table), atol=1e-6).all(-1)[0]
         assert same[:4].all().item() == causal
         assert not same[4:].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_the_gated_mlp_are_autograds(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    mlp = SwiGLU(24).to(dtype)
+    x = torch.randn(3, 5, 24, dtype=dtype, requires_grad=True)
+    gate, up = mlp.gate_up(x).chunk(2, dim=-1)
+    written_out = mlp.down(F.silu(gate) * up)
+    weights = [x, *mlp.parameters()]
+    expected = torch.autograd.grad(written_out.square().sum(), weights)
+    found = mlp(x)
+    assert torch.equal(found, written_out)
+    for ours, theirs in zip(torch.autograd.grad(found.square().sum(), weights), expected, strict=True):
+        assert torch.equal(ours, theirs) and ours.any()
+    with torch.no_grad():
+        assert torch.equal(mlp(x), written_out)
