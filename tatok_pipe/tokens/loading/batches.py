@@ -15,7 +15,7 @@ from tatok_pipe.tokens.loading.packing import Packing, ranges
 class Sequences:
     """The sequences of a window in columns: n of them, K globals each, M patches of their own."""
 
-    numbers: np.ndarray  # (n,) int64, in the dataset: rows of its shards in name order
+    numbers: np.ndarray  # (n,) int64, as `RowGroup.shard_begin` counts rows
     global_codes: np.ndarray  # (n, K) int32
     num_patches: np.ndarray  # (n,) int64, M
     patch_codes: np.ndarray  # (sum of M,) int32
@@ -32,6 +32,22 @@ class Sequences:
     def lengths(self) -> np.ndarray:
         """(n,) int64, elements of each with its condition: 1 + K + M."""
         return 1 + self.global_codes.shape[1] + self.num_patches
+
+    def cut(self, start: int, stop: int) -> Sequences:
+        """The sequences from `start` to `stop` as views of this memory."""
+        first = int(self.num_patches[:start].sum())
+        patches = slice(first, first + int(self.num_patches[start:stop].sum()))
+        return Sequences(
+            numbers=self.numbers[start:stop],
+            global_codes=self.global_codes[start:stop],
+            num_patches=self.num_patches[start:stop],
+            patch_codes=self.patch_codes[patches],
+            patch_positions=self.patch_positions[patches],
+            labels=self.labels[start:stop],
+            is_conditional=self.is_conditional[start:stop],
+            has_budget=self.has_budget[start:stop],
+            embeddings=None if self.embeddings is None else self.embeddings[start:stop],
+        )
 
 
 @dataclass(frozen=True)
