@@ -149,7 +149,7 @@ def test_a_stopped_mix_comes_to_the_same_weights_and_says_what_it_saw(folder: Pa
     with running(command(folder, *slow), log) as process:
         wait_for(r"step 8/30", log, process)
         process.send_signal(signal.SIGTERM)
-        process.wait(timeout=60)
+        process.wait(timeout=150)
     done = run(folder, *slow)
     assert done.returncode == 0, done.stderr
     stopped = load_generator(f"{tmp_path}/stopped")

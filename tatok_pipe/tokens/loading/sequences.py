@@ -132,5 +132,5 @@ def _one(table: pa.Table, column: str) -> pa.Array:
 
 
 def _values(table: pa.Table, column: str) -> np.ndarray:
-    """What the lists of a column hold, end to end, int32."""
-    return _one(table, column).flatten().to_numpy(zero_copy_only=False).astype(np.int32)
+    """What the lists of a column hold, end to end."""
+    return _one(table, column).flatten().to_numpy(zero_copy_only=False)

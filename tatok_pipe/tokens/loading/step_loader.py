@@ -44,7 +44,7 @@ class StepBatch:
     All micro-batches of all ranks and steps have the same number of rows; those that are missing are empty.
     """
 
-    microbatches: tuple[PackedBatch, ...]  # of this rank; views of a whole window's memory
+    microbatches: tuple[PackedBatch, ...]  # of this rank
     epoch: int
     step_in_epoch: int  # counted from where the epoch, or this iteration in it, began
     is_epoch_end: bool

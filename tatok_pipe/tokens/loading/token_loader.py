@@ -229,52 +229,64 @@ class TokenLoader(IterableDataset[TokenBatch]):
 
     def _to_batch(self, step: StepBatch, state: dict[str, Any]) -> TokenBatch:
         batch = join(step.microbatches)
-        kinds, ids, positions = batch.kinds, self._ids(batch), self._positions(batch)
-        targets = np.full_like(ids, self.end_id)
-        np.copyto(targets[:-1], ids[1:], where=kinds[1:] >= Kind.GLOBAL)
-        targets[kinds == Kind.PADDING] = NO_TARGET
-        columns = [each.reshape(batch.num_rows, -1) for each in (ids, targets, positions, kinds, batch.order)]
+        ids = self._ids(batch)
+        columns = [ids, self._targets(batch, ids), self._positions(batch), batch.kinds, batch.order]
+        columns = [each.reshape(batch.num_rows, -1) for each in columns]
         boundaries = batch.boundaries
         if self._layout == "padded":
-            longest = max(1, int(np.diff(boundaries)[kinds[boundaries[:-1]] != Kind.PADDING].max(initial=0)))
-            columns = [each[:, :longest] for each in columns]
+            is_sequence = batch.kinds[boundaries[:-1]] != Kind.PADDING
+            longest = max(1, int(np.diff(boundaries)[is_sequence].max(initial=0)))
+            columns = [np.ascontiguousarray(each[:, :longest]) for each in columns]
             begins = np.flatnonzero(columns[-1].ravel() == 0)
-            boundaries = np.append(begins, columns[-1].size)
-
+            boundaries = np.append(begins, columns[-1].size).astype(np.int32)
         sources = np.searchsorted(self._steps.source_rows, batch.sequences, "right") - 1
-
-        def tensor(array: np.ndarray, dtype: type) -> Tensor:
-            return torch.from_numpy(array.astype(dtype, order="C"))  # a copy: rows are views of a window
-
+        ids, targets, positions, kinds, order = map(torch.from_numpy, columns)
         return TokenBatch(
-            ids=tensor(columns[0], np.int64),
-            targets=tensor(columns[1], np.int64),
-            positions=tensor(columns[2], np.int64),
-            kinds=tensor(columns[3], np.uint8),
-            order=tensor(columns[4], np.int32),
-            boundaries=tensor(boundaries, np.int32),
-            labels=tensor(batch.labels, np.int64),
-            sequences=tensor(batch.sequences - self._steps.source_rows[sources], np.int64),
-            sources=tensor(sources, np.int64),
+            ids=ids,
+            targets=targets,
+            positions=positions,
+            kinds=kinds,
+            order=order,
+            boundaries=torch.from_numpy(boundaries),
+            labels=torch.from_numpy(batch.labels.astype(np.int64)),
+            sequences=torch.from_numpy(batch.sequences - self._steps.source_rows[sources]),
+            sources=torch.from_numpy(sources),
             epoch=step.epoch,
             state=state,
         )
 
     def _ids(self, batch: PackedBatch) -> np.ndarray:
-        """(R·T,) int32."""
-        kinds = batch.kinds
-        ids = batch.codes + (kinds == Kind.PATCH) * np.int32(self.spec.global_vocab)
+        """(R·T,) int64."""
+        first = np.zeros(len(Kind), np.int64)  # of each kind; codes are 0 where there is none
+        first[[Kind.PADDING, Kind.PATCH]] = self.end_id, self.spec.global_vocab
+        ids = first[batch.kinds]
+        ids += batch.codes
         first_class = self.spec.global_vocab + self.spec.patch_vocab
-        ids[kinds == Kind.CONDITION] = np.where(
-            batch.is_conditional, first_class + batch.labels, self.none_id
-        )
-        ids[kinds == Kind.PADDING] = self.end_id
+        conditions = np.where(batch.is_conditional, first_class + batch.labels, self.none_id)
+        ids[_begins(batch)] = conditions
         return ids
 
+    def _targets(self, batch: PackedBatch, ids: np.ndarray) -> np.ndarray:
+        """(R·T,) int64: what comes next in the same sequence."""
+        targets = np.empty_like(ids)
+        targets[:-1] = ids[1:]
+        targets[batch.boundaries[1:] - 1] = self.end_id
+        targets[batch.kinds == Kind.PADDING] = NO_TARGET
+        return targets
+
     def _positions(self, batch: PackedBatch) -> np.ndarray:
-        """(R·T,) int32."""
-        kinds = batch.kinds
-        return batch.places + (kinds == Kind.PATCH) * np.int32(self.spec.num_globals) + (kinds >= Kind.GLOBAL)
+        """(R·T,) int64."""
+        first = np.zeros(len(Kind), np.int64)
+        first[[Kind.GLOBAL, Kind.PATCH]] = 1, 1 + self.spec.num_globals
+        positions = first[batch.kinds]
+        positions += batch.places
+        return positions
+
+
+def _begins(batch: PackedBatch) -> np.ndarray:
+    """Where the sequences begin, (S,)."""
+    begins = batch.boundaries[:-1]
+    return begins[batch.kinds[begins] == Kind.CONDITION]
 
 
 def _pair_versions(

@@ -13,7 +13,7 @@ import numpy as np
 
 from tatok_pipe.errors import UserError
 from tatok_pipe.parallel import map_ahead
-from tatok_pipe.tokens.loading.batches import PackedRows, Sequences, lay_out
+from tatok_pipe.tokens.loading.batches import PackedRows, Sequences
 from tatok_pipe.tokens.loading.mix_planner import MixPlanner, MixPosition
 from tatok_pipe.tokens.loading.packing import Packing, count_rows, one_a_row, pack, rank_rows
 from tatok_pipe.tokens.loading.sequences import SequenceReader, concatenate
@@ -78,7 +78,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Window:
-    """The rows of a window from a position on: those of a rank laid out, all of them counted."""
+    """The rows of a window from a position on: those of a rank at hand, all of them counted."""
 
     begin: Position
     end: Position
@@ -263,7 +263,7 @@ class WindowStream:
             begin=begin,
             end=end,
             num_rows=num_rows,
-            own=lay_out(sequences, packing, begin.row + own_rows),
+            own=PackedRows(sequences, packing, begin.row + own_rows),
             own_rows=own_rows,
             num_sequences=self._count_sequences(sequences, packing, starts),
             num_elements=elements - elements[0],
