@@ -4,6 +4,7 @@ looked up."""
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
@@ -59,6 +60,22 @@ def find_class(name: str, names: Iterable[str]) -> list[int]:
         return wanted in (each.strip().casefold(), *(part.strip().casefold() for part in each.split(",")))
 
     return exact or [label for label, each in enumerate(known) if has(each)]
+
+
+def join_names(lists: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], list[tuple[int, ...]]]:
+    """Classes of several lists, those of one name as one: the names of all, the first list as it is and then what each
+    other one adds, and for each list the labels that its own become. Of a name that a list has twice, as two birds and
+    cranes do, the second is the second of another list."""
+    joined: dict[tuple[str, int], int] = {}
+    maps = []
+    for names in lists:
+        seen: Counter[str] = Counter()
+        labels = []
+        for name in names:
+            labels.append(joined.setdefault((name, seen[name]), len(joined)))
+            seen[name] += 1
+        maps.append(tuple(labels))
+    return tuple(name for name, _ in joined), maps
 
 
 def difference_of_names(mine: Sequence[str], theirs: Sequence[str]) -> str:

@@ -34,14 +34,17 @@ def folder(
 ) -> Path:
     """With the recipes and a dataset; the current directory."""
     spec = replace(token_spec, patch_vocab=512)
-    create_or_check(str(tmp_path / "tatok_out"), spec, {})
-    (tmp_path / "tatok_out/data").mkdir()
-    for number, count in enumerate(COUNTS):
-        file = tmp_path / f"tatok_out/data/s{number}.parquet"
-        with ShardWriter(file, spec, ShardSource(f"/s{number}.tar", 1)) as writer:
-            records = make_token_records(spec, count, seed=number)
-            narrow = [replace(record, patch_codes=record.patch_codes.astype(np.uint16)) for record in records]
-            writer.append(narrow)
+    for name, counts in (("tatok_out", COUNTS), ("more_tokens", (120,))):
+        create_or_check(str(tmp_path / name), spec, {})
+        (tmp_path / name / "data").mkdir()
+        for number, count in enumerate(counts):
+            file = tmp_path / name / f"data/s{number}.parquet"
+            with ShardWriter(file, spec, ShardSource(f"/{name}-{number}.tar", 1)) as writer:
+                records = make_token_records(spec, count, seed=number)
+                narrow = [
+                    replace(record, patch_codes=record.patch_codes.astype(np.uint16)) for record in records
+                ]
+                writer.append(narrow)
     for name, text in RECIPES.items():
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
@@ -61,7 +64,7 @@ def undisturbed(steps: int) -> dict[str, object]:
 
 
 def test_every_recipe_has_its_test() -> None:
-    tested = {"model.py", "plain.py", "workers.py", "stateful.py", "ddp.py", "lit.py", "rows.py"}
+    tested = {"model.py", "plain.py", "workers.py", "stateful.py", "ddp.py", "lit.py", "rows.py", "mixed.py"}
     assert set(RECIPES) == tested
 
 
@@ -75,6 +78,14 @@ def test_one_process_that_goes_on(folder: Path, capsys: pytest.CaptureFixture[st
 def test_workers_and_a_stateful_loader(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("workers.py", capsys).split() == ["6"]
     assert run("stateful.py", capsys).split() == ["6"]
+
+
+def test_two_datasets_that_are_mixed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    counts = np.array([line.split() for line in run("mixed.py", capsys).splitlines()], np.int64)
+    assert counts[:, 0].tolist() == list(range(1, 9))
+    before, since = counts[:5, 1:].sum(axis=0), counts[5:, 1:].sum(axis=0)
+    assert abs(before[0] - 3 / 4 * before.sum()) <= 1  # a window ends where weights change
+    assert abs(since[0] - 1 / 2 * since.sum()) <= 0.2 * since.sum()
 
 
 @pytest.mark.slow

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from tatok_pipe import storage, train_ar
-from tatok_pipe.commands.train_ar.dataset_version import choose_dataset
+from tatok_pipe.commands.train_ar.dataset_version import choose_datasets
 from tatok_pipe.commands.train_ar.options import InputConfig
 from tatok_pipe.errors import UserError
 from tatok_pipe.tokens.dataset import TokenDataset
 from tatok_pipe.tokens.index import refresh_index
 from tatok_pipe.tokens.layout import data_url
+from tatok_pipe.tokens.loading.training_set import TrainingSet
 from tatok_pipe.tokens.versions import Version, record_version
 from tatok_pipe.training.checkpoint_folder import write_manifest
 from tests.entries import assert_told
@@ -29,6 +30,11 @@ def commit(url: str, num_shards: int) -> Version:
 def manifest(version: Version) -> dict[str, Any]:
     """What a checkpoint of a training on the version says."""
     return {"extra": {"dataset": version.to_json()}}
+
+
+def choose_dataset(config: InputConfig, earlier: dict[str, Any] | None, **given: str) -> TrainingSet:
+    [chosen] = choose_datasets(config, earlier, **given)
+    return chosen
 
 
 @pytest.fixture

@@ -101,6 +101,23 @@ class TokenSpec:
         """What to call a row in a sentence."""
         return "image" if self.crops_per_image == 1 else "crop"
 
+    def differences_of_codes(self, other: TokenSpec) -> list[str]:
+        """As `differences`, of what has to be the same where images of both are trained on together: who made the
+        codes, their numbers and their vocabularies. How patches were chosen, and names of classes, are not of it."""
+        names = (
+            "tokenizer_fingerprint",
+            "num_globals",
+            "num_patches",
+            "global_vocab",
+            "patch_vocab",
+            "image_size",
+        )
+        return [
+            f"{name}: {getattr(self, name)}, not {getattr(other, name)}"
+            for name in names
+            if getattr(self, name) != getattr(other, name)
+        ]
+
     def to_json(self) -> dict[str, Any]:
         """The spec as JSON types; `from_json` is the inverse."""
         return json.loads(json.dumps(dataclasses.asdict(self)))

@@ -20,6 +20,7 @@ from tatok_pipe.encoding.shard_tokenizer import ShardTokenizer
 from tatok_pipe.tokenizer.options import PACKAGED, DTFConfig
 from tatok_pipe.tokens.dataset import TokenDataset
 from tatok_pipe.tokens.loading.conditions import ConditionConfig
+from tatok_pipe.tokens.loading.sources import Source
 from tatok_pipe.tokens.loading.step_loader import LoaderConfig, StepLoader
 from tatok_pipe.tokens.loading.training_set import read_training_set
 from tatok_pipe.training.schedule import ScheduleConfig
@@ -72,7 +73,7 @@ def test_it_learns_64_images_by_heart(tmp_path: Path) -> None:
     )
     rows = -(-dataset.num_elements // 512) + 1
     loader = StepLoader(
-        url, dataset.spec, dataset.shards,
+        [Source(url, dataset.shards)], dataset.spec,
         LoaderConfig(row_tokens=512, rows_per_step=rows, rows_per_microbatch=rows),
         condition=ConditionConfig(kind="class", num_classes=10, drop_condition=0.0), seed=0,
     )  # fmt: skip

@@ -20,6 +20,7 @@ from tatok_pipe.ar.options import GeneratorConfig, OptimizerConfig, TrainingConf
 from tatok_pipe.ar.parallel import parallelize
 from tatok_pipe.ar.trainer import GeneratorTrainer
 from tatok_pipe.tokens.loading.conditions import ConditionConfig
+from tatok_pipe.tokens.loading.sources import Source
 from tatok_pipe.tokens.loading.step_loader import LoaderConfig, StepBatch, StepLoader
 from tatok_pipe.tokens.loading.training_set import read_training_set
 from tatok_pipe.training.checkpoint_folder import read_manifests, write_manifest
@@ -75,9 +76,8 @@ def make_loader(
     )  # fmt: skip
     condition = ConditionConfig(kind="class", num_classes=4)
     return StepLoader(
-        url,
+        [Source(url, shards)],
         spec,
-        shards,
         config,
         condition=condition,
         rank=rank,

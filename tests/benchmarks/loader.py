@@ -25,10 +25,11 @@ from tatok_pipe.tokens.loading.batches import Sequences
 from tatok_pipe.tokens.loading.conditions import ConditionConfig
 from tatok_pipe.tokens.loading.packing import pack
 from tatok_pipe.tokens.loading.sequences import SequenceReader, concatenate
+from tatok_pipe.tokens.loading.sources import Source
 from tatok_pipe.tokens.loading.step_loader import StepLoader
 from tatok_pipe.tokens.loading.training_set import read_training_set
 from tatok_pipe.tokens.loading.window_stream import LoaderConfig
-from tatok_pipe.tokens.loading.windows import EpochPlanner
+from tatok_pipe.tokens.loading.windows import EpochPlanner, RowGroups
 from tatok_pipe.tokens.spec import FilterSpec, TokenSpec
 from tests.benchmarks.measure import Results, environment, timed
 
@@ -82,7 +83,9 @@ class Epochs:
 
     def __init__(self, url: str, config: LoaderConfig) -> None:
         dataset = read_training_set(url)
-        self._steps = iter(StepLoader(url, dataset.spec, dataset.shards, config, condition=CONDITION, seed=0))
+        self._steps = iter(
+            StepLoader([Source(url, dataset.shards)], dataset.spec, config, condition=CONDITION, seed=0)
+        )
         self._read()
 
     def tokens_per_s(self) -> float:
@@ -112,8 +115,10 @@ def read_window(url: str, config: LoaderConfig) -> Sequences:
     """The parts alone, in one thread: one window from Parquet to columns."""
     dataset = read_training_set(url)
     spec, shards = dataset.spec, dataset.shards
-    planner = EpochPlanner(shards, window_rows=config.window_sequences, seed=0)
-    reader = SequenceReader(url, spec, CONDITION, held_out_share=config.held_out_share, is_held_out=False)
+    planner = EpochPlanner(RowGroups([shards]), window_rows=config.window_sequences, seed=0)
+    reader = SequenceReader(
+        Source(url, shards), spec, CONDITION, held_out_share=config.held_out_share, is_held_out=False
+    )
     return concatenate([reader.read(group) for group in planner.groups(planner.windows(0)[0])])
 
 

@@ -34,6 +34,7 @@ from tatok_pipe.tokenizer.options import PACKAGED, DTFConfig
 from tatok_pipe.tokens.dataset import TokenDataset
 from tatok_pipe.tokens.dataset_file import create_or_check
 from tatok_pipe.tokens.loading.conditions import ConditionConfig
+from tatok_pipe.tokens.loading.sources import Source
 from tatok_pipe.tokens.loading.step_loader import LoaderConfig, StepLoader
 from tatok_pipe.tokens.loading.training_set import read_training_set
 from tests.benchmarks.measure import Results, from_pairs, timed
@@ -149,7 +150,7 @@ def run(results: Results) -> None:
         records = list(TokenDataset(url).rows())
         lengths = np.array([1 + record.num_tokens for record in records])
         loader = StepLoader(
-            url, spec, shards,
+            [Source(url, shards)], spec,
             LoaderConfig(row_tokens=ROW_TOKENS, rows_per_step=10_000, rows_per_microbatch=ROWS),
             condition=ConditionConfig(kind="class", num_classes=20, drop_condition=0.0), seed=0,
         )  # fmt: skip

@@ -14,6 +14,7 @@ from tatok_pipe.records import TokenRecord
 from tatok_pipe.tokens.dataset_file import create_or_check
 from tatok_pipe.tokens.format import ShardSource, ShardWriter
 from tatok_pipe.tokens.loading.conditions import ConditionConfig, read_embeddings
+from tatok_pipe.tokens.loading.sources import Source
 from tatok_pipe.tokens.loading.step_loader import StepLoader
 from tatok_pipe.tokens.loading.training_set import read_training_set
 from tatok_pipe.tokens.loading.window_stream import LoaderConfig
@@ -128,7 +129,7 @@ def test_the_loader_gives_each_sequence_its_own(
         config = LoaderConfig(row_tokens=40, rows_per_step=3, rows_per_microbatch=2, held_out_share=share)
         condition = config_of(tmp_path / "embeddings")
         found = 0
-        for step in StepLoader(str(tmp_path), spec, shards, config, condition=condition, seed=0):
+        for step in StepLoader([Source(str(tmp_path), shards)], spec, config, condition=condition, seed=0):
             for batch in step.microbatches:
                 assert batch.embeddings is not None
                 np.testing.assert_array_equal(batch.embeddings, values[batch.sequences].astype(np.float32))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tatok_pipe.errors import UserError
+from tatok_pipe.tokens.loading.sources import Source
 from tatok_pipe.tokens.loading.splits import Split, survey_split
 from tatok_pipe.tokens.loading.training_set import read_training_set
 from tests.token_datasets import make_rows, write_token_dataset
@@ -32,10 +33,10 @@ def test_the_split_is_that_of_the_hashes(url: str) -> None:
     keys = sorted((f"image-{number:06d}" for number in range(5)), key=lambda key: zlib.crc32(key.encode()))
     for num_held_out in range(5):
         share = share_below(keys[num_held_out])
-        found = survey_split(url, shards, held_out_share=share, num_classes=7)
+        found = survey_split(Source(url, shards), held_out_share=share, num_classes=7)
         trained = frozenset(int(key[-1]) for key in keys[num_held_out:])
         assert found == Split(True, num_held_out > 0, trained)
-    found = survey_split(url, shards, held_out_share=1 - 2**-40, num_classes=7)
+    found = survey_split(Source(url, shards), held_out_share=1 - 2**-40, num_classes=7)
     assert found == Split(False, True, frozenset())
 
 
@@ -43,17 +44,17 @@ def test_labels_that_cannot_be_trained_on_are_told(url: str, tmp_path: Path) -> 
     shards = read_training_set(url).shards
     told = r"000000-\w+.parquet: row 2 has label 2, expected 0 to 1; set num_classes to one more than the largest"
     with pytest.raises(UserError, match=told):
-        survey_split(url, shards, held_out_share=0, num_classes=2)
+        survey_split(Source(url, shards), held_out_share=0, num_classes=2)
     rows = make_rows(2)
     write_token_dataset(str(tmp_path / "none"), [[rows[0], replace(rows[1], label=None)]])
     shards = read_training_set(str(tmp_path / "none")).shards
     with pytest.raises(UserError, match="row 1 has label None, expected 0 to 8"):
-        survey_split(str(tmp_path / "none"), shards, held_out_share=0.5, num_classes=9)
+        survey_split(Source(str(tmp_path / "none"), shards), held_out_share=0.5, num_classes=9)
 
 
 def test_no_more_is_asked_than_is_wanted(url: str) -> None:
     shards = read_training_set(url).shards
-    assert survey_split(url, shards, held_out_share=0, num_classes=3).classes == {0, 1, 2}
-    assert survey_split("/nowhere", shards, held_out_share=0) == Split(True, False, frozenset())
+    assert survey_split(Source(url, shards), held_out_share=0, num_classes=3).classes == {0, 1, 2}
+    assert survey_split(Source("/nowhere", shards), held_out_share=0) == Split(True, False, frozenset())
     with pytest.raises(UserError, match="/nowhere"):
-        survey_split("/nowhere", shards, held_out_share=0.5)
+        survey_split(Source("/nowhere", shards), held_out_share=0.5)

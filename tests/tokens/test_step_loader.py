@@ -26,6 +26,7 @@ from tatok_pipe.tokens.format import ShardSource, ShardWriter
 from tatok_pipe.tokens.layout import DATASET_FILE
 from tatok_pipe.tokens.loading import windows
 from tatok_pipe.tokens.loading.conditions import ConditionConfig
+from tatok_pipe.tokens.loading.sources import Source
 from tatok_pipe.tokens.loading.step_loader import StepBatch, StepLoader
 from tatok_pipe.tokens.loading.training_set import read_training_set
 from tatok_pipe.tokens.loading.window_stream import LoaderConfig
@@ -80,7 +81,7 @@ def open_loader(
 ) -> StepLoader:
     dataset = read_training_set(url)
     spec, shards = dataset.spec, dataset.shards
-    return StepLoader(url, spec, shards, config, condition=condition, seed=seed, **options)
+    return StepLoader([Source(url, shards)], spec, config, condition=condition, seed=seed, **options)
 
 
 def epoch_of(loader: StepLoader, number: int = 0) -> list[StepBatch]:
@@ -581,9 +582,9 @@ def test_only_one_window_is_read_ahead(url: str, monkeypatch: pytest.MonkeyPatch
     loader = open_loader(url)
     original = loader._stream._pack
 
-    def pack(sequences: Any, begin: Any, place: int) -> Any:
+    def pack(sequences: Any, begin: Any, place: int, *, end: Any) -> Any:
         read.append(begin.window)
-        return original(sequences, begin, place)
+        return original(sequences, begin, place, end=end)
 
     monkeypatch.setattr(loader._stream, "_pack", pack)
     steps = iter(loader)

@@ -11,6 +11,7 @@ from tatok_pipe.tokens.format import ROW_GROUP_ROWS
 from tatok_pipe.tokens.loading.windows import (
     Draw,
     EpochPlanner,
+    RowGroups,
     ShardRows,
     generator,
     is_held_out,
@@ -27,7 +28,7 @@ from tatok_pipe.tokens.loading.windows import (
 )
 def test_windows_hold_every_row_once(counts: list[int], window_rows: int, epoch: int) -> None:
     shards = [ShardRows(f"{index:03d}", count) for index, count in enumerate(counts)]
-    planner = EpochPlanner(shards[::-1], window_rows=window_rows, seed=7)
+    planner = EpochPlanner(RowGroups([shards[::-1]]), window_rows=window_rows, seed=7)
     windows = [planner.groups(window) for window in planner.windows(epoch)]
     found = [
         np.arange(group.shard_begin + group.first_row, group.shard_begin + group.first_row + group.num_rows)
@@ -51,7 +52,7 @@ def test_every_epoch_has_an_order_of_its_own() -> None:
     shards = [ShardRows(f"{index:03d}", 5 * ROW_GROUP_ROWS) for index in range(20)]
 
     def order(seed: int, epoch: int) -> list[int]:
-        planner = EpochPlanner(shards, window_rows=10_000, seed=seed)
+        planner = EpochPlanner(RowGroups([shards]), window_rows=10_000, seed=seed)
         return np.concatenate(planner.windows(epoch)).tolist()
 
     assert order(1, 0) == order(1, 0)

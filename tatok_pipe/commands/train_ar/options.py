@@ -7,17 +7,34 @@ from tatok_pipe.config.options import config_dataclass, option, section
 from tatok_pipe.ray_runtime.options import ElasticWorkersConfig
 from tatok_pipe.seeds import MAX_SEED
 from tatok_pipe.storage.settings import STORAGE_HELP, StorageConfig
+from tatok_pipe.tokens.loading.mixing import make_mixing, parse_changes
 from tatok_pipe.training.options import CheckpointsConfig, LoggingConfig
 
 
 @config_dataclass
 class InputConfig:
     url: str = option("tatok_out", help="the token dataset, on any URL", is_url=True)
+    urls: list[str] = option(
+        [], help="in place of url, several token datasets of one tokenizer, which are mixed", is_url=True
+    )
+    weights: list[float] = option(
+        [],
+        above=0,
+        help="with urls, how often an image of each comes: with 3 and 1 three of the first to one of the second; none: "
+        "every image as often as any other",
+    )
+    weight_changes: list[str] = option(
+        [],
+        help="with urls, other weights from a step on, as STEP:WEIGHT:WEIGHT, one for each: [10000:1:1, 50000:1:3]",
+    )
     version: int | None = option(
         None,
         at_least=1,
         help="an earlier version of the dataset, while its token shards are there; null: what is there now, or where a "
         "training is resumed what it was begun on",
+    )
+    versions: list[int] = option(
+        [], at_least=0, help="with urls, the version of each; 0: as with version=null; none: of all of them"
     )
     condition_url: str | None = option(
         None,
@@ -25,12 +42,51 @@ class InputConfig:
         "columns `key` and `embedding`: lists of model.embedding_dim numbers, or tensors",
         is_url=True,
     )
+    condition_urls: list[str] = option(
+        [], help="with urls, such a folder for each, in place of condition_url", is_url=True
+    )
     on_dataset_change: str = option(
         "error",
         choices=("error", "restart_epoch"),
         help="a training is resumed and the version of the dataset that it was begun on cannot be read any more: stop "
         "and say so, or begin the next epoch on the dataset as it is now (also where it can be read)",
     )
+
+    def __post_init__(self) -> None:
+        if not self.urls:
+            for name in ("weights", "weight_changes", "versions", "condition_urls"):
+                if getattr(self, name):
+                    raise ValueError(f"{name} without urls: expected the datasets to be mixed as urls")
+            return
+        for name, in_place in (("url", "urls"), ("version", "versions"), ("condition_url", "condition_urls")):
+            if getattr(self, name) != getattr(InputConfig, name):
+                raise ValueError(f"{name} with urls: expected one of them; with urls give {in_place}")
+        for name in ("versions", "condition_urls"):
+            if getattr(self, name) and len(getattr(self, name)) != len(self.urls):
+                raise ValueError(
+                    f"{name}: {len(getattr(self, name))} for {len(self.urls)} urls; give one for each"
+                )
+        make_mixing([1] * len(self.urls), self.weights, self.changes)
+
+    @property
+    def all_urls(self) -> list[str]:
+        return self.urls or [self.url]
+
+    @property
+    def all_versions(self) -> list[int | None]:
+        if not self.urls:
+            return [self.version]
+        return [version or None for version in self.versions or [0] * len(self.urls)]
+
+    @property
+    def all_condition_urls(self) -> list[str]:
+        """Where embeddings are, for each dataset; empty where nobody said."""
+        return self.condition_urls or ([self.condition_url] if self.condition_url else [])
+
+    @property
+    def changes(self) -> dict[int, list[float]]:
+        """Weights from a step on."""
+        return parse_changes(self.weight_changes)
 
 
 @config_dataclass
@@ -96,9 +152,11 @@ class TrainArConfig:
     dry_run: bool = option(False, help="print sizes, memory and steps, and train nothing")
 
     def __post_init__(self) -> None:
-        if self.model.condition == "embedding" and not self.input.condition_url:
+        if self.model.condition == "embedding" and not self.input.all_condition_urls:
+            name = "input.condition_urls, a folder of embeddings for each dataset"
             raise ValueError(
-                "model.condition=embedding: expected input.condition_url, the embeddings' folder"
+                f"model.condition=embedding: expected "
+                f"{name if self.input.urls else 'input.condition_url, the folder of the embeddings'}"
             )
 
     @property

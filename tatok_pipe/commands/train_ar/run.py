@@ -15,7 +15,7 @@ from tatok_pipe.ar.batch_fit import BatchShape, estimate_fill, fit_batch
 from tatok_pipe.ar.memory import MemoryEstimate, estimate_memory
 from tatok_pipe.ar.model import Generator
 from tatok_pipe.ar.parallel import is_sharded
-from tatok_pipe.commands.train_ar.dataset_version import choose_dataset
+from tatok_pipe.commands.train_ar.dataset_version import check_mix, choose_datasets
 from tatok_pipe.commands.train_ar.options import TrainArConfig
 from tatok_pipe.commands.train_ar.worker import GeneratorRun, GeneratorTraining
 from tatok_pipe.config.load import to_dict
@@ -26,7 +26,9 @@ from tatok_pipe.ray_runtime.training import plan_workers, run_training
 from tatok_pipe.runs.job import JobSummary
 from tatok_pipe.runs.lease import hold_output
 from tatok_pipe.runs.stop_signal import StopSignal
-from tatok_pipe.tokens.loading.splits import Split, survey_split
+from tatok_pipe.tokens.loading.mixing import Mixing
+from tatok_pipe.tokens.loading.sources import TrainingData, join_sets
+from tatok_pipe.tokens.loading.splits import Split, join_splits, survey_split
 from tatok_pipe.tokens.loading.training_set import TrainingSet
 from tatok_pipe.tokens.spec import TokenSpec
 from tatok_pipe.tokens.summary import tell_unfinished
@@ -54,19 +56,22 @@ def run(config: TrainArConfig, *, argv: list[str], summary: JobSummary) -> int:
     check_ray_can_start()
     output_url = storage.canonical_url(config.output.url)
     earlier = newest_manifest(storage.join(output_url, "checkpoints"))
-    dataset = choose_dataset(config.input, earlier, output_url=output_url)
-    if missing := tell_unfinished(config.input.url, {shard.name for shard in dataset.shards}):
-        logger.warning("%s: %s; training on what is there", storage.redact(config.input.url), missing)
+    sets = choose_datasets(config.input, earlier, output_url=output_url)
+    for each in sets:
+        if missing := tell_unfinished(each.url, {shard.name for shard in each.shards}):
+            logger.warning("%s: %s; training on what is there", storage.redact(each.url), missing)
+    dataset = _join(config, sets)
+    check_mix(config.input, dataset, earlier, output_url=output_url)
     config = _settle_classes(config, dataset.spec)
     if dataset.longest_elements > config.packing.row_tokens:
         raise UserError(
             f"packing.row_tokens={config.packing.row_tokens}: the longest sequence of "
-            f"{storage.redact(config.input.url)} has {dataset.longest_elements} elements; give at least as many"
+            f"{dataset.shown} has {dataset.longest_elements} elements; give at least as many"
         )
     num_steps = config.training.steps or max(
         1, math.ceil(config.training.epochs * steps_per_epoch(config, dataset))
     )
-    settings = list_settings(to_dict(config), num_steps=num_steps) | {"dataset": dataset.version.digest}
+    settings = list_settings(to_dict(config), num_steps=num_steps) | list_data(dataset)
     if earlier is not None:
         _check_earlier(output_url, earlier, config, dataset.spec, settings, num_steps=num_steps)
     split = _survey(config, dataset)
@@ -74,13 +79,14 @@ def run(config: TrainArConfig, *, argv: list[str], summary: JobSummary) -> int:
     run = GeneratorRun(
         entry="train_ar",
         command=" ".join(["python -m tatok_pipe.train_ar", *map(storage.redact_argument, argv)]),
-        config=to_dict(config)
-        | {"input": to_dict(config)["input"] | {"url": storage.canonical_url(config.input.url)}},
+        config=_with_canonical_urls(to_dict(config)),
         settings=settings, output_url=output_url, num_steps=num_steps, log_every_steps=config.logging.every_steps,
         validate_every_steps=config.validation.every_steps if split.has_held_out else None,
         save_every_steps=config.checkpoints.every_steps, num_checkpoints=config.checkpoints.keep,
         saves_async=config.checkpoints.upload == "async", peak_option="training.schedule.peak",
-        tokens=dataset.spec.to_json(), dataset=dataset.version.to_json(), shards=dataset.shards,
+        tokens=dataset.spec.to_json(), dataset=dataset.to_json(),
+        sources=dataset.sources([storage.canonical_url(url) for url in config.input.all_condition_urls]),
+        mixing=dataset.mixing,
         unigram_nats=dataset.unigram_nats,
         elements_per_sequence=dataset.num_elements / dataset.num_sequences,
         untrained_classes=_untrained(config, split),
@@ -106,6 +112,31 @@ def list_settings(config: dict[str, Any], *, num_steps: int) -> dict[str, Any]:
     return flatten(parts, without=_NO_MATTER) | {"training.steps": num_steps}
 
 
+def list_data(dataset: TrainingData) -> dict[str, Any]:
+    """What it is trained on, as `list_settings` says what else makes the weights."""
+    mixing = dataset.mixing
+    if mixing is None:
+        return {"dataset": dataset.digests()}
+    changes = [[step, list(weights)] for step, weights in mixing.changes]
+    return {"dataset": dataset.digests(), "weights": list(mixing.weights), "weight_changes": changes}
+
+
+def _with_canonical_urls(config: dict[str, Any]) -> dict[str, Any]:
+    """As it is written down: not by the folder that the command was started in."""
+    given = config["input"]
+    if given["urls"]:
+        return config | {"input": given | {"urls": list(map(storage.canonical_url, given["urls"]))}}
+    return config | {"input": given | {"url": storage.canonical_url(given["url"])}}
+
+
+def _join(config: TrainArConfig, sets: list[TrainingSet]) -> TrainingData:
+    model = config.model
+    return join_sets(
+        sets, weights=config.input.weights, weight_changes=config.input.changes,
+        num_classes=model.num_classes if model.condition == "class" else None,
+    )  # fmt: skip
+
+
 def _settle_classes(config: TrainArConfig, spec: TokenSpec) -> TrainArConfig:
     """With the number of classes, where it was left to the dataset."""
     if config.model.condition != "class" or config.model.num_classes:
@@ -114,7 +145,7 @@ def _settle_classes(config: TrainArConfig, spec: TokenSpec) -> TrainArConfig:
     return replace(config, model=replace(config.model, num_classes=num_classes))
 
 
-def _start(config: TrainArConfig, dataset: TrainingSet, *, num_steps: int) -> tuple[int, int]:
+def _start(config: TrainArConfig, dataset: TrainingData, *, num_steps: int) -> tuple[int, int]:
     """Start Ray and say what the training will be; (fewest, most) workers."""
     start_ray(for_training=True)
     num_workers = plan_workers(config.workers)
@@ -122,26 +153,30 @@ def _start(config: TrainArConfig, dataset: TrainingSet, *, num_steps: int) -> tu
     return num_workers
 
 
-def steps_per_epoch(config: TrainArConfig, dataset: TrainingSet) -> float:
+def steps_per_epoch(config: TrainArConfig, dataset: TrainingData) -> float:
     """Estimated from the sum of all lengths; what is held out is not trained on."""
     elements = dataset.num_elements * (1 - config.validation.share)
     return max(1.0, elements / _FILL / (config.rows_per_step * config.packing.row_tokens))
 
 
-def _survey(config: TrainArConfig, dataset: TrainingSet) -> Split:
+def _survey(config: TrainArConfig, dataset: TrainingData) -> Split:
     """What the training will see. Raises UserError where that is nothing; what it will not see is told."""
-    share, num_images = config.validation.share, dataset.num_sequences
+    share = config.validation.share
     num_classes = config.model.num_classes if config.model.condition == "class" else 0
-    split = survey_split(config.input.url, dataset.shards, held_out_share=share, num_classes=num_classes)
-    if not split.has_train:
-        raise UserError(
-            f"validation.share={share:g}: holds out all of the {num_images} images of "
-            f"{storage.redact(config.input.url)}; give a smaller one, 0 to train on all"
-        )
+    splits = []
+    for each, source in zip(dataset.sets, dataset.sources(), strict=True):
+        found = survey_split(source, held_out_share=share, num_classes=num_classes)
+        if not found.has_train:
+            raise UserError(
+                f"validation.share={share:g}: holds out all of the {each.num_sequences} images of "
+                f"{storage.redact(each.url)}; give a smaller one, 0 to train on all"
+            )
+        splits.append(found)
+    split = join_splits(splits)
     if share and not split.has_held_out:
         logger.warning(
             "validation.share=%g: by the hash of its key none of the %d images is held out, so there will be no "
-            "held-out losses; give a larger share for some", share, num_images,
+            "held-out losses; give a larger share for some", share, dataset.num_sequences,
         )  # fmt: skip
     if untrained := _untrained(config, split):
         logger.warning(
@@ -174,7 +209,7 @@ def _check_earlier(
     if differences := found.differences(spec):
         raise RefusedError(
             f"{output}: holds a training on tokens of tokenizer {found.tokenizer_fingerprint}, "
-            f"{storage.redact(config.input.url)} has {spec.tokenizer_fingerprint}; give another output.url (its "
+            f"what is given has {spec.tokenizer_fingerprint}; give another output.url (its "
             f"{'; its '.join(differences)})"
         )
     model = to_dict(config.model)
@@ -189,7 +224,7 @@ def _check_earlier(
     )
 
 
-def _show(config: TrainArConfig, dataset: TrainingSet, *, num_steps: int, num_workers: int) -> None:
+def _show(config: TrainArConfig, dataset: TrainingData, *, num_steps: int, num_workers: int) -> None:
     with torch.device("meta"):
         model = Generator(config.model, Vocabulary.from_spec(dataset.spec))
     device = torch.device("cuda" if has_gpu() else "cpu")
@@ -202,9 +237,11 @@ def _show(config: TrainArConfig, dataset: TrainingSet, *, num_steps: int, num_wo
     flops = model.flops_per_token(mean)
     logger.info(
         "%s: %d images, %.1f tokens an image (%d at most), tokenizer %s",
-        storage.redact(config.input.url), dataset.num_sequences, mean - 1, dataset.longest_elements - 1,
+        dataset.shown, dataset.num_sequences, mean - 1, dataset.longest_elements - 1,
         dataset.spec.tokenizer_fingerprint[:12],
     )  # fmt: skip
+    if dataset.mixing is not None:
+        logger.info("mixed: %s", _tell_mix(dataset, dataset.mixing))
     logger.info(
         "model: %.1f M weights, %.2f GFLOP a token; memory of a worker about %s",
         memory.num_weights / 1e6, flops / 1e9, memory,
@@ -217,7 +254,19 @@ def _show(config: TrainArConfig, dataset: TrainingSet, *, num_steps: int, num_wo
     )  # fmt: skip
 
 
-def _show_fill(config: TrainArConfig, dataset: TrainingSet, *, num_workers: int) -> None:
+def _tell_mix(dataset: TrainingData, mixing: Mixing) -> str:
+    """Datasets with their shares of the images, in turn by step."""
+    names = [storage.redact(each.url) for each in dataset.sets]
+
+    def tell(weights: tuple[float, ...]) -> str:
+        shares = [f"{weight / sum(weights):.1%} {name}" for weight, name in zip(weights, names, strict=True)]
+        return ", ".join(shares)
+
+    later = [f"; from step {step} on {tell(weights)}" for step, weights in mixing.changes]
+    return tell(mixing.weights) + "".join(later)
+
+
+def _show_fill(config: TrainArConfig, dataset: TrainingData, *, num_workers: int) -> None:
     """Say where most of a step is padding, and what would fit."""
     spec = dataset.spec
     shape = BatchShape(config.packing.row_tokens, config.rows_per_step, config.training.microbatch_rows)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
@@ -30,8 +31,9 @@ from tatok_pipe.ray_runtime.training_log import TrainingLog
 from tatok_pipe.ray_runtime.training_task import Checkpoint, TrainingRun, Worker
 from tatok_pipe.storage.json_types import to_json_types
 from tatok_pipe.tokens.loading.conditions import ConditionConfig
+from tatok_pipe.tokens.loading.mixing import Mixing
+from tatok_pipe.tokens.loading.sources import Source
 from tatok_pipe.tokens.loading.step_loader import LoaderConfig, StepBatch, StepLoader
-from tatok_pipe.tokens.loading.windows import ShardRows
 from tatok_pipe.tokens.spec import TokenSpec
 
 logger = logging.getLogger(__name__)
@@ -40,8 +42,11 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class GeneratorRun(TrainingRun):
     tokens: dict[str, Any]  # TokenSpec of the dataset
-    dataset: dict[str, Any]  # its version: number, where it has one, and digest
-    shards: list[ShardRows]  # token shards as they were at the start
+    dataset: dict[
+        str, Any
+    ]  # its version: number, where it has one, and digest; of a mix as `TrainingData.to_json`
+    sources: list[Source]  # the datasets with their token shards as they were at the start
+    mixing: Mixing | None
     elements_per_sequence: float  # mean
     unigram_nats: dict[str, float]  # entropy of single codes, "global" and "patch"
     untrained_classes: list[int]  # that no image to be trained on has
@@ -55,6 +60,9 @@ class GeneratorTraining:
         self._worker = worker
         self._config = from_dict(TrainArConfig, run.config)
         self._curve: list[dict[str, Any]] = []  # what does not depend on the machine
+        self._counts = np.zeros(
+            len(run.sources), np.int64
+        )  # images of each dataset, since the training began
 
     @property
     def num_steps_done(self) -> int:
@@ -75,9 +83,12 @@ class GeneratorTraining:
         if checkpoint is not None:
             training_state.load(checkpoint.folder, self._trainer, checkpoint.counters)
             extra = checkpoint.extras[0]
-            self._loader.load_state_dict(extra["loader"])
+            # A mix that takes the place of one dataset goes by the steps that were done.
+            self._loader.load_state_dict({"step": self.num_steps_done, **extra["loader"]})
             self._window.sums.copy_(torch.tensor(extra["window"], dtype=torch.float64))
             self._curve = extra["curve"] if worker.leads else []
+            if len(counts := extra.get("images_of_sources", [])) == len(self._counts):
+                self._counts += np.array(counts, np.int64)
         self._batches = iter(self._loader)
         self._ceiling = Ceiling(worker.device, precision=config.training.precision_on(worker.device))
         self._flops = self._model.flops_per_token(run.elements_per_sequence)
@@ -90,6 +101,7 @@ class GeneratorTraining:
         self._speed.waited(time.perf_counter() - start)
         self._result = self._trainer.step(self._tensors(batch), num_codes=batch.num_codes)
         self._window.sums.add_(self._result.losses.sums)
+        self._counts += np.array(batch.num_sequences_of, np.int64)
         self._speed.did(elements=batch.num_elements, slots=batch.num_slots, sequences=batch.num_sequences)
 
     def losses_line(self) -> str:
@@ -104,7 +116,7 @@ class GeneratorTraining:
         peak = self._worker.num_ranks * self._ceiling.flops_per_s()
         speed = self._speed.take(flops_per_element=self._flops, peak_flops_per_s=peak)
         self._tell(figures, split="train")
-        line = f"epoch {self._batch.epoch} {loss_line(figures)} | {speed_line(speed)}"
+        line = f"{self._progress_line()} {loss_line(figures)} | {speed_line(speed)}"
         log.steps(self.num_steps_done, line, figures, losses=loss_terms(figures), speed=speed)
 
     def validate(self, log: TrainingLog | None) -> None:
@@ -138,6 +150,7 @@ class GeneratorTraining:
             "loader": self._loader.state_dict(),
             "window": self._window.sums.tolist(),
             "curve": self._curve,
+            **self._images(),
             "model": self._run.config["model"],
             "tokens": self._run.tokens,
             "dataset": self._run.dataset,
@@ -158,6 +171,7 @@ class GeneratorTraining:
             "command": run.command,
             "config": {name: value for name, value in run.config.items() if name != "model"},
             "dataset": run.dataset,
+            **self._images(),
             "changes": changes,
             "num_steps": run.num_steps,
             "curve": self._curve,
@@ -177,12 +191,24 @@ class GeneratorTraining:
     def figures(self) -> dict[str, Any]:
         return last_losses(self._curve)
 
+    def _images(self) -> dict[str, list[int]]:
+        """How many images of each dataset of a mix were trained on; nothing to tell where there is one."""
+        return {} if self._run.mixing is None else {"images_of_sources": self._counts.tolist()}
+
+    def _progress_line(self) -> str:
+        if self._run.mixing is None:
+            return f"epoch {self._batch.epoch}"
+        urls = [storage.redact(source.url).rstrip("/") for source in self._run.sources]
+        short = [url.rpartition("/")[2] for url in urls]
+        names = short if len(set(short)) == len(short) else urls
+        told = [f"{count} of {name}" for count, name in zip(self._counts, names, strict=True)]
+        return f"images {', '.join(told)};"
+
     def _open_loader(self, split: str) -> StepLoader:
         run, config, model = self._run, self._config, self._config.model
         return StepLoader(
-            config.input.url,
+            run.sources,
             TokenSpec.from_json(run.tokens),
-            run.shards,
             LoaderConfig(
                 row_tokens=config.packing.row_tokens, rows_per_step=config.rows_per_step,
                 rows_per_microbatch=config.training.microbatch_rows,
@@ -191,10 +217,10 @@ class GeneratorTraining:
             ),
             condition=ConditionConfig(
                 kind=model.condition, num_classes=model.num_classes,
-                embeddings_url=config.input.condition_url or "", embedding_size=model.embedding_dim,
+                embeddings_url=run.sources[0].embeddings_url, embedding_size=model.embedding_dim,
                 drop_condition=config.drop_condition,
             ),
-            rank=self._worker.rank, num_ranks=self._worker.num_ranks, seed=config.seed, split=split,
+            mixing=run.mixing, rank=self._worker.rank, num_ranks=self._worker.num_ranks, seed=config.seed, split=split,
         )  # fmt: skip
 
     def _tell(self, figures: dict[str, float], *, split: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -15,11 +16,11 @@ from tatok_pipe.tokens.loading.packing import Packing, ranges
 class Sequences:
     """The sequences of a window in columns: n of them, K globals each, M patches of their own."""
 
-    numbers: np.ndarray  # (n,) int64, in the dataset: rows of its shards in name order
-    global_codes: np.ndarray  # (n, K) int32
+    numbers: np.ndarray  # (n,) int64, as `RowGroup.shard_begin` counts rows
+    global_codes: np.ndarray  # (n, K) uint16 or uint32, as the dataset has them
     num_patches: np.ndarray  # (n,) int64, M
-    patch_codes: np.ndarray  # (sum of M,) int32
-    patch_positions: np.ndarray  # (sum of M,) int32
+    patch_codes: np.ndarray  # (sum of M,) uint16 or uint32
+    patch_positions: np.ndarray  # (sum of M,) uint16
     labels: np.ndarray  # (n,) int32; 0 where the condition is no class
     is_conditional: np.ndarray  # (n,) bool
     has_budget: np.ndarray  # (n,) bool
@@ -33,59 +34,64 @@ class Sequences:
         """(n,) int64, elements of each with its condition: 1 + K + M."""
         return 1 + self.global_codes.shape[1] + self.num_patches
 
+    @cached_property
+    def first_patches(self) -> np.ndarray:
+        """(n + 1,) int64, where the patches of each begin, and where the last end."""
+        return cumulative(self.num_patches)
 
-@dataclass(frozen=True)
-class PackedRows:
-    """A batch that knows where its rows begin, so that some of them can be cut out."""
-
-    batch: PackedBatch
-    first_sequences: np.ndarray  # (num_rows + 1,) int64, cumulative: the first sequence of each row
-    first_boundaries: np.ndarray  # (num_rows + 1,) int64, cumulative: the first boundary of each row
-
-    @property
-    def num_rows(self) -> int:
-        return self.batch.num_rows
-
-    def cut(self, start: int, stop: int) -> PackedBatch:
-        """The rows from `start` to `stop` as views of this memory."""
-        whole = self.batch
-        row_tokens = whole.num_elements // whole.num_rows if whole.num_rows else 0
-        elements = slice(start * row_tokens, stop * row_tokens)
-        sequences = slice(int(self.first_sequences[start]), int(self.first_sequences[stop]))
-        boundaries = whole.boundaries[self.first_boundaries[start] : self.first_boundaries[stop] + 1]
-        return PackedBatch(
-            num_rows=stop - start,
-            kinds=whole.kinds[elements],
-            codes=whole.codes[elements],
-            places=whole.places[elements],
-            order=whole.order[elements],
-            boundaries=boundaries - np.int32(elements.start),
-            labels=whole.labels[sequences],
-            is_conditional=whole.is_conditional[sequences],
-            has_budget=whole.has_budget[sequences],
-            embeddings=None if whole.embeddings is None else whole.embeddings[sequences],
-            sequences=whole.sequences[sequences],
+    def cut(self, start: int, stop: int) -> Sequences:
+        """The sequences from `start` to `stop` as views of this memory."""
+        patches = slice(int(self.first_patches[start]), int(self.first_patches[stop]))
+        return Sequences(
+            numbers=self.numbers[start:stop],
+            global_codes=self.global_codes[start:stop],
+            num_patches=self.num_patches[start:stop],
+            patch_codes=self.patch_codes[patches],
+            patch_positions=self.patch_positions[patches],
+            labels=self.labels[start:stop],
+            is_conditional=self.is_conditional[start:stop],
+            has_budget=self.has_budget[start:stop],
+            embeddings=None if self.embeddings is None else self.embeddings[start:stop],
         )
 
 
-def lay_out(sequences: Sequences, packing: Packing, rows: np.ndarray) -> PackedRows:
+@dataclass(frozen=True)
+class PackedRows:
+    """Some `rows`, (R,), of a packing of `sequences`, which are laid out where they are needed: all of a window at once
+    would take more memory than its sequences, and more time, as it fits into no cache."""
+
+    sequences: Sequences
+    packing: Packing
+    rows: np.ndarray
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.rows)
+
+    def cut(self, start: int, stop: int) -> PackedBatch:
+        """Those from `start` to `stop`."""
+        return lay_out(self.sequences, self.packing, self.rows[start:stop])
+
+
+def lay_out(sequences: Sequences, packing: Packing, rows: np.ndarray) -> PackedBatch:
     """The given `rows`, (R,), of a packing of `sequences`, in that order."""
     row_tokens, num_globals = packing.row_tokens, sequences.global_codes.shape[1]
     per_row = packing.starts[rows + 1] - packing.starts[rows]  # (R,)
     chosen = packing.sequences[ranges(packing.starts[rows], per_row)]  # (S,)
-    lengths, num_patches = sequences.lengths[chosen], sequences.num_patches[chosen]  # (S,)
+    num_patches = sequences.num_patches[chosen]  # (S,)
+    lengths = num_patches + (1 + num_globals)
 
     # Segments are the sequences of each row and, where it is not full, its padding.
-    first_sequences = _cumulative(per_row)  # (R + 1,)
-    used = np.diff(_cumulative(lengths)[first_sequences])  # (R,)
+    first_sequences = cumulative(per_row)  # (R + 1,)
+    used = np.diff(cumulative(lengths)[first_sequences])  # (R,)
     is_padded = used < row_tokens
-    first_boundaries = _cumulative(per_row + is_padded)
+    first_boundaries = cumulative(per_row + is_padded)
     segments = np.empty(first_boundaries[-1], np.int64)
     is_padding = np.zeros(len(segments), np.bool_)
     is_padding[first_boundaries[1:][is_padded] - 1] = True
     segments[is_padding] = (row_tokens - used)[is_padded]
     segments[~is_padding] = lengths
-    boundaries = _cumulative(segments).astype(np.int32)
+    boundaries = cumulative(segments).astype(np.int32)
     starts = boundaries[:-1][~is_padding]  # (S,), where sequences begin
 
     num_elements = len(rows) * row_tokens
@@ -100,10 +106,10 @@ def lay_out(sequences: Sequences, packing: Packing, rows: np.ndarray) -> PackedR
     codes[globals_at] = sequences.global_codes[chosen].ravel()
     places[globals_at] = np.tile(global_places, len(chosen))
     patches_at = ranges(starts + 1 + num_globals, num_patches)  # (sum of M,)
-    patches = ranges((np.cumsum(sequences.num_patches) - sequences.num_patches)[chosen], num_patches)
+    patches = ranges(sequences.first_patches[chosen], num_patches)
     codes[patches_at] = sequences.patch_codes[patches]
     places[patches_at] = sequences.patch_positions[patches]
-    batch = PackedBatch(
+    return PackedBatch(
         num_rows=len(rows),
         kinds=kinds,
         codes=codes,
@@ -116,7 +122,6 @@ def lay_out(sequences: Sequences, packing: Packing, rows: np.ndarray) -> PackedR
         embeddings=None if sequences.embeddings is None else sequences.embeddings[chosen],
         sequences=sequences.numbers[chosen],
     )
-    return PackedRows(batch, first_sequences, first_boundaries)
 
 
 def empty_rows(num_rows: int, *, row_tokens: int, embedding_size: int | None) -> PackedBatch:
@@ -159,7 +164,8 @@ def join(batches: Sequence[PackedBatch]) -> PackedBatch:
     )
 
 
-def _cumulative(counts: np.ndarray) -> np.ndarray:
+def cumulative(counts: np.ndarray) -> np.ndarray:
+    """0 and the sums of the first one, two, …: (n + 1,) int64."""
     sums = np.zeros(len(counts) + 1, np.int64)
     np.cumsum(counts, out=sums[1:])
     return sums

@@ -57,6 +57,12 @@ def pack(lengths: np.ndarray, *, row_tokens: int, random: np.random.Generator) -
     return Packing(longest_first[by_row], starts, row_tokens, int(lengths.sum()))
 
 
+def count_rows(lengths: np.ndarray, *, row_tokens: int) -> int:
+    """How many rows `pack` makes of sequences of these lengths."""
+    values, counts = np.unique(lengths, return_counts=True)
+    return _best_fit(values[::-1].tolist(), counts[::-1].tolist(), row_tokens).num_rows
+
+
 def one_a_row(
     lengths: np.ndarray, *, row_tokens: int, rows_per_step: int, first_place: int, random: np.random.Generator
 ) -> Packing:

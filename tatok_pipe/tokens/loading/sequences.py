@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ from tatok_pipe.tokens.layout import data_url
 from tatok_pipe.tokens.loading.batches import Sequences
 from tatok_pipe.tokens.loading.conditions import ConditionConfig, check_labels, read_embeddings
 from tatok_pipe.tokens.loading.parquet_groups import parquet_errors
+from tatok_pipe.tokens.loading.sources import Source
 from tatok_pipe.tokens.loading.windows import RowGroup, is_held_out
 from tatok_pipe.tokens.shard_file import open_shard
 from tatok_pipe.tokens.spec import TokenSpec
@@ -29,16 +31,17 @@ class SequenceReader:
 
     def __init__(
         self,
-        url: str,
+        source: Source,
         spec: TokenSpec,
         condition: ConditionConfig,
         *,
         held_out_share: float,
         is_held_out: bool,
     ) -> None:
-        self._url = url
+        self._url = source.url
+        self._labels = np.array(source.labels, np.int32)  # of its classes; none: as they are
         self._spec = spec
-        self._condition = condition
+        self._condition = replace(condition, embeddings_url=source.embeddings_url or condition.embeddings_url)
         self._held_out_share = held_out_share
         self._is_held_out = is_held_out
         self._columns = ["global_codes", "patch_codes", "patch_positions"]
@@ -102,9 +105,9 @@ class SequenceReader:
                 return f"key {table['key'][place].as_py()!r}"
             return f"row {int(rows[place])}"
 
-        return check_labels(
-            _one(table, "label"), num_classes=self._condition.num_classes, shard=shown, name=name
-        )
+        num_classes = len(self._labels) or self._condition.num_classes
+        labels = check_labels(_one(table, "label"), num_classes=num_classes, shard=shown, name=name)
+        return self._labels[labels] if len(self._labels) else labels
 
 
 def concatenate(parts: Sequence[Sequences]) -> Sequences:
@@ -129,5 +132,5 @@ def _one(table: pa.Table, column: str) -> pa.Array:
 
 
 def _values(table: pa.Table, column: str) -> np.ndarray:
-    """What the lists of a column hold, end to end, int32."""
-    return _one(table, column).flatten().to_numpy(zero_copy_only=False).astype(np.int32)
+    """What the lists of a column hold, end to end."""
+    return _one(table, column).flatten().to_numpy(zero_copy_only=False)

@@ -14,6 +14,7 @@ from tatok_pipe.parallel import map_ahead
 from tatok_pipe.tokens.layout import data_url
 from tatok_pipe.tokens.loading.conditions import check_labels
 from tatok_pipe.tokens.loading.parquet_groups import parquet_errors
+from tatok_pipe.tokens.loading.sources import Source
 from tatok_pipe.tokens.loading.windows import ShardRows, is_held_out
 from tatok_pipe.tokens.shard_file import open_shard
 
@@ -30,9 +31,16 @@ class Split:
     classes: frozenset[int]  # that an image to be trained on has; empty where nobody asked
 
 
-def survey_split(
-    url: str, shards: Sequence[ShardRows], *, held_out_share: float, num_classes: int = 0
-) -> Split:
+def join_splits(splits: Sequence[Split]) -> Split:
+    """Of all that is trained on together."""
+    return Split(
+        has_train=any(each.has_train for each in splits),
+        has_held_out=any(each.has_held_out for each in splits),
+        classes=frozenset().union(*(each.classes for each in splits)),
+    )
+
+
+def survey_split(source: Source, *, held_out_share: float, num_classes: int = 0) -> Split:
     """Look at keys and, for `num_classes` (0: none), at labels, and no further than it takes to know: both sides have
     an image, and every class.
 
@@ -41,11 +49,13 @@ def survey_split(
     """
     if not held_out_share and not num_classes:
         return Split(has_train=True, has_held_out=False, classes=frozenset())
+    own = np.array(source.labels, np.int32)
+    expected = own if len(own) else np.arange(num_classes)  # classes that may be found
     columns = ["key"] * bool(held_out_share) + ["label"] * bool(num_classes)
     has_train, has_held_out, seen = False, False, np.zeros(num_classes, np.bool_)
 
     def read(shard: ShardRows) -> tuple[bool, bool, np.ndarray]:
-        place = data_url(url, shard.name)
+        place = data_url(source.url, shard.name)
         with parquet_errors(place, _ADVICE), open_shard(place) as file:
             table = file.read(range(file.num_row_groups), columns)
         chosen = np.zeros(len(table), np.bool_)
@@ -55,16 +65,17 @@ def survey_split(
         if num_classes:
             given = table["label"].combine_chunks()
             checked = check_labels(
-                given, num_classes=num_classes, shard=storage.redact(place), name=lambda row: f"row {row}"
-            )
-            labels = np.unique(checked[~chosen])
+                given, num_classes=len(source.labels) or num_classes, shard=storage.redact(place),
+                name=lambda row: f"row {row}",
+            )  # fmt: skip
+            labels = np.unique(own[checked[~chosen]] if len(own) else checked[~chosen])
         return bool((~chosen).any()), bool(chosen.any()), labels
 
-    filled = [shard for shard in shards if shard.num_rows]
+    filled = [shard for shard in source.shards if shard.num_rows]
     with ThreadPoolExecutor(_NUM_THREADS, "token-split") as pool:
         for trains, holds_out, labels in map_ahead(pool, read, filled, max_items=_NUM_THREADS):
             has_train, has_held_out = has_train or trains, has_held_out or holds_out
             seen[labels] = True
-            if has_train and (has_held_out or not held_out_share) and seen.all():
+            if has_train and (has_held_out or not held_out_share) and seen[expected].all():
                 break
     return Split(has_train, has_held_out, frozenset(np.flatnonzero(seen).tolist()))

@@ -6,7 +6,6 @@ and each knows the figures of the whole step.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 from collections.abc import Generator, Iterator, Sequence
@@ -22,10 +21,13 @@ from tatok_pipe.records import PackedBatch
 from tatok_pipe.seeds import MAX_SEED
 from tatok_pipe.tokens.loading.batches import empty_rows, join
 from tatok_pipe.tokens.loading.conditions import ConditionConfig
+from tatok_pipe.tokens.loading.mix_planner import MixPlanner
+from tatok_pipe.tokens.loading.mixing import Mixing
 from tatok_pipe.tokens.loading.packing import rows_per_rank
 from tatok_pipe.tokens.loading.sequences import SequenceReader
+from tatok_pipe.tokens.loading.sources import Source
 from tatok_pipe.tokens.loading.window_stream import LoaderConfig, Position, Window, WindowStream
-from tatok_pipe.tokens.loading.windows import EpochPlanner, ShardRows, stream_digest
+from tatok_pipe.tokens.loading.windows import EpochPlanner, RowGroups, stream_digest
 from tatok_pipe.tokens.spec import TokenSpec
 
 logger = logging.getLogger(__name__)
@@ -42,15 +44,19 @@ class StepBatch:
     All micro-batches of all ranks and steps have the same number of rows; those that are missing are empty.
     """
 
-    microbatches: tuple[PackedBatch, ...]  # of this rank; views of a whole window's memory
+    microbatches: tuple[PackedBatch, ...]  # of this rank
     epoch: int
     step_in_epoch: int  # counted from where the epoch, or this iteration in it, began
     is_epoch_end: bool
-    num_sequences: int  # global, as are all below
+    num_sequences_of: tuple[int, ...]  # of each source; global, as are all below
     num_codes: int  # codes to be predicted: sum of K + M
     num_positions: int  # positions, or the end, to be predicted: sum of M + 1
     num_elements: int  # sum of 1 + K + M
     num_slots: int  # elements with padding and empty rows
+
+    @property
+    def num_sequences(self) -> int:
+        return sum(self.num_sequences_of)
 
     @property
     def fill(self) -> float:
@@ -59,24 +65,26 @@ class StepBatch:
 
 
 class StepLoader:
-    """Steps of training on the token `shards` at `url`, endlessly; or one pass over what is held out.
+    """Steps of training on `sources`, endlessly; or one pass over what is held out.
 
-    `shards` comes from one `read_training_set` for all ranks. A step takes the next `rows_per_step` rows of the epoch,
-    and the last one of an epoch what is left. All ranks share one stream of rows, as `rank_rows` says. With split
-    "held_out" the order is always that of epoch 0, and no condition is hidden. `state_dict` after a step and
-    `load_state_dict` before iterating go on exactly there, with any number of ranks and any `rows_per_step`.
+    Their shards come from one `read_training_set` for all ranks. Several are mixed as `mixing` says, each in epochs of
+    its own, and there are no epochs of the whole; a pass over what is held out has every image once. A step takes the
+    next `rows_per_step` rows of the epoch, and the last one of an epoch what is left. All ranks share one stream of
+    rows, as `rank_rows` says. With split "held_out" the order is always that of epoch 0, and no condition is hidden.
+    `state_dict` after a step and `load_state_dict` before iterating go on exactly there, with any number of ranks and
+    any `rows_per_step`.
 
     Raises UserError for settings that do not go with the data; so does iterating, where a shard cannot be read.
     """
 
     def __init__(
         self,
-        url: str,
+        sources: Sequence[Source],
         spec: TokenSpec,
-        shards: Sequence[ShardRows],
         config: LoaderConfig,
         *,
         condition: ConditionConfig,
+        mixing: Mixing | None = None,
         seed: int,
         rank: int = 0,
         num_ranks: int = 1,
@@ -91,11 +99,12 @@ class StepLoader:
         if not 0 <= seed <= MAX_SEED:
             raise ValueError(f"seed={seed}: expected 0 to {MAX_SEED}")
         _check_sizes(config, spec)
-        if not any(shard.num_rows for shard in shards):
-            raise UserError(
-                f"{storage.redact(url)}: {len(shards)} shards without rows, so nothing to train on"
-            )
-        self.url = url
+        for source in sources:
+            if not any(shard.num_rows for shard in source.shards):
+                raise UserError(
+                    f"{storage.redact(source.url)}: {len(source.shards)} shards without rows, so nothing to train on"
+                )
+        self.sources = tuple(sources)
         self.config = config
         self.condition = condition
         self.num_ranks = num_ranks
@@ -104,18 +113,33 @@ class StepLoader:
         share = config.held_out_share if self._is_held_out else 1 - config.held_out_share
         if not share:
             raise UserError("split=held_out with held_out_share=0: nothing is held out; give more than 0")
+        window_rows = max(1, round(config.window_sequences / share))
+        row_groups = RowGroups([source.shards for source in sources])
+        self.source_rows = (
+            row_groups.source_rows
+        )  # (num_sources + 1,), cumulative: how `sequences` are numbered
+        self._mixing = None if self._is_held_out else mixing
         self._stream = WindowStream(
-            EpochPlanner(shards, window_rows=max(1, round(config.window_sequences / share)), seed=seed),
-            SequenceReader(
-                url, spec, condition, held_out_share=config.held_out_share, is_held_out=self._is_held_out
-            ),
+            EpochPlanner(row_groups, window_rows=window_rows, seed=seed)
+            if self._mixing is None
+            else MixPlanner(row_groups, self._mixing, window_rows=window_rows, seed=seed),
+            [
+                SequenceReader(
+                    source,
+                    spec,
+                    condition,
+                    held_out_share=config.held_out_share,
+                    is_held_out=self._is_held_out,
+                )
+                for source in sources
+            ],
             config,
             drop_condition=0.0 if self._is_held_out else condition.drop_condition,
             rank=rank,
             num_ranks=num_ranks,
         )
         self.digest = stream_digest(
-            shards,
+            sources[0].shards,
             version=_STREAM_VERSION,
             spec=json.dumps(spec.to_json(), sort_keys=True),
             row_tokens=config.row_tokens,
@@ -125,24 +149,28 @@ class StepLoader:
             seed=seed,
             # Rows that are padded are sorted by their steps.
             **({} if config.layout == "packed" else {"padded": config.rows_per_step}),
+            **({} if mixing is None else {"mix": _describe_mix(sources, mixing)}),
         )
         self._position = Position()
+        self._step = 0  # which one is next, where weights go by it
         self._iteration = 0
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the step that was given out last, as JSON types; the same on every rank."""
-        return {**dataclasses.asdict(self._position), "digest": self.digest}
+        step = {} if self._mixing is None else {"step": self._step}
+        return {**self._position.to_json(), "digest": self.digest, **step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on at a position. Iterators that were begun before raise RuntimeError from now on.
 
-        Where the stream is another one by now (shards, settings), raises UserError, or begins the next epoch with
+        Where the stream is another one by now (shards, settings, mix), raises UserError, or begins the next epoch with
         `on_dataset_change="restart_epoch"`.
         """
-        position = Position(int(state["epoch"]), int(state["window"]), int(state["row"]))
+        position = Position.from_json(state)
         if state["digest"] != self.digest:
             position = self._restart(position)
         self._position = position
+        self._step = int(state.get("step", 0))
         self._iteration += 1
 
     def __iter__(self) -> Generator[StepBatch, None, None]:
@@ -150,13 +178,13 @@ class StepLoader:
         return self._steps(self._iteration)
 
     def _restart(self, position: Position) -> Position:
-        shown = storage.redact(self.url)
+        shown = ", ".join(storage.redact(source.url) for source in self.sources)
         if self.config.on_dataset_change == "error":
             raise UserError(
                 f"{shown}: the saved position (epoch {position.epoch}, window {position.window}, row {position.row}) "
-                "is one in another stream: the shards, tokenizer, row_tokens, window_sequences, held_out_share, split "
-                "or seed were different; give those of the saved run, or set on_dataset_change=restart_epoch to begin "
-                "its next epoch with what is there now"
+                "is one in another stream: the datasets, their versions, shards, weights or tokenizer, row_tokens, "
+                "window_sequences, held_out_share, split or seed were different; give those of the saved run, or set "
+                "on_dataset_change=restart_epoch to begin its next epoch with what is there now"
             )
         if self._is_held_out:
             return Position()
@@ -169,7 +197,8 @@ class StepLoader:
         return Position(position.epoch + 1)
 
     def _steps(self, iteration: int) -> Generator[StepBatch, None, None]:
-        with closing(self._stream.windows(self._position, is_endless=not self._is_held_out)) as windows:
+        stream = self._stream.windows(self._position, step=self._step, is_endless=not self._is_held_out)
+        with closing(stream) as windows:
             window, row, step_in_epoch = next(windows, None), 0, 0
             while window is not None:
                 epoch, wanted = window.epoch, self.config.rows_per_step
@@ -186,6 +215,7 @@ class StepLoader:
                     self._position = Position() if self._is_held_out else Position(epoch + 1)
                 else:
                     self._position = pieces[-1].window.after(pieces[-1].stop)
+                self._step += 1
                 yield self._to_step(pieces, step_in_epoch, is_epoch_end)
                 if iteration != self._iteration:
                     raise RuntimeError(
@@ -199,14 +229,15 @@ class StepLoader:
             -rows_per_rank(config.rows_per_step, self.num_ranks) // config.rows_per_microbatch
         )
         num_rows = num_microbatches * config.rows_per_microbatch  # of each rank
-        num_sequences = sum(piece.count(piece.window.num_sequences) for piece in pieces)
-        num_elements = sum(piece.count(piece.window.num_elements) for piece in pieces)
+        counts = sum(piece.count(piece.window.num_sequences) for piece in pieces)
+        num_sequences = int(np.sum(counts))
+        num_elements = int(sum(piece.count(piece.window.num_elements) for piece in pieces))
         return StepBatch(
             microbatches=tuple(self._microbatches(pieces, num_microbatches)),
             epoch=pieces[0].window.epoch,
             step_in_epoch=step_in_epoch,
             is_epoch_end=is_epoch_end,
-            num_sequences=num_sequences,
+            num_sequences_of=tuple(np.asarray(counts).tolist()),
             num_codes=num_elements - num_sequences,
             num_positions=num_elements - num_sequences * self._num_globals,
             num_elements=num_elements,
@@ -242,13 +273,20 @@ class _Piece:
     start: int
     stop: int
 
-    def count(self, cumulative: np.ndarray) -> int:
-        return int(cumulative[self.stop] - cumulative[self.start])
+    def count(self, cumulative: np.ndarray) -> np.ndarray:
+        """Of (…, num_rows + 1) what the piece has, (…)."""
+        return cumulative[..., self.stop] - cumulative[..., self.start]
 
     def own_range(self) -> tuple[int, int]:
         """Which of the rank's rows of the window they are, from and to."""
         start, stop = np.searchsorted(self.window.own_rows, (self.start, self.stop)).tolist()
         return start, stop
+
+
+def _describe_mix(sources: Sequence[Source], mixing: Mixing) -> str:
+    """What makes the order and the labels of a mix, beside the settings that all loaders have."""
+    digests = [stream_digest(source.shards, labels=json.dumps(source.labels)) for source in sources]
+    return json.dumps([digests, mixing.weights, mixing.changes])
 
 
 def _check_sizes(config: LoaderConfig, spec: TokenSpec) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from tatok_pipe.records import Kind, PackedBatch
 from tatok_pipe.tokens.loading.batches import join
 from tatok_pipe.tokens.loading.conditions import ConditionConfig
 from tatok_pipe.tokens.loading.packing import rows_per_rank
+from tatok_pipe.tokens.loading.sources import join_sets
 from tatok_pipe.tokens.loading.step_loader import StepBatch, StepLoader
 from tatok_pipe.tokens.loading.training_set import read_training_set
 from tatok_pipe.tokens.loading.window_stream import LoaderConfig
@@ -42,7 +43,8 @@ class TokenBatch:
     # many lengths call it cu_seqlens.
     boundaries: Tensor
     labels: Tensor  # (S,) int64, classes; 0 where the loader was given none
-    sequences: Tensor  # (S,) int64, numbers of the rows in the dataset, as `TokenDataset` counts them
+    sequences: Tensor  # (S,) int64, numbers of the rows in their dataset, as `TokenDataset` counts them
+    sources: Tensor  # (S,) int64, which of the loader's datasets they are in
     epoch: int
     state: dict[str, Any]  # for `TokenLoader.load_state_dict`: the position after this step
 
@@ -72,7 +74,7 @@ class TokenBatch:
 
 class TokenLoader(IterableDataset[TokenBatch]):
     """Steps of training on the token dataset at `url`, as it is now or in an earlier `version`, endlessly or for some
-    epochs; or one pass over what is held out.
+    epochs; or one pass over what is held out. Several datasets, of one tokenizer, are mixed.
 
     The order follows from (seed, epoch) alone: at any number of ranks and workers a step has the same sequences.
     A step is `rows_per_step` rows over all ranks, and the last one of an epoch what is left; ranks that have none of it
@@ -82,6 +84,11 @@ class TokenLoader(IterableDataset[TokenBatch]):
 
     Ids are of one vocabulary: codes of globals, then codes of patches, then `num_classes` classes, `none_id` for a
     condition that is hidden (of the share `drop_condition`) or not read (`num_classes=0`), and `end_id`.
+
+    With a list of URLs each dataset goes through shuffled epochs of its own. `weights` say how often an image of each
+    comes (3 and 1: three of the first to one of the second; none: each image as often as any other), and
+    `weight_changes` from which step on they are others: {10_000: [1, 1]}. `version` may be a list then, None for what
+    is there now. Classes of one name are one class, whatever their labels: `spec.class_names` has the names of all.
 
     Under torch's DataLoader give `batch_size=None`. `state` of a batch, or `state_dict` where this object is iterated
     itself, goes on after exactly that step, also with other ranks and workers, and (packed) another `rows_per_step`.
@@ -93,9 +100,11 @@ class TokenLoader(IterableDataset[TokenBatch]):
 
     def __init__(
         self,
-        url: str,
+        url: str | Sequence[str],
         *,
-        version: int | None = None,
+        weights: Sequence[float] | None = None,
+        weight_changes: Mapping[int, Sequence[float]] | None = None,
+        version: int | None | Sequence[int | None] = None,
         rows_per_step: int = 64,
         row_tokens: int | None = None,
         layout: str = "packed",
@@ -118,17 +127,25 @@ class TokenLoader(IterableDataset[TokenBatch]):
                 f"row_tokens={row_tokens} with layout='padded': expected none, rows are as long as needed"
             )
         found_rank, found_ranks = _find_rank() if rank is None or num_ranks is None else (rank, num_ranks)
-        found = read_training_set(url, version=version)
-        self.spec = found.spec
+        urls = [url] if isinstance(url, str) else list(url)
+        if epochs is not None and len(urls) > 1:
+            raise ValueError(
+                f"epochs={epochs} with {len(urls)} datasets: expected none, each goes through epochs of its own; take "
+                "as many steps as you want"
+            )
+        sets = [read_training_set(each, version=at) for each, at in _pair_versions(urls, version)]
+        data = join_sets(
+            sets, weights=weights, weight_changes=weight_changes, num_classes=num_classes or None
+        )
+        self.spec = data.spec
         self.num_classes = num_classes
         self.epochs = epochs
         self._layout = layout
         if row_tokens is None:
             row_tokens = self.num_positions if layout == "padded" else max(_ROW_TOKENS, self.num_positions)
         self._steps = StepLoader(
-            url,
-            found.spec,
-            found.shards,
+            data.sources(),
+            data.spec,
             LoaderConfig(
                 row_tokens=row_tokens,
                 rows_per_step=rows_per_step,
@@ -142,6 +159,7 @@ class TokenLoader(IterableDataset[TokenBatch]):
                 num_classes=num_classes,
                 drop_condition=drop_condition,
             ),
+            mixing=data.mixing,
             seed=seed,
             rank=found_rank,
             num_ranks=found_ranks,
@@ -211,49 +229,75 @@ class TokenLoader(IterableDataset[TokenBatch]):
 
     def _to_batch(self, step: StepBatch, state: dict[str, Any]) -> TokenBatch:
         batch = join(step.microbatches)
-        kinds, ids, positions = batch.kinds, self._ids(batch), self._positions(batch)
-        targets = np.full_like(ids, self.end_id)
-        np.copyto(targets[:-1], ids[1:], where=kinds[1:] >= Kind.GLOBAL)
-        targets[kinds == Kind.PADDING] = NO_TARGET
-        columns = [each.reshape(batch.num_rows, -1) for each in (ids, targets, positions, kinds, batch.order)]
+        ids = self._ids(batch)
+        columns = [ids, self._targets(batch, ids), self._positions(batch), batch.kinds, batch.order]
+        columns = [each.reshape(batch.num_rows, -1) for each in columns]
         boundaries = batch.boundaries
         if self._layout == "padded":
-            longest = max(1, int(np.diff(boundaries)[kinds[boundaries[:-1]] != Kind.PADDING].max(initial=0)))
-            columns = [each[:, :longest] for each in columns]
+            is_sequence = batch.kinds[boundaries[:-1]] != Kind.PADDING
+            longest = max(1, int(np.diff(boundaries)[is_sequence].max(initial=0)))
+            columns = [np.ascontiguousarray(each[:, :longest]) for each in columns]
             begins = np.flatnonzero(columns[-1].ravel() == 0)
-            boundaries = np.append(begins, columns[-1].size)
-
-        def tensor(array: np.ndarray, dtype: type) -> Tensor:
-            return torch.from_numpy(array.astype(dtype, order="C"))  # a copy: rows are views of a window
-
+            boundaries = np.append(begins, columns[-1].size).astype(np.int32)
+        sources = np.searchsorted(self._steps.source_rows, batch.sequences, "right") - 1
+        ids, targets, positions, kinds, order = map(torch.from_numpy, columns)
         return TokenBatch(
-            ids=tensor(columns[0], np.int64),
-            targets=tensor(columns[1], np.int64),
-            positions=tensor(columns[2], np.int64),
-            kinds=tensor(columns[3], np.uint8),
-            order=tensor(columns[4], np.int32),
-            boundaries=tensor(boundaries, np.int32),
-            labels=tensor(batch.labels, np.int64),
-            sequences=tensor(batch.sequences, np.int64),
+            ids=ids,
+            targets=targets,
+            positions=positions,
+            kinds=kinds,
+            order=order,
+            boundaries=torch.from_numpy(boundaries),
+            labels=torch.from_numpy(batch.labels.astype(np.int64)),
+            sequences=torch.from_numpy(batch.sequences - self._steps.source_rows[sources]),
+            sources=torch.from_numpy(sources),
             epoch=step.epoch,
             state=state,
         )
 
     def _ids(self, batch: PackedBatch) -> np.ndarray:
-        """(R·T,) int32."""
-        kinds = batch.kinds
-        ids = batch.codes + (kinds == Kind.PATCH) * np.int32(self.spec.global_vocab)
+        """(R·T,) int64."""
+        first = np.zeros(len(Kind), np.int64)  # of each kind; codes are 0 where there is none
+        first[[Kind.PADDING, Kind.PATCH]] = self.end_id, self.spec.global_vocab
+        ids = first[batch.kinds]
+        ids += batch.codes
         first_class = self.spec.global_vocab + self.spec.patch_vocab
-        ids[kinds == Kind.CONDITION] = np.where(
-            batch.is_conditional, first_class + batch.labels, self.none_id
-        )
-        ids[kinds == Kind.PADDING] = self.end_id
+        conditions = np.where(batch.is_conditional, first_class + batch.labels, self.none_id)
+        ids[_begins(batch)] = conditions
         return ids
 
+    def _targets(self, batch: PackedBatch, ids: np.ndarray) -> np.ndarray:
+        """(R·T,) int64: what comes next in the same sequence."""
+        targets = np.empty_like(ids)
+        targets[:-1] = ids[1:]
+        targets[batch.boundaries[1:] - 1] = self.end_id
+        targets[batch.kinds == Kind.PADDING] = NO_TARGET
+        return targets
+
     def _positions(self, batch: PackedBatch) -> np.ndarray:
-        """(R·T,) int32."""
-        kinds = batch.kinds
-        return batch.places + (kinds == Kind.PATCH) * np.int32(self.spec.num_globals) + (kinds >= Kind.GLOBAL)
+        """(R·T,) int64."""
+        first = np.zeros(len(Kind), np.int64)
+        first[[Kind.GLOBAL, Kind.PATCH]] = 1, 1 + self.spec.num_globals
+        positions = first[batch.kinds]
+        positions += batch.places
+        return positions
+
+
+def _begins(batch: PackedBatch) -> np.ndarray:
+    """Where the sequences begin, (S,)."""
+    begins = batch.boundaries[:-1]
+    return begins[batch.kinds[begins] == Kind.CONDITION]
+
+
+def _pair_versions(
+    urls: Sequence[str], version: int | None | Sequence[int | None]
+) -> list[tuple[str, int | None]]:
+    versions = [version] * len(urls) if version is None or isinstance(version, int) else list(version)
+    if not urls or len(versions) != len(urls) or (isinstance(version, int) and len(urls) > 1):
+        raise ValueError(
+            f"version={version} with {len(urls)} datasets: expected at least one dataset, and a version of each or none"
+        )
+    return list(zip(urls, versions, strict=True))
 
 
 def _find_rank() -> tuple[int, int]:

@@ -24,6 +24,7 @@ class TrainingSet:
     An element is a token, or the condition that stands before those of an image.
     """
 
+    url: str
     spec: TokenSpec
     shards: list[ShardRows]  # by name
     statistics: ShardStatistics
@@ -48,8 +49,8 @@ class TrainingSet:
         """Entropies of single codes, "global" and "patch", in nats: what a model reaches that knows nothing but how
         frequent each code is."""
         return {
-            "global": _entropy_nats(self.statistics.global_code_counts),
-            "patch": _entropy_nats(self.statistics.patch_code_counts),
+            "global": entropy_nats(self.statistics.global_code_counts),
+            "patch": entropy_nats(self.statistics.patch_code_counts),
         }
 
 
@@ -76,9 +77,10 @@ def read_training_set(url: str, *, version: int | None = None) -> TrainingSet:
             f"{storage.redact(url)}: {len(shards)} committed shards with no rows; there is nothing to train on, "
             "run tokenize_corpus first"
         )
-    return TrainingSet(spec, shards, statistics, chosen)
+    return TrainingSet(url, spec, shards, statistics, chosen)
 
 
-def _entropy_nats(counts: np.ndarray) -> float:
-    shares = counts[counts > 0] / max(1, counts.sum())
+def entropy_nats(counts: np.ndarray) -> float:
+    """Of a code that comes as often as `counts` say, (V,); any scale."""
+    shares = counts[counts > 0] / (counts.sum() or 1)
     return float(-(shares * np.log(shares)).sum())

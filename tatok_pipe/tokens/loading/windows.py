@@ -1,4 +1,5 @@
-"""In what order the sequences of a token dataset are trained on: epochs, cut into windows of whole row groups.
+"""In what order the sequences of a token dataset are trained on: epochs, cut into windows of whole row groups. (How
+several datasets are mixed: mix_planner.py.)
 
 An epoch takes the row groups of all shards in random order. Neighbours in that order make a window: it is read into
 memory, shuffled and packed as one. Everything follows from (seed, epoch, window), so that any process can begin
@@ -36,7 +37,8 @@ class RowGroup:
     shard_rows: int  # of the whole shard
     number: int  # in the shard
     num_rows: int
-    shard_begin: int  # number of the shard's first row in the dataset: rows of all shards in name order
+    shard_begin: int  # number of the shard's first row: rows of all sources, in turn, and of their shards in name order
+    source: int = 0  # which of the datasets that are mixed
 
     @property
     def first_row(self) -> int:
@@ -53,50 +55,84 @@ class Draw(IntEnum):
     BUDGETS = 3
 
 
-class EpochPlanner:
-    """The windows of every epoch over a list of shards.
+class RowGroups:
+    """The row groups of all shards, numbered: sources in their order, shards of each by name. `sources` has the shards
+    of each dataset that is trained on."""
 
-    `window_rows` is about how many rows a window has; it is cut between row groups, so that it holds at least one.
-    """
-
-    def __init__(self, shards: Sequence[ShardRows], *, window_rows: int, seed: int) -> None:
-        self._shards = sorted((shard for shard in shards if shard.num_rows), key=lambda shard: shard.name)
-        self.seed = seed
-        rows = np.array([shard.num_rows for shard in self._shards], np.int64)
+    def __init__(self, sources: Sequence[Sequence[ShardRows]]) -> None:
+        self._shards = [
+            (source, shard)
+            for source, shards in enumerate(sources)
+            for shard in sorted(shards, key=lambda shard: shard.name)
+            if shard.num_rows
+        ]
+        rows = np.array([shard.num_rows for _, shard in self._shards], np.int64)
         groups = -(-rows // ROW_GROUP_ROWS)  # of each shard
         self._first_rows = np.cumsum(rows) - rows  # (num_shards,)
         self._shard = np.repeat(np.arange(len(rows)), groups)  # (num_groups,)
         self._number = np.arange(groups.sum()) - np.repeat(np.cumsum(groups) - groups, groups)
-        self._rows = np.minimum(rows[self._shard] - self._number * ROW_GROUP_ROWS, ROW_GROUP_ROWS)
-        self.num_rows = int(rows.sum())
-        self.num_windows = min(max(1, round(self.num_rows / window_rows)), len(self._rows))
+        self.rows = np.minimum(
+            rows[self._shard] - self._number * ROW_GROUP_ROWS, ROW_GROUP_ROWS
+        )  # (num_groups,)
+        sources_of_groups = np.array([source for source, _ in self._shards], np.int64)[self._shard]
+        self.source_groups = np.searchsorted(
+            sources_of_groups, np.arange(len(sources) + 1)
+        )  # the first of each
+        self.source_rows = np.concatenate([[0], np.cumsum(self.rows)])[
+            self.source_groups
+        ]  # (num_sources + 1,)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def num_rows(self) -> int:
+        return int(self.source_rows[-1])
+
+    def group(self, index: int) -> RowGroup:
+        """One of them by its number."""
+        source, shard = self._shards[int(self._shard[index])]
+        return RowGroup(
+            shard=shard.name,
+            shard_rows=shard.num_rows,
+            number=int(self._number[index]),
+            num_rows=int(self.rows[index]),
+            shard_begin=int(self._first_rows[self._shard[index]]),
+            source=source,
+        )
+
+
+class EpochPlanner:
+    """The windows of every epoch over row groups.
+
+    `window_rows` is about how many rows a window has; it is cut between row groups, so that it holds at least one.
+    """
+
+    def __init__(self, row_groups: RowGroups, *, window_rows: int, seed: int) -> None:
+        self._groups = row_groups
+        self.seed = seed
+        self.num_rows = row_groups.num_rows
+        self.source_rows = row_groups.source_rows
+        self.num_windows = min(max(1, round(self.num_rows / window_rows)), len(row_groups))
 
     def windows(self, epoch: int) -> list[np.ndarray]:
         """The windows of an epoch, in order: numbers of row groups, for `groups`. No window is empty."""
-        order = permutation(len(self._rows), generator(self.seed, epoch, 0, Draw.GROUPS))
-        rows = self._rows[order]
+        order = permutation(len(self._groups), generator(self.seed, epoch, 0, Draw.GROUPS))
+        rows = self._groups.rows[order]
         middles = np.cumsum(rows) - rows / 2
         window = (middles * (self.num_windows / max(1, self.num_rows))).astype(np.int64)
         return np.split(order, np.flatnonzero(np.diff(window)) + 1) if len(order) else []
 
     def groups(self, window: np.ndarray) -> list[RowGroup]:
         """The row groups of one of the `windows`."""
-        return [self._group(index) for index in window.tolist()]
-
-    def _group(self, index: int) -> RowGroup:
-        shard, number = int(self._shard[index]), int(self._number[index])
-        return RowGroup(
-            shard=self._shards[shard].name,
-            shard_rows=self._shards[shard].num_rows,
-            number=number,
-            num_rows=int(self._rows[index]),
-            shard_begin=int(self._first_rows[shard]),
-        )
+        return [self._groups.group(index) for index in window.tolist()]
 
 
-def generator(seed: int, epoch: int, window: int, draw: Draw) -> np.random.Generator:
-    """The random numbers of one window for one purpose."""
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch, window, int(draw)))))
+def generator(seed: int, epoch: int, window: int, draw: Draw, *more: int) -> np.random.Generator:
+    """The random numbers of one window for one purpose; `more` tells those apart that share all that."""
+    return np.random.Generator(
+        np.random.PCG64(np.random.SeedSequence((seed, epoch, window, int(draw), *more)))
+    )
 
 
 def random_shares(count: int, random: np.random.Generator) -> np.ndarray:

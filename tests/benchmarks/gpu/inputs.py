@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from tatok_pipe.ar.batch import Vocabulary
 from tatok_pipe.ar.requests import Place
 from tatok_pipe.records import DecodedImage, PackedBatch
-from tatok_pipe.tokens.loading.batches import Sequences, empty_rows, join, lay_out
+from tatok_pipe.tokens.loading.batches import PackedRows, Sequences, empty_rows, join
 from tatok_pipe.tokens.loading.packing import pack
 
 # Standard deviation of the kept patches of an image over their mean: 64 of 91 in the demo corpus.
@@ -81,7 +81,7 @@ def packed_batches(
     last batch."""
     packing = pack(sequences.lengths, row_tokens=row_tokens, random=np.random.default_rng(4))
     num_rows = packing.num_rows if max_rows is None else min(max_rows, packing.num_rows)
-    packed = lay_out(sequences, packing, np.arange(num_rows))
+    packed = PackedRows(sequences, packing, np.arange(num_rows))
     batches = [packed.cut(start, min(start + rows, num_rows)) for start in range(0, num_rows, rows)]
     if missing := rows - batches[-1].num_rows:
         batches[-1] = join([batches[-1], empty_rows(missing, row_tokens=row_tokens, embedding_size=None)])
