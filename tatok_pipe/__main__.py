@@ -12,7 +12,7 @@ from tatok_pipe.runs.stop_signal import leave_on_signals
 
 COMMANDS = (
     "demo", "tokenize_corpus", "inspect_tokens", "edit_tokens", "train_ar", "generate", "evaluate", "train_tokenizer",
-    "calibrate", "pack_images",
+    "calibrate", "pack_images", "study",
 )  # fmt: skip
 
 

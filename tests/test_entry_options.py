@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tatok_pipe.__main__ import COMMANDS
+from tatok_pipe.commands.study.options import ArmConfig, StageConfig, StudyConfig
 from tatok_pipe.config.help import format_help
 from tatok_pipe.config.load import load_config
 from tatok_pipe.config.schema import Option, Section, Text, describe
@@ -27,6 +28,7 @@ TEXTS = {
     "edit_tokens": {"remove.where"},
     "evaluate": {"compare", "suite"},
     "generate": {"classes", "start.columns", "start.rows"},
+    "study": {"account", "arms", "generator.options", "stage", "stages", "tokenizer.options"},
 }
 
 
@@ -134,6 +136,11 @@ def test_every_option_is_in_the_help_of_a_command() -> None:
                 assert re.search(rf"^  {re.escape(option.path)}(  |$)", text, re.MULTILINE)
                 shown.add((section.config_class, option.name))
             shown |= {(section.config_class, inner.name) for inner in section.sections}
+    # What a line of text says: the help of that text names it.
+    for option, config_class in (("arms", ArmConfig), ("stages", StageConfig)):
+        text = describe(StudyConfig).all_options()[option].help
+        own = [(config_class, field.name) for field in dataclasses.fields(config_class)]
+        shown |= {(each, name) for each, name in own if re.search(rf"\b{name}(=|\.…)", text)}
     missing = {f"{config_class.__qualname__}.{name}" for config_class, name in set(declared()) - shown}
     assert not missing
     assert len(set(declared())) > 200

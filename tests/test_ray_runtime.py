@@ -20,10 +20,8 @@ from tatok_pipe.ray_runtime.options import ActorsConfig, ElasticWorkersConfig, W
 from tatok_pipe.ray_runtime.shard_actor import ShardActor
 from tatok_pipe.ray_runtime.training import STORAGE_MARKER, _check_writable, plan_workers
 from tatok_pipe.runs.progress import RunState, format_duration, progress_line
-from tatok_pipe.tokenizer.checkpoint import load_tokenizer, save_tokenizer
-from tatok_pipe.tokenizer.model import TaTok
+from tatok_pipe.tokenizer.checkpoint import load_tokenizer
 from tatok_pipe.tokenizer.options import DTFConfig
-from tests.tokenizer.conftest import small_config
 
 from .pictures import small_tokenizer
 
@@ -57,14 +55,6 @@ def test_an_actor_that_cannot_start_says_why(tmp_path: Path) -> None:
         (replace(job, spec=replace(job.spec, tokenizer_fingerprint="0" * 64)), "planned with 000000000000"),
     ):
         assert reason in ShardActor(broken, plan, "actor", board=None)._error
-
-
-def test_a_tokenizer_without_globals_is_refused_for_datasets(tmp_path: Path) -> None:
-    model = TaTok(small_config(num_globals=0))
-    save_tokenizer(str(tmp_path), model, ladders={}, training={})
-    config = replace(TokenizeCorpusConfig(), dtf=DTFConfig(value=1.0))
-    with pytest.raises(UserError, match="no global tokens"):
-        make_spec(config, load_tokenizer(str(tmp_path)))
 
 
 def test_progress_tells_rate_and_time_left() -> None:

@@ -40,7 +40,9 @@ class LossParts:
         following = torch.roll(
             kinds, -1
         )  # what an element predicts, where the next one is of the same sequence
-        predicts_global = (kinds == Kind.CONDITION) | ((kinds == Kind.GLOBAL) & (following == Kind.GLOBAL))
+        predicts_global = (kinds != Kind.PADDING) & (
+            following == Kind.GLOBAL
+        )  # not the last one: conditions come first
         is_global, is_patch = kinds == Kind.GLOBAL, kinds == Kind.PATCH
         is_sequence = kinds == Kind.CONDITION
         zero = torch.zeros_like(code)

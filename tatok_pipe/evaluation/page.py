@@ -25,6 +25,18 @@ def render_page(findings: Findings, provenance: Provenance, *, others: Sequence[
         ("Command", provenance.command),
     ]
     facts += [("Compared with", ", ".join(others))] if others else []
+    return render_document(
+        title=findings.title,
+        head=f'<p class="eyebrow">Evaluation · {escape(findings.suite)}</p><h1>{escape(findings.title)}</h1>'
+        f"{render_facts(facts)}",
+        body=render_findings(findings),
+        footer=f"Made by <code>python -m tatok_pipe.evaluate</code>, version {escape(provenance.version)}. Figures of "
+        "this page are in results.json and the CSV files beside it.",
+    )
+
+
+def render_findings(findings: Findings) -> str:
+    """The findings as HTML: verdicts, plots, tables, pictures, figures."""
     parts = ["".join(f'<p class="notice">{escape(verdict)}</p>' for verdict in findings.verdicts)]
     if findings.plots:
         plots = "".join(_render_plot(plot) for plot in findings.plots)
@@ -36,14 +48,7 @@ def render_page(findings: Findings, provenance: Provenance, *, others: Sequence[
     parts += [_section(gallery.title, _render_gallery(gallery)) for gallery in findings.galleries]
     if findings.figures:
         parts.append(_section("All figures", _render_figures(findings.figures)))
-    return render_document(
-        title=findings.title,
-        head=f'<p class="eyebrow">Evaluation · {escape(findings.suite)}</p><h1>{escape(findings.title)}</h1>'
-        f"{render_facts(facts)}",
-        body="".join(parts),
-        footer=f"Made by <code>python -m tatok_pipe.evaluate</code>, version {escape(provenance.version)}. Figures of "
-        "this page are in results.json and the CSV files beside it.",
-    )
+    return "".join(parts)
 
 
 def _render_plot(plot: Plot) -> str:

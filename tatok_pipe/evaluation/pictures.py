@@ -23,6 +23,7 @@ from tatok_pipe.images.options import PreprocessConfig
 from tatok_pipe.images.shard_errors import InterleavedShard, UnusableShard
 from tatok_pipe.images.source import open_samples, shard_info
 from tatok_pipe.records import ImageSample
+from tatok_pipe.storage import ShardFile
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,12 @@ def plan_sources(
     place = None
     if list_url:
         place = ListPlace(list_url, images_per_part=_IMAGES_PER_PART, other_stores=other_stores)
-    shards = find_image_shards(spec, option="data", place=place)[:max_images]
+    return share_out(find_image_shards(spec, option="data", place=place), max_images=max_images)
+
+
+def share_out(shards: Sequence[ShardFile], *, max_images: int) -> list[PictureSource]:
+    """The images to take of each shard: equal shares."""
+    shards = shards[:max_images]
     share, rest = divmod(max_images, len(shards))
     return [
         PictureSource(shard.url, share + (place < rest), shard.size_bytes, shard.etag)

@@ -6,7 +6,7 @@ Letters: M pairs or values.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,34 @@ def bootstrap_ratio(
     drawn = [above[sample].mean() / below[sample].mean() for sample in samples if below[sample].any()]
     low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(ratio, float(low), float(high), len(above))
+
+
+def group_jackknife(
+    measure: Callable[[np.ndarray], float], num_values: int, *, num_groups: int, confidence: float = 0.95
+) -> Interval:
+    """A statistic of `num_values` values with its interval by the delete-a-group jackknife (Kott 2001): `measure` is
+    given the places of the values that it is taken over. For statistics that resampling with repetitions biases, as it
+    does distances between sets. Groups are neighbours, since values may come class by class in turn; the interval is
+    Student's."""
+    places = np.arange(num_values)
+    groups = places * num_groups // num_values
+    without = np.array([measure(places[groups != group]) for group in range(num_groups)])
+    spread = (num_groups - 1) / num_groups * np.square(without - without.mean()).sum()
+    half = float(stats.t.ppf((1 + confidence) / 2, num_groups - 1) * math.sqrt(spread))
+    value = measure(places)
+    return Interval(value, value - half, value + half, num_values)
+
+
+def mean_of_few(values: Sequence[float], *, confidence: float = 0.95) -> Interval:
+    """Mean of at least one value, such as of each seed, with Student's interval; of one value the interval is nan."""
+    sample = np.asarray(values, np.float64)
+    mean = float(sample.mean())
+    if len(sample) < 2:
+        return Interval(mean, math.nan, math.nan, len(sample))
+    half = float(
+        stats.t.ppf((1 + confidence) / 2, len(sample) - 1) * sample.std(ddof=1) / math.sqrt(len(sample))
+    )
+    return Interval(mean, mean - half, mean + half, len(sample))
 
 
 @dataclass(frozen=True)

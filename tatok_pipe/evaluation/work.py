@@ -8,10 +8,7 @@ Parts of another plan lie in another folder, so none is ever mixed in.
 from __future__ import annotations
 
 import io
-import logging
-import threading
-import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -19,15 +16,12 @@ import pyarrow.parquet as pq
 import torch
 
 from tatok_pipe import storage
-from tatok_pipe.errors import UserError
 from tatok_pipe.evaluation.bench import Bench
 from tatok_pipe.evaluation.plan import EvaluationPlan
 from tatok_pipe.evaluation.suites import SUITES, Row
-from tatok_pipe.images.shard_errors import ShardError
-from tatok_pipe.runs.activity import Activity, Track
-from tatok_pipe.runs.shard_work import ShardResult, describe_error
-
-logger = logging.getLogger(__name__)
+from tatok_pipe.runs.activity import Track
+from tatok_pipe.runs.serial_worker import SerialWorker
+from tatok_pipe.runs.shard_work import ShardResult
 
 
 def part_name(suite: str, part: str) -> str:
@@ -71,36 +65,17 @@ class EvaluateJob:
         return PartWorker(self, device=device, num_threads=num_threads)
 
 
-class PartWorker:
+class PartWorker(SerialWorker):
     """Measures parts, one at a time."""
 
     def __init__(self, job: EvaluateJob, *, device: str, num_threads: int) -> None:
+        super().__init__()
         self._job = job
         if torch.device(device).type == "cpu":
             torch.set_num_threads(max(1, num_threads))
         self._bench = Bench(job.plan, device=device)
-        self._turn = threading.Lock()
-        self._stopping = threading.Event()
-        self.activity = Activity(num_lanes=1)
 
-    def __call__(self, url: str, *, max_tries: int) -> ShardResult:
-        start = time.monotonic()
-        with self.activity.follow(url) as track, self._turn:
-            if self._stopping.is_set():
-                return ShardResult(url, was_begun=False)
-            track.begin()
-            try:
-                result = self._measure(url, track)
-            except Exception as error:
-                if not isinstance(error, (OSError, ShardError, UserError)):
-                    logger.error("part %s", url, exc_info=error)
-                result = ShardResult(url, error=describe_error(error))
-        return replace(result, seconds=time.monotonic() - start)
-
-    def stop_taking(self) -> None:
-        self._stopping.set()
-
-    def _measure(self, name: str, track: Track) -> ShardResult:
+    def do(self, url: str, track: Track) -> ShardResult:
         num_images = 0
 
         def touch(more: int) -> None:
@@ -108,9 +83,8 @@ class PartWorker:
             num_images += more
             track.advance(images=more, tokens=0, quarantined=0, share=0.0)
 
-        suite, _, part = name.partition("/")
+        suite, _, part = url.partition("/")
         self._bench.touch = touch
-        with self.activity.encoding():
-            rows: list[dict[str, Any]] = SUITES[suite].measure(part, self._bench)
+        rows: list[dict[str, Any]] = SUITES[suite].measure(part, self._bench)
         num_bytes = write_part(self._job.output_url, suite, part, self._job.plan, rows)
-        return ShardResult(name, num_images=num_images, bytes_out=num_bytes)
+        return ShardResult(url, num_images=num_images, bytes_out=num_bytes)

@@ -61,9 +61,9 @@ class TokenSpec:
         object.__setattr__(self, "class_names", tuple(self.class_names))  # JSON has lists
         if self.class_names and not are_names(self.class_names):
             raise ValueError("class_names: expected the name of a class in each, in one line and not empty")
-        for name in ("num_globals", "num_patches", "image_size", "patch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        for name, least in (("num_globals", 0), ("num_patches", 1), ("image_size", 1), ("patch_size", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least {least}")
         for name in ("global_vocab", "patch_vocab"):
             if not 1 <= getattr(self, name) <= MAX_VOCAB:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 1 to {MAX_VOCAB}")
@@ -173,6 +173,8 @@ def token_schema(spec: TokenSpec) -> pa.Schema:
     def item(data_type: pa.DataType) -> pa.Field:
         return pa.field("element", data_type, nullable=False)
 
+    # Parquet writers have no lists of the fixed size 0.
+    globals_size = spec.num_globals or -1
     scores = pa.field("patch_score", pa.list_(item(pa.float16()), spec.num_patches), nullable=False)  # all N
     return pa.schema(
         [
@@ -184,7 +186,7 @@ def token_schema(spec: TokenSpec) -> pa.Schema:
             pa.field("height", pa.int32(), nullable=False),
             pa.field("crop", pa.int16(), nullable=False),
             pa.field(
-                "global_codes", pa.list_(item(code_type(spec.global_vocab)), spec.num_globals), nullable=False
+                "global_codes", pa.list_(item(code_type(spec.global_vocab)), globals_size), nullable=False
             ),
             pa.field("patch_codes", pa.list_(item(code_type(spec.patch_vocab))), nullable=False),  # kept only
             pa.field("patch_positions", pa.list_(item(pa.uint16())), nullable=False),  # strictly increasing

@@ -11,10 +11,12 @@ import torch
 
 from tatok_pipe.ar.batch import to_tensors
 from tatok_pipe.ar.loss_parts import NUM_BUCKETS, LossParts
+from tatok_pipe.ar.model import Generator
 from tatok_pipe.ar.options import OptimizerConfig
 from tatok_pipe.errors import UserError
 from tatok_pipe.tokens.dataset import TokenDataset
 from tatok_pipe.training.schedule import ScheduleConfig
+from tests.ar.packed import Tokens, pack
 from tests.ar.trainings import (
     MODEL,
     TRAINING,
@@ -81,6 +83,19 @@ def test_losses_go_down_and_parts_add_up(url: str) -> None:
     assert float(buckets[0].sum()) == pytest.approx(total, rel=1e-6)
     assert int(buckets[1].sum()) == batch.num_codes and int(buckets[2].sum()) == records
     assert (buckets[2] > 0).sum() > 1  # the dataset has lengths enough to tell buckets apart
+
+
+def test_without_globals_all_codes_are_of_patches() -> None:
+    vocabulary = replace(VOCABULARY, num_globals=0)
+    batch = pack([[Tokens([], [(3, 1), (5, 2)]), Tokens([], [(0, 1)]), Tokens([], [])]], row_tokens=8)
+    each = to_tensors(batch, "cpu", vocabulary=vocabulary)
+    parts = LossParts.zeros(vocabulary)
+    with torch.no_grad():
+        nats = Generator(MODEL, vocabulary)(each)
+        parts.add(each, nats)
+    wanted = [0.0, float(nats.position.sum()), float(nats.code.sum()), 0.0, 6.0, 3.0, 3.0]
+    assert parts.sums[:7].tolist() == pytest.approx(wanted, rel=1e-6)
+    assert wanted[2] > 0 and "global_nats" not in parts.figures()
 
 
 def test_buckets_are_those_of_the_lengths(url: str) -> None:

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tatok_pipe.evaluation.statistics import bootstrap_mean, bootstrap_ratio, holm, paired_drop
+from tatok_pipe.evaluation.statistics import (
+    bootstrap_mean,
+    bootstrap_ratio,
+    group_jackknife,
+    holm,
+    mean_of_few,
+    paired_drop,
+)
 
 
 def test_interval_of_a_mean_is_near_the_normal_one_and_seeded() -> None:
@@ -75,3 +82,32 @@ def test_holm_by_hand() -> None:
     assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
     assert holm([0.5, 0.9]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
+    values = np.random.default_rng(0).normal(5.0, 2.0, 60)
+    found = group_jackknife(lambda places: float(values[places].mean()), 60, num_groups=60)
+    wanted: Any = stats.t.interval(0.95, 59, loc=values.mean(), scale=stats.sem(values))
+    assert (found.value, found.n) == (pytest.approx(values.mean()), 60)
+    assert (found.low, found.high) == pytest.approx(wanted)
+    # Values of classes in turn: groups are of neighbours, so that each has all classes.
+    turns = np.tile(np.arange(10.0), 30)
+    assert group_jackknife(lambda places: float(turns[places].mean()), 300, num_groups=10).high == 4.5
+
+
+def test_the_jackknife_holds_what_is_true_as_often_as_it_says() -> None:
+    random = np.random.default_rng(1)
+    hits = 0
+    for _ in range(400):
+        values = random.normal(0.0, 1.0, 200)
+        found = group_jackknife(lambda places, v=values: float(v[places].std()), 200, num_groups=10)
+        hits += found.low <= 1.0 <= found.high
+    assert 0.91 <= hits / 400 <= 0.98
+
+
+def test_the_mean_of_few_has_students_interval() -> None:
+    values = [3.0, 5.0, 4.0]
+    found = mean_of_few(values, confidence=0.9)
+    wanted: Any = stats.t.interval(0.9, 2, loc=4.0, scale=stats.sem(values))
+    assert (found.value, found.low, found.high, found.n) == pytest.approx((4.0, *wanted, 3))
+    assert np.isnan(mean_of_few([3.0]).low) and mean_of_few([3.0]).value == 3.0

@@ -72,6 +72,16 @@ def test_rows_come_back(tmp_path: Path, token_spec: TokenSpec, make_token_record
         assert_equal(left, right)
 
 
+def test_rows_without_globals(tmp_path: Path, token_spec: TokenSpec, make_token_records: MakeRecords) -> None:
+    spec = dataclasses.replace(token_spec, num_globals=0)
+    records = make_token_records(spec, 20)
+    write(tmp_path / "x.parquet", spec, [records])
+    for left, right in zip(read_records(tmp_path / "x.parquet"), records, strict=True):
+        assert_equal(left, right)
+    lengths = "select len(global_codes), len(patch_codes) = num_tokens from read_parquet(?)"
+    assert set(duckdb.execute(lengths, [str(tmp_path / "x.parquet")]).fetchall()) == {(0, True)}
+
+
 def test_an_empty_shard(tmp_path: Path, token_spec: TokenSpec) -> None:
     write(tmp_path / "x.parquet", token_spec, [])
     assert read_records(tmp_path / "x.parquet") == []

@@ -38,7 +38,7 @@ def test_differences_name_the_field(token_spec: TokenSpec) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_globals": 0}, "num_globals=0: expected at least 1"),
+        ({"num_globals": -1}, "num_globals=-1: expected at least 0"),
         ({"num_patches": 15}, "num_patches=15: expected"),
         ({"num_patches": 512 * 512, "image_size": 512, "patch_size": 1}, "at most 65536"),
         ({"patch_size": 7}, "patch_size=7"),

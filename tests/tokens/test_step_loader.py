@@ -603,3 +603,29 @@ def test_s3(url: str, s3_url: str) -> None:
     with pytest.raises(UserError, match=r"data/s4\.parquet.*; .*--verify"):
         epoch_of(loader)
     wait_for_no_threads()
+
+
+def test_rows_without_globals(tmp_path: Path, token_spec: TokenSpec, make_token_records: MakeRecords) -> None:
+    spec = dataclasses.replace(token_spec, num_globals=0)
+    records = make_token_records(spec, 30)
+    create_or_check(str(tmp_path), spec, {})
+    (tmp_path / "data").mkdir()
+    write_shard(tmp_path, "s0", spec, records)
+    dataset = read_training_set(str(tmp_path))
+    loader = StepLoader(
+        [Source(str(tmp_path), dataset.shards)], dataset.spec, CONFIG, condition=NOTHING, seed=0
+    )
+    seen = 0
+    for step in loader:
+        for batch in step.microbatches:
+            assert not (batch.kinds == Kind.GLOBAL).any()
+            starts = batch.boundaries[np.flatnonzero(batch.kinds[batch.boundaries[:-1]] == Kind.CONDITION)]
+            for start, number in zip(starts, batch.sequences, strict=True):
+                record = records[number]
+                span = slice(start + 1, start + 1 + record.num_tokens)
+                np.testing.assert_array_equal(batch.codes[span], record.patch_codes)
+                np.testing.assert_array_equal(batch.places[span], record.patch_positions)
+                seen += 1
+        if step.is_epoch_end:
+            break
+    assert seen == len(records)

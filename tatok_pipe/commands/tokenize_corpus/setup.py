@@ -74,11 +74,6 @@ def make_spec(
     """What the rows of a run over these shards will be. Raises UserError where the settings do not fit the
     checkpoint."""
     model = tokenizer.model.config
-    if not model.num_globals:
-        raise UserError(
-            f"tokenizer.checkpoint={storage.redact(config.tokenizer.checkpoint)}: has no global tokens; "
-            "token datasets hold at least one an image"
-        )
     try:
         config.input.crops.check_size(model.image_size)
     except ValueError as error:

@@ -87,7 +87,7 @@ class SequenceReader:
             embeddings = read_embeddings(self._condition, group.shard, _one(table, "key"))
         return Sequences(
             numbers=group.shard_begin + rows,
-            global_codes=_values(table, "global_codes").reshape(-1, self._spec.num_globals),
+            global_codes=_values(table, "global_codes").reshape(len(rows), self._spec.num_globals),
             num_patches=num_patches,
             patch_codes=_values(table, "patch_codes"),
             patch_positions=_values(table, "patch_positions"),
