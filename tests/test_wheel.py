@@ -61,6 +61,10 @@ def run(installed: Path, folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
+def test_what_is_compiled_where_it_runs_comes_with_it(installed: Path) -> None:
+    assert (installed / "tatok_pipe/ar/step.c").read_bytes() == (ROOT / "tatok_pipe/ar/step.c").read_bytes()
+
+
 def test_the_packaged_tokenizer_comes_with_it(installed: Path, tmp_path: Path) -> None:
     code = """
 import numpy, tatok_pipe
