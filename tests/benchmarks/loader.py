@@ -1,11 +1,17 @@
 """How fast the token loader reads, packs and lays out: tokens per second of one process, and what it holds.
 
 Made-up rows of 32 globals and 0 to 224 of 256 patches, in shards of 8,192; from the local disk, and from an S3 server
-on this machine.
+on this machine. `tatok_pipe.TokenLoader` beside the loader of train_ar, and beside litData's StreamingDataset, each in
+a process of its own (loader_side.py, peers/litdata_loader.py): the same tokens, shuffled, with litData as batches of 64
+padded rows. litData is measured where LITDATA_PYTHON is a Python that has it.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -15,9 +21,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from tatok_pipe import storage
+from tatok_pipe import TokenLoader, storage
 from tatok_pipe.commands.demo.server import s3_server
-from tatok_pipe.records import TokenRecord
+from tatok_pipe.records import Kind, TokenRecord
 from tatok_pipe.tokens.dataset_file import create_or_check
 from tatok_pipe.tokens.format import ShardSource, ShardWriter
 from tatok_pipe.tokens.layout import DATASET_FILE
@@ -31,8 +37,9 @@ from tatok_pipe.tokens.loading.training_set import read_training_set
 from tatok_pipe.tokens.loading.window_stream import LoaderConfig
 from tatok_pipe.tokens.loading.windows import EpochPlanner, RowGroups
 from tatok_pipe.tokens.spec import FilterSpec, TokenSpec
-from tests.benchmarks.measure import Results, environment, timed
+from tests.benchmarks.measure import Results, environment, from_pairs, timed
 
+_ROOT = Path(__file__).parents[2]
 PAIRS = 3
 EPOCHS = 3  # timed at once
 NUM_ROWS = 65_536
@@ -105,6 +112,54 @@ class Epochs:
         self._steps.close()
 
 
+def run_side(command: list[str]) -> dict[str, float]:
+    """Tokens per second and peak memory of a program that prints them."""
+    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def our_side(side: str, url: str) -> dict[str, float]:
+    return run_side([sys.executable, "-m", "tests.benchmarks.loader_side", side, url])
+
+
+def write_rows(url: str, path: Path) -> None:
+    """What the peers are given: ids and positions of all rows, end to end."""
+    ids, positions, lengths = [], [], []
+    for batch in TokenLoader(url, num_classes=1000, epochs=1):
+        is_token = batch.kinds.numpy() != Kind.PADDING
+        ids.append(batch.ids.numpy()[is_token].astype(np.int32))
+        positions.append(batch.positions.numpy()[is_token].astype(np.int32))
+        begins = batch.boundaries.numpy()
+        lengths.append(np.diff(begins)[is_token.ravel()[begins[:-1]]])
+    starts = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
+    np.savez(path, ids=np.concatenate(ids), positions=np.concatenate(positions), starts=starts)
+
+
+def compare_token_loader(results: Results, url: str, folder: Path) -> None:
+    pairs = [(our_side("packed", url), our_side("steps", url)) for _ in range(PAIRS)]
+    speeds = [(ours["tokens_per_s"], other["tokens_per_s"]) for ours, other in pairs]
+    name = "TokenLoader / the loader of train_ar"
+    results.add(from_pairs("loader/token_loader", name, speeds, unit="tokens/s", target=1.0))
+    peak = max(ours["peak_bytes"] for ours, _ in pairs) / 1e9
+    results.limit("loader/process", "all memory of a process with TokenLoader", peak, 0.5, unit="GB")
+    python = os.environ.get("LITDATA_PYTHON")
+    if not python:
+        results.note("litData: not measured; LITDATA_PYTHON=PYTHON is one with `pip install litdata`")
+        return
+    program = [python, str(_ROOT / "tests/benchmarks/peers/litdata_loader.py")]
+    write_rows(url, folder / "rows.npz")
+    written = [*program, "write", str(folder / "rows.npz"), str(folder / "litdata")]
+    subprocess.run(written, check=True, capture_output=True)
+    read = [*program, "read", str(folder / "litdata")]
+    pairs = [(our_side("padded", url), run_side(read)) for _ in range(PAIRS)]
+    speeds = [(ours["tokens_per_s"], other["tokens_per_s"]) for ours, other in pairs]
+    name = "TokenLoader, padded / litData StreamingDataset"
+    results.add(from_pairs("loader/litdata", name, speeds, unit="tokens/s", target=2.0))
+    results.note(f"litData: {max(other['peak_bytes'] for _, other in pairs) / 1e9:.2f} GB")
+
+
 def wait_for_readers() -> None:
     """What is still read ahead would be measured together with the next one."""
     while any(thread.name.startswith("token-") for thread in threading.enumerate()):
@@ -153,6 +208,7 @@ def run(results: Results) -> None:
         def pack_window() -> None:
             pack(sequences.lengths, row_tokens=config.row_tokens, random=np.random.default_rng(0))
 
+        compare_token_loader(results, url, Path(folder))
         results.compare(
             "loader/packing", "packing a window / the loader",
             timed(num_tokens, pack_window), timed(num_tokens, lambda: read_window(url, config)), unit="tokens/s",

@@ -78,8 +78,7 @@ def lay_out(sequences: Sequences, packing: Packing, rows: np.ndarray) -> PackedB
     row_tokens, num_globals = packing.row_tokens, sequences.global_codes.shape[1]
     per_row = packing.starts[rows + 1] - packing.starts[rows]  # (R,)
     chosen = packing.sequences[ranges(packing.starts[rows], per_row)]  # (S,)
-    num_patches = sequences.num_patches[chosen]  # (S,)
-    lengths = num_patches + (1 + num_globals)
+    lengths = sequences.num_patches[chosen] + (1 + num_globals)  # (S,)
 
     # Segments are the sequences of each row and, where it is not full, its padding.
     first_sequences = cumulative(per_row)  # (R + 1,)
@@ -98,17 +97,20 @@ def lay_out(sequences: Sequences, packing: Packing, rows: np.ndarray) -> PackedB
     order = np.arange(num_elements, dtype=np.int32)
     order -= np.repeat(boundaries[:-1], segments)
     kinds = np.repeat(np.where(is_padding, Kind.PADDING, Kind.PATCH).astype(np.uint8), segments)
-    codes, places = np.zeros(num_elements, np.int32), np.zeros(num_elements, np.int32)
+    # Every element is taken for a patch first, in one sweep; what is none is overwritten.
+    offsets = np.zeros(len(segments), np.int64)
+    offsets[~is_padding] = sequences.first_patches[chosen] - (starts + 1 + num_globals)
+    patches = np.repeat(offsets, segments)
+    patches += np.arange(num_elements)
+    codes, places = (_take(each, patches) for each in (sequences.patch_codes, sequences.patch_positions))
+    is_none = np.append(ranges(boundaries[:-1][is_padding], segments[is_padding]), starts)
+    codes[is_none] = places[is_none] = 0
     kinds[starts] = Kind.CONDITION
     global_places = np.arange(num_globals, dtype=np.int32)
     globals_at = (starts[:, None] + 1 + global_places).ravel()  # (S * K,)
     kinds[globals_at] = Kind.GLOBAL
     codes[globals_at] = sequences.global_codes[chosen].ravel()
     places[globals_at] = np.tile(global_places, len(chosen))
-    patches_at = ranges(starts + 1 + num_globals, num_patches)  # (sum of M,)
-    patches = ranges(sequences.first_patches[chosen], num_patches)
-    codes[patches_at] = sequences.patch_codes[patches]
-    places[patches_at] = sequences.patch_positions[patches]
     return PackedBatch(
         num_rows=len(rows),
         kinds=kinds,
@@ -162,6 +164,13 @@ def join(batches: Sequence[PackedBatch]) -> PackedBatch:
         embeddings=np.concatenate(embeddings) if embeddings else None,
         sequences=np.concatenate([batch.sequences for batch in batches]),
     )
+
+
+def _take(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """(n,) int32 of the values at (n,) places; of a place outside it is any."""
+    if not len(values):
+        return np.zeros(len(places), np.int32)
+    return values.take(places, mode="clip").astype(np.int32)
 
 
 def cumulative(counts: np.ndarray) -> np.ndarray:

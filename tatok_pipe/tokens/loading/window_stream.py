@@ -135,6 +135,7 @@ class WindowStream:
             while (window := ahead.result()) is not None:
                 ahead = pool.submit(next, windows, None)
                 yield window
+                del window  # not kept while the next one is waited for
         finally:
             stopped.set()
             ahead.add_done_callback(lambda _: windows.close())  # not before, while the thread runs it
