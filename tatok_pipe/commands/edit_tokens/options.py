@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tatok_pipe.commands.inspect_tokens.options import CheckpointConfig
 from tatok_pipe.config.options import config_dataclass, option, section
+from tatok_pipe.config.shared_options import ProgressConfig
 from tatok_pipe.storage.settings import STORAGE_HELP, StorageConfig
 from tatok_pipe.tokenizer.options import DTFConfig
 
@@ -58,6 +59,7 @@ class EditTokensConfig:
     tokenizer: CheckpointConfig = section(
         CheckpointConfig, help="whose calibration has the values of filters"
     )
+    progress: ProgressConfig = section(ProgressConfig, help="what is printed meanwhile")
     storage: StorageConfig = section(StorageConfig, help=STORAGE_HELP)
     dry_run: bool = option(False, help="print what would be removed, and change nothing")
 

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from tatok_pipe import storage
 from tatok_pipe.commands.inspect_tokens.export import export_quarantined
 from tatok_pipe.commands.inspect_tokens.options import NO_REPORT, REPORT_FILE, InspectTokensConfig
+from tatok_pipe.commands.inspect_tokens.watch import watch
 from tatok_pipe.errors import EXIT_DONE, UserError
-from tatok_pipe.report.figures import count, figure_lines
+from tatok_pipe.report.figures import count, figure_lines, format_lines
 from tatok_pipe.report.gallery import make_exhibits
 from tatok_pipe.report.inventory import Inventory, find_examples, take_inventory
 from tatok_pipe.report.page import Report, render_page
@@ -34,6 +35,8 @@ _PROGRESS_EVERY_S = 10.0
 def run(config: InspectTokensConfig, *, argv: list[str], summary: JobSummary) -> int:
     """Exit code. Raises UserError for what it cannot be given."""
     storage.configure(config.storage)
+    if config.watch:
+        return watch(config)
     if config.verify or config.repair:
         return _verify(config)
     if config.quarantine.export is not None:
@@ -204,12 +207,6 @@ def find_tokenizer(
         f"No reconstructions: the tokens were made by tokenizer {wanted[:12]}, which was not found "
         f"({'; '.join(tried)}); give tokenizer.checkpoint"
     )
-
-
-def format_lines(lines: Sequence[tuple[str, str]]) -> str:
-    """Labels and values in two columns."""
-    width = max(len(label) for label, _ in lines)
-    return "\n".join(f"{label:<{width}}  {value}" for label, value in lines)
 
 
 def _name_failure(url: str, error: str) -> str:
