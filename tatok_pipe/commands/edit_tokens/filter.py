@@ -36,6 +36,7 @@ from tatok_pipe.tokens.dataset_file import create_or_check, read_dataset_file
 from tatok_pipe.tokens.editing.rewrite import write_changed
 from tatok_pipe.tokens.format import ShardWriter, read_quarantine, write_quarantine
 from tatok_pipe.tokens.index import refresh_index
+from tatok_pipe.tokens.joined import columns_file, read_joined, write_joined
 from tatok_pipe.tokens.layout import SUMMARY_FILE, data_url, quarantine_url
 from tatok_pipe.tokens.removed import read_removed, write_removed
 from tatok_pipe.tokens.spec import FilterSpec, TokenSpec
@@ -162,10 +163,18 @@ def _check_source(dataset: TokenDataset, output_url: str) -> None:
 
 
 def _take_along(dataset: TokenDataset, output_url: str) -> None:
-    """What later runs into the output need to know: what must not come back, and what is in which part."""
+    """What later runs into the output need to know: what must not come back, and what is in which part; and the columns
+    that were joined."""
     removed = read_removed(dataset.url)
     if removed.hashes and read_removed(output_url) != removed:
         write_removed(output_url, removed)
+    joined = read_joined(dataset.url)
+    for name, mark in joined.tables.items():
+        file = columns_file(name, mark)
+        content = storage.read_bytes(storage.join(dataset.url, file))
+        storage.publish_bytes(content, storage.join(output_url, file), exclusive=True)
+    if joined.types:
+        write_joined(output_url, joined)
     parts = storage.join(dataset.url, LIST_FILE)
     if storage.exists(parts):
         storage.publish_bytes(storage.read_bytes(parts), storage.join(output_url, LIST_FILE), exclusive=True)

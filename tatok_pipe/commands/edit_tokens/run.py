@@ -11,7 +11,9 @@ import logging
 from collections.abc import Sequence
 
 from tatok_pipe import storage
+from tatok_pipe.commands.edit_tokens.export import export_dataset
 from tatok_pipe.commands.edit_tokens.finished import check_finished
+from tatok_pipe.commands.edit_tokens.join import join_columns, prune_joined
 from tatok_pipe.commands.edit_tokens.options import EditTokensConfig, RemoveConfig
 from tatok_pipe.commands.edit_tokens.shard_threads import edit_shards
 from tatok_pipe.commands.inspect_tokens.options import REPORT_FILE
@@ -26,10 +28,10 @@ from tatok_pipe.tokens.checking.repair import renew_summary
 from tatok_pipe.tokens.dataset_file import read_dataset_file
 from tatok_pipe.tokens.editing.rewrite import remove_leftovers, rewrite_shard
 from tatok_pipe.tokens.editing.selection import Match, Request, Selector
-from tatok_pipe.tokens.editing.where import parse_where
 from tatok_pipe.tokens.index import Index, forget_shards, refresh_index
 from tatok_pipe.tokens.removed import read_removed, write_removed
-from tatok_pipe.tokens.spec import TokenSpec, token_schema
+from tatok_pipe.tokens.row_condition import read_condition
+from tatok_pipe.tokens.spec import TokenSpec
 from tatok_pipe.tokens.versions import find_current, record_version
 
 logger = logging.getLogger("tatok_pipe.edit_tokens")
@@ -41,13 +43,17 @@ def run(config: EditTokensConfig, *, argv: list[str], summary: JobSummary) -> in
     """Exit code. `summary` gets the run's figures. Raises UserError for what it cannot be given."""
     storage.configure(config.storage)
     url = config.input.url
+    if config.export is not None and config.output.url is not None:
+        return export_dataset(config, config.export, config.output.url, summary)
     if config.output.url is not None:
         # Here, so that rows are removed without torch, which takes seconds to import.
         from tatok_pipe.commands.edit_tokens.filter import filter_dataset
 
         return filter_dataset(config, config.output.url, summary)
+    if config.join.table is not None:
+        return join_columns(config, config.join.table, summary)
     spec, _ = read_dataset_file(url)
-    request = read_request(config.remove, spec)
+    request = read_request(config.remove, url, spec)
     if config.dry_run:
         edit = _Edit(url, spec, request, save=False)
         for line in edit.plan_lines:
@@ -58,7 +64,7 @@ def run(config: EditTokensConfig, *, argv: list[str], summary: JobSummary) -> in
         return _Edit(url, spec, request, save=True, every_s=config.progress.every_s).do(stop, summary)
 
 
-def read_request(config: RemoveConfig, spec: TokenSpec) -> Request:
+def read_request(config: RemoveConfig, url: str, spec: TokenSpec) -> Request:
     """What the options ask for. Raises UserError where that is nothing, or cannot be read."""
     lines, where = frozenset[str](), None
     if config.keys is not None:
@@ -67,10 +73,7 @@ def read_request(config: RemoveConfig, spec: TokenSpec) -> Request:
         if not lines:
             raise UserError(f"{told}: nothing to remove; expected a key a line")
     if config.where is not None:
-        try:
-            where = parse_where(config.where, token_schema(spec))
-        except ValueError as error:
-            raise UserError(f"remove.where={config.where}: {error}") from None
+        where = read_condition(url, spec, config.where, option="remove.where")
     return Request(lines, where)
 
 
@@ -164,6 +167,7 @@ class _Edit:
                 len(done), len(names),
             )  # fmt: skip
             return EXIT_INTERRUPTED
+        prune_joined(url, removed)
         renew_summary(url)
         index = refresh_index(url, spec)
         if failed:
@@ -214,7 +218,7 @@ class _Edit:
         lines = [
             "not undone, as nobody can know of them from here: generators trained on earlier versions, pictures drawn "
             "from those, evaluations, reports written elsewhere, embeddings by key, copies, older versions that the "
-            "store keeps; and the image shards are as they were",
+            "store keeps, tables that were joined; and the image shards are as they were",
         ]
         if storage.exists(storage.join(self._url, LIST_FILE)):
             lines.append(

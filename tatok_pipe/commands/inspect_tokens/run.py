@@ -24,6 +24,7 @@ from tatok_pipe.tokens.checking.remedies import Finding, Remedy, withhold
 from tatok_pipe.tokens.checking.repair import repair_dataset
 from tatok_pipe.tokens.checking.verify import verify_dataset
 from tatok_pipe.tokens.dataset import TokenDataset
+from tatok_pipe.tokens.joined import read_joined
 from tatok_pipe.tokens.named_urls import open_named
 
 logger = logging.getLogger("tatok_pipe.inspect_tokens")
@@ -68,6 +69,7 @@ def _report(config: InspectTokensConfig) -> int:
         ("dataset", storage.redact(config.input.url)),
         ("version", str(dataset.version)),
         *figure_lines(dataset.spec, inventory, sample.sizes),
+        *_joined_lines(config.input.url),
         *(("failed", _name_failure(url, error)) for url, error in sorted(inventory.failed.items())),
     ]
     if with_page:
@@ -77,6 +79,14 @@ def _report(config: InspectTokensConfig) -> int:
         lines.append(("report", storage.redact(target)))
     print(format_lines(lines), flush=True)
     return EXIT_DONE
+
+
+def _joined_lines(url: str) -> list[tuple[str, str]]:
+    """The columns that came later, where some did."""
+    types = read_joined(url).types
+    return (
+        [("joined columns", ", ".join(f"{name} ({types[name]})" for name in sorted(types)))] if types else []
+    )
 
 
 def _verify(config: InspectTokensConfig) -> int:

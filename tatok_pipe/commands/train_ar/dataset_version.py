@@ -22,7 +22,7 @@ def choose_dataset(
 
     Raises UserError as `read_training_set`, and where that version cannot be read any more, or another one is given.
     """
-    dataset = read_training_set(config.url, version=config.version)
+    dataset = read_training_set(config.url, version=config.version, where=config.where or "")
     if earlier is None or config.on_dataset_change != "error":
         return dataset
     was: str = earlier["extra"].get("dataset", {}).get("digest", "")  # none in one of an earlier program
@@ -43,7 +43,7 @@ def choose_dataset(
     if found is None:
         raise UserError(f"{told}, and what is there now is {dataset.version}; {advice}")
     try:
-        kept = read_training_set(config.url, version=found.number)
+        kept = read_training_set(config.url, version=found.number, where=config.where or "")
     except UserError as error:
         raise UserError(f"{told}. {error}; {advice}") from None
     logger.warning(

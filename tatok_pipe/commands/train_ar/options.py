@@ -19,11 +19,21 @@ class InputConfig:
         help="an earlier version of the dataset, while its token shards are there; null: what is there now, or where a "
         "training is resumed what it was begun on",
     )
+    where: str | None = option(
+        None,
+        help="train on the rows alone of which this is true, as 'aesthetic > 5 and label in (3, 7)': their own columns "
+        "and those that edit_tokens joined, as in its remove.where",
+    )
     condition_url: str | None = option(
         None,
         help="where model.condition is embedding: folder with a Parquet file for each token shard, named like it, with "
         "columns `key` and `embedding`: lists of model.embedding_dim numbers, or tensors",
         is_url=True,
+    )
+    condition_column: str | None = option(
+        None,
+        help="where model.condition is embedding, instead of condition_url: the column that edit_tokens joined to the "
+        "dataset, of lists of model.embedding_dim numbers",
     )
     on_dataset_change: str = option(
         "error",
@@ -96,9 +106,11 @@ class TrainArConfig:
     dry_run: bool = option(False, help="print sizes, memory and steps, and train nothing")
 
     def __post_init__(self) -> None:
-        if self.model.condition == "embedding" and not self.input.condition_url:
+        given = (self.input.condition_url, self.input.condition_column)
+        if self.model.condition == "embedding" and sum(each is not None for each in given) != 1:
             raise ValueError(
-                "model.condition=embedding: expected input.condition_url, the embeddings' folder"
+                "model.condition=embedding: expected input.condition_url, the embeddings' folder, or "
+                "input.condition_column, a joined column, and not both"
             )
 
     @property

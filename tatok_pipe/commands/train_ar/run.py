@@ -27,7 +27,8 @@ from tatok_pipe.runs.job import JobSummary
 from tatok_pipe.runs.lease import hold_output
 from tatok_pipe.runs.stop_signal import StopSignal
 from tatok_pipe.tokens.loading.splits import Split, survey_split
-from tatok_pipe.tokens.loading.training_set import TrainingSet
+from tatok_pipe.tokens.loading.training_set import TrainingSet, count_chosen
+from tatok_pipe.tokens.row_condition import read_condition
 from tatok_pipe.tokens.spec import TokenSpec
 from tatok_pipe.tokens.summary import tell_unfinished
 from tatok_pipe.training.checkpoint_folder import newest_manifest
@@ -55,6 +56,7 @@ def run(config: TrainArConfig, *, argv: list[str], summary: JobSummary) -> int:
     output_url = storage.canonical_url(config.output.url)
     earlier = newest_manifest(storage.join(output_url, "checkpoints"))
     dataset = choose_dataset(config.input, earlier, output_url=output_url)
+    dataset = count_chosen(config.input.url, dataset, config.input.where or "")
     if missing := tell_unfinished(config.input.url, {shard.name for shard in dataset.shards}):
         logger.warning("%s: %s; training on what is there", storage.redact(config.input.url), missing)
     config = _settle_classes(config, dataset.spec)
@@ -103,6 +105,8 @@ def list_settings(config: dict[str, Any], *, num_steps: int) -> dict[str, Any]:
     """Of a TrainArConfig what makes the weights; how long they are trained as a number of steps."""
     parts = {name: config[name] for name in ("training", "packing", "drop_condition", "seed")}
     parts["validation"] = {"share": config["validation"]["share"]}
+    if config["input"]["where"] is not None:
+        parts["input"] = {"where": config["input"]["where"]}
     return flatten(parts, without=_NO_MATTER) | {"training.steps": num_steps}
 
 
@@ -132,7 +136,10 @@ def _survey(config: TrainArConfig, dataset: TrainingSet) -> Split:
     """What the training will see. Raises UserError where that is nothing; what it will not see is told."""
     share, num_images = config.validation.share, dataset.num_sequences
     num_classes = config.model.num_classes if config.model.condition == "class" else 0
-    split = survey_split(config.input.url, dataset.shards, held_out_share=share, num_classes=num_classes)
+    split = survey_split(
+        config.input.url, dataset.shards, held_out_share=share, num_classes=num_classes,
+        chosen=read_condition(config.input.url, dataset.spec, config.input.where or ""),
+    )  # fmt: skip
     if not split.has_train:
         raise UserError(
             f"validation.share={share:g}: holds out all of the {num_images} images of "

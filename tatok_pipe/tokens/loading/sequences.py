@@ -12,9 +12,15 @@ from tatok_pipe.errors import UserError
 from tatok_pipe.tokens.columns import list_lengths
 from tatok_pipe.tokens.layout import data_url
 from tatok_pipe.tokens.loading.batches import Sequences
-from tatok_pipe.tokens.loading.conditions import ConditionConfig, check_labels, read_embeddings
+from tatok_pipe.tokens.loading.conditions import (
+    ConditionConfig,
+    check_labels,
+    read_embeddings,
+    read_joined_embeddings,
+)
 from tatok_pipe.tokens.loading.parquet_groups import parquet_errors
 from tatok_pipe.tokens.loading.windows import RowGroup, is_held_out
+from tatok_pipe.tokens.row_condition import RowCondition
 from tatok_pipe.tokens.shard_file import open_shard
 from tatok_pipe.tokens.spec import TokenSpec
 
@@ -25,7 +31,8 @@ _ADVICE = (
 
 
 class SequenceReader:
-    """Reads the sequences of one split. Its methods may be called by several threads at once."""
+    """Reads the sequences of one split, of the rows that `chosen` is true of. Its methods may be called by several
+    threads at once."""
 
     def __init__(
         self,
@@ -35,6 +42,7 @@ class SequenceReader:
         *,
         held_out_share: float,
         is_held_out: bool,
+        chosen: RowCondition | None = None,
     ) -> None:
         self._url = url
         self._spec = spec
@@ -46,6 +54,9 @@ class SequenceReader:
             self._columns.append("label")
         if held_out_share or condition.kind == "embedding":
             self._columns.append("key")
+        self._chosen = chosen
+        if chosen is not None:
+            self._columns += [name for name in chosen.columns if name not in self._columns]
 
     def read(self, group: RowGroup) -> Sequences:
         """The sequences of a row group that are in the split, in order; all have a condition that is not hidden.
@@ -69,6 +80,9 @@ class SequenceReader:
                 )
             table = file.read([group.number], self._columns)
         rows = group.first_row + np.arange(group.num_rows)
+        if self._chosen is not None:
+            chosen = self._chosen.holds(group.shard, table)
+            table, rows = table.filter(pa.array(chosen)), rows[chosen]
         if self._held_out_share:
             keys = table["key"].cast(pa.binary()).to_pylist()
             chosen = is_held_out(keys, self._held_out_share) == self._is_held_out
@@ -81,7 +95,12 @@ class SequenceReader:
         if self._condition.kind == "class":
             labels = self._read_labels(table, rows, group)
         elif self._condition.kind == "embedding":
-            embeddings = read_embeddings(self._condition, group.shard, _one(table, "key"))
+            keys = _one(table, "key")
+            embeddings = (
+                read_joined_embeddings(self._condition, self._url, group.shard, keys)
+                if self._condition.embeddings_column
+                else read_embeddings(self._condition, group.shard, keys)
+            )
         return Sequences(
             numbers=group.shard_begin + rows,
             global_codes=_values(table, "global_codes").reshape(-1, self._spec.num_globals),

@@ -26,6 +26,7 @@ from tatok_pipe.tokens.loading.packing import rows_per_rank
 from tatok_pipe.tokens.loading.sequences import SequenceReader
 from tatok_pipe.tokens.loading.window_stream import LoaderConfig, Position, Window, WindowStream
 from tatok_pipe.tokens.loading.windows import EpochPlanner, ShardRows, stream_digest
+from tatok_pipe.tokens.row_condition import read_condition
 from tatok_pipe.tokens.spec import TokenSpec
 
 logger = logging.getLogger(__name__)
@@ -104,11 +105,17 @@ class StepLoader:
         share = config.held_out_share if self._is_held_out else 1 - config.held_out_share
         if not share:
             raise UserError("split=held_out with held_out_share=0: nothing is held out; give more than 0")
+        chosen = read_condition(url, spec, config.where)
         self._stream = WindowStream(
             EpochPlanner(shards, window_rows=max(1, round(config.window_sequences / share)), seed=seed),
             SequenceReader(
-                url, spec, condition, held_out_share=config.held_out_share, is_held_out=self._is_held_out
-            ),
+                url,
+                spec,
+                condition,
+                held_out_share=config.held_out_share,
+                is_held_out=self._is_held_out,
+                chosen=chosen,
+            ),  # fmt: skip
             config,
             drop_condition=0.0 if self._is_held_out else condition.drop_condition,
             rank=rank,
@@ -124,6 +131,7 @@ class StepLoader:
             split=split,
             seed=seed,
             # Rows that are padded are sorted by their steps.
+            **({} if chosen is None else {"where": chosen.text, "columns": chosen.joined_digest}),
             **({} if config.layout == "packed" else {"padded": config.rows_per_step}),
         )
         self._position = Position()
@@ -154,9 +162,9 @@ class StepLoader:
         if self.config.on_dataset_change == "error":
             raise UserError(
                 f"{shown}: the saved position (epoch {position.epoch}, window {position.window}, row {position.row}) "
-                "is one in another stream: the shards, tokenizer, row_tokens, window_sequences, held_out_share, split "
-                "or seed were different; give those of the saved run, or set on_dataset_change=restart_epoch to begin "
-                "its next epoch with what is there now"
+                "is one in another stream: the shards, tokenizer, row_tokens, window_sequences, held_out_share, where, "
+                "split or seed were different; give those of the saved run, or set on_dataset_change=restart_epoch to "
+                "begin its next epoch with what is there now"
             )
         if self._is_held_out:
             return Position()

@@ -72,7 +72,8 @@ class TokenBatch:
 
 class TokenLoader(IterableDataset[TokenBatch]):
     """Steps of training on the token dataset at `url`, as it is now or in an earlier `version`, endlessly or for some
-    epochs; or one pass over what is held out.
+    epochs; or one pass over what is held out. With `where`, a condition on columns such as "aesthetic > 5 and label=3",
+    of the rows that it is true of (`edit_tokens join.table=…` joins columns).
 
     The order follows from (seed, epoch) alone: at any number of ranks and workers a step has the same sequences.
     A step is `rows_per_step` rows over all ranks, and the last one of an epoch what is left; ranks that have none of it
@@ -96,6 +97,7 @@ class TokenLoader(IterableDataset[TokenBatch]):
         url: str,
         *,
         version: int | None = None,
+        where: str = "",
         rows_per_step: int = 64,
         row_tokens: int | None = None,
         layout: str = "packed",
@@ -118,7 +120,7 @@ class TokenLoader(IterableDataset[TokenBatch]):
                 f"row_tokens={row_tokens} with layout='padded': expected none, rows are as long as needed"
             )
         found_rank, found_ranks = _find_rank() if rank is None or num_ranks is None else (rank, num_ranks)
-        found = read_training_set(url, version=version)
+        found = read_training_set(url, version=version, where=where)
         self.spec = found.spec
         self.num_classes = num_classes
         self.epochs = epochs
@@ -135,6 +137,7 @@ class TokenLoader(IterableDataset[TokenBatch]):
                 rows_per_microbatch=rows_per_rank(rows_per_step, found_ranks),
                 window_sequences=window_sequences,
                 held_out_share=held_out_share,
+                where=where,
                 layout=layout,
             ),
             condition=ConditionConfig(

@@ -32,6 +32,9 @@ class LoaderConfig:
     # Sequences that are read, shuffled and packed together, per rank; up to three times as many are in memory.
     window_sequences: int = 32_768
     held_out_share: float = 0.0  # of the samples, by a hash of the key: kept from training
+    where: str = (
+        ""  # a condition on rows, as `RowCondition` reads it: those that it is not true of are left out
+    )
     # packed: as few rows as the sequences need; padded: one sequence a row, those of a step alike in length.
     layout: str = "packed"
     # Where shards or settings are not those of the saved position: stop, or begin the next epoch with them.
