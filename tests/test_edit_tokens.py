@@ -85,11 +85,11 @@ def small(tmp_path: Path) -> str:
 
 
 def content(folder: str | Path) -> dict[str, bytes]:
-    """All files, but the index, in which times of files are."""
+    """All files, but the two in which times are."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(Path(folder).rglob("*"))
-        if path.is_file() and path.name != "_index.parquet"
+        if path.is_file() and path.name not in ("_index.parquet", "_progress.json")
     }
 
 

@@ -25,11 +25,11 @@ CONFIGS["simulation"] = SimulateCorpusConfig
 ROOT = Path(__file__).parents[1]
 # Text that is neither a URL nor one of a few words.
 TEXTS = {
-    "edit_tokens": {"remove.where"},
+    "edit_tokens": {"join.columns", "join.key", "remove.where"},
     "evaluate": {"compare", "suite"},
     "generate": {"classes", "start.columns", "start.rows"},
     "study": {"account", "arms", "generator.options", "stage", "stages", "tokenizer.options"},
-    "train_ar": {"input.weight_changes"},
+    "train_ar": {"input.condition_column", "input.weight_changes", "input.where"},
 }
 
 

@@ -22,6 +22,7 @@ from tatok_pipe.commands.demo import server as demo_server
 from tatok_pipe.commands.tokenize_corpus import setup as tokenize_setup
 from tatok_pipe.commands.tokenize_corpus.options import TokenizeCorpusConfig
 from tatok_pipe.config.load import load_config
+from tatok_pipe.runs.progress_file import read_progress
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer
 from tatok_pipe.tokens.dataset import TokenDataset
 from tatok_pipe.tokens.dataset_file import create_or_check
@@ -153,7 +154,10 @@ def test_an_interrupted_run_is_completed_by_the_same_command(
         _, stderr = process.communicate(timeout=60)
         assert process.returncode == 4, stderr
         assert "the same command does the rest" in stderr and "Traceback" not in stderr
+        told = read_progress(str(tmp_path / "out"))
+        assert told is not None and (told.status, told.exit_code) == ("interrupted", 4)
         done_before = digests(tmp_path / "out")
+        assert told.shards_done == len(done_before)
         assert 2 <= len(done_before) < NUM_SHARDS
         for url in shards:
             if f"{token_shard_name(url)}.parquet" in done_before:
@@ -188,6 +192,11 @@ def test_s3_to_s3_with_a_shard_that_cannot_be_read(
     assert dataset.num_rows == 3 * 4 * COPIES + len(hostile_members()[1])
     assert dataset.summary is not None
     assert list(dataset.summary["failed_shards"]) == [f"{s3_url}/in/3.tar"]
+    told = read_progress(f"{s3_url}/out")
+    assert told is not None and (told.status, told.exit_code) == ("failed", 1)
+    assert (told.shards_planned, told.shards_done, told.shards_failed) == (4, 3, 1)
+    assert (told.images, told.quarantined) == (dataset.num_rows, len(hostile_members()[2]))
+    assert told.tokens_per_image == round(dataset.statistics.mean_tokens, 2)
     assert dataset.shard_metadata(dataset.shards[0]).source.etag
     # Mended, the same command does just this shard.
     storage.publish_file(shards[3], f"{s3_url}/in/3.tar", exclusive=False)
@@ -195,6 +204,9 @@ def test_s3_to_s3_with_a_shard_that_cannot_be_read(
     assert done.returncode == 0, done.stderr
     assert "3 done before, 1 to do" in done.stderr
     assert json.loads(storage.read_bytes(f"{s3_url}/out/_summary.json"))["failed_shards"] == {}
+    told = read_progress(f"{s3_url}/out")
+    assert told is not None and told.status == "done"
+    assert (told.shards_planned, told.shards_done, told.shards_failed) == (4, 4, 0)
 
 
 @pytest.mark.slow

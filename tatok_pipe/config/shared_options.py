@@ -10,4 +10,12 @@ DEMO_FOLDER = "tatok_demo"
 
 @config_dataclass
 class ProgressConfig:
-    every_s: float = option(10.0, above=0, help="a line of progress this often", unit="seconds")
+    every_s: float = option(
+        10.0,
+        above=0,
+        help="a line of progress this often, and _progress.json beside the output, which inspect_tokens --watch shows",
+        unit="seconds",
+    )
+    log_file: str | None = option(
+        None, help="the lines of the log go to the end of this file of this machine, too", is_url=True
+    )

@@ -13,12 +13,14 @@ _SMALL_IMAGE_PIXELS = 96  # below it a browser's smoothing would hide what the p
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
-def render_document(*, title: str, head: str, body: str, footer: str) -> str:
-    """The whole document. `title` is text; `head`, `body` and `footer` are HTML."""
+def render_document(*, title: str, head: str, body: str, footer: str, refresh_s: int | None = None) -> str:
+    """The whole document. `title` is text; `head`, `body` and `footer` are HTML. A browser loads it again every
+    `refresh_s` seconds."""
+    refresh = f'<meta http-equiv="refresh" content="{refresh_s}">' if refresh_s else ""
     style = (resources.files("tatok_pipe.report") / "page.css").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">{refresh}'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<title>{escape(title)}</title><link rel="icon" href="data:,">'
         f"<style>\n{style}</style></head>\n<body><header>{head}</header><main>{body}</main>\n"

@@ -14,8 +14,9 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from tatok_pipe.config.load import load_config
+from tatok_pipe.config.shared_options import ProgressConfig
 from tatok_pipe.runs.job import job_summary, run_entry
-from tatok_pipe.runs.log_format import was_logged
+from tatok_pipe.runs.log_format import log_to_file, was_logged
 
 _FIRST_SIGN_S = 1.5  # of silence: what is told sooner needs no word that something goes on
 
@@ -38,7 +39,9 @@ class Entry:
             self.config_class, argv, prog=f"tatok_pipe.{self.name}", description=self.summary
         )
         run = import_module(f"tatok_pipe.commands.{self.name}.run").run
-        with job_summary(self.name) as summary:
+        progress = getattr(config, "progress", None)
+        log_file = progress.log_file if isinstance(progress, ProgressConfig) else None
+        with log_to_file(log_file, option="progress.log_file"), job_summary(self.name) as summary:
             summary.exit_code = run(config, argv=argv, summary=summary)
         return summary.exit_code
 

@@ -32,6 +32,8 @@ from tatok_pipe.errors import (
     has_outside_cause,
 )
 from tatok_pipe.runs.log_format import configure_logging
+from tatok_pipe.runs.progress import RunState
+from tatok_pipe.runs.progress_file import ProgressFile
 from tatok_pipe.runs.stop_signal import INTERRUPTED, StopSignal, ignore_signals, raise_on_signals, received
 from tatok_pipe.storage.json_types import to_json_types
 from tatok_pipe.storage.proxies import spare_loopback
@@ -136,6 +138,7 @@ class JobSummary:
         self._entry = entry
         self._figures: dict[str, Any] = {}
         self._start_s = time.monotonic()
+        self._progress: ProgressFile | None = None
 
     @property
     def has_begun(self) -> bool:
@@ -145,7 +148,22 @@ class JobSummary:
         """Figures under names with units, JSON types. What is not finite becomes null."""
         self._figures |= figures
 
+    def keep_progress(self, progress: ProgressFile) -> None:
+        """Have `progress` tell what `show` is told, and at last how the job ended."""
+        self._progress = progress
+
+    def show(self, state: RunState) -> None:
+        """How far the job is; nobody is told where there is no progress to be kept."""
+        if self._progress is not None:
+            self._progress.show(state)
+
+    def close_progress(self) -> None:
+        """Say beside the output how the job ended, by its exit code."""
+        if self._progress is not None:
+            self._progress.close(_STATUSES.get(self.exit_code, "bug"), self.exit_code)
+
     def log(self, error: str = "") -> None:
+        self.close_progress()
         line = {
             "entry": self._entry,
             "status": _STATUSES.get(self.exit_code, "bug"),
@@ -171,6 +189,8 @@ def job_summary(entry: str) -> Iterator[JobSummary]:
         yield summary
     except BrokenPipeError:  # the reader of our output has enough
         _process.summaries.remove(summary)
+        summary.exit_code = EXIT_INTERRUPTED
+        summary.close_progress()
         raise
     except (Exception, KeyboardInterrupt) as error:
         _process.summaries.remove(summary)
@@ -179,6 +199,7 @@ def job_summary(entry: str) -> Iterator[JobSummary]:
             is_refusal = isinstance(error, UserError) and error.exit_code in (EXIT_USAGE, EXIT_REFUSED)
             if summary.has_begun or not is_refusal:
                 summary.log(told.removeprefix("error: ") or f"{type(error).__name__}: {error}")
+            summary.close_progress()
         raise
     except BaseException:  # help was asked for
         _process.summaries.remove(summary)

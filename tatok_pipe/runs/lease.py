@@ -13,12 +13,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from tatok_pipe import storage
 from tatok_pipe.errors import RefusedError, UserError
 from tatok_pipe.runs.stop_signal import StopSignal
+from tatok_pipe.runs.this_process import machine_id, process_start
 
 logger = logging.getLogger(__name__)
 
@@ -90,8 +90,8 @@ def _take(place: str, mine: dict[str, Any], *, option: str, output: str, dead_af
 
 
 def _is_alive(place: str, found: dict[str, Any], *, output: str, dead_after_s: float) -> bool:
-    if found.get("machine") and found.get("machine") == _machine():
-        return found.get("started") == _start_of(int(found["process"]))
+    if found.get("machine") and found.get("machine") == machine_id():
+        return found.get("started") == process_start(int(found["process"]))
     logger.warning(
         "%s: marked as in use by process %s on %s; waiting up to %.0f s for a sign of life",
         output, found.get("process"), found.get("host"), dead_after_s,
@@ -136,27 +136,7 @@ def _describe_self() -> dict[str, Any]:
         "beat": 0,
         "host": socket.gethostname(),
         "process": os.getpid(),
-        "machine": _machine(),
-        "started": _start_of(os.getpid()),
+        "machine": machine_id(),
+        "started": process_start(os.getpid()),
         "since": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
     }
-
-
-def _machine() -> str:
-    """Where process numbers mean the same: this boot of the machine and this container; empty where nothing says so."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
-
-
-def _start_of(process: int) -> str:
-    """When a process of this machine began, in ticks since boot: its number may be another's by now. Empty where it is
-    gone, or has ended and is not fetched yet."""
-    try:
-        text = Path(f"/proc/{process}/stat").read_text()
-    except OSError:
-        return ""
-    state, *fields = text.rpartition(")")[2].split()  # the name before may hold anything
-    return "" if state in "ZX" else fields[18]

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
+
+from tatok_pipe.errors import UserError
+
+_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class _Witness(logging.Filter):
@@ -23,7 +29,7 @@ def configure_logging(stream: TextIO) -> None:
     """Our own loggers at INFO on `stream`, those of libraries from WARNING on."""
     logging.basicConfig(
         level=logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        format=_FORMAT,
         datefmt="%H:%M:%S",
         stream=stream,
     )
@@ -37,3 +43,28 @@ def configure_logging(stream: TextIO) -> None:
 def was_logged() -> bool:
     """Whether a line went to the log of this process."""
     return _witness.has_seen
+
+
+@contextmanager
+def log_to_file(path: str | None, *, option: str) -> Iterator[None]:
+    """In the block the lines of the log go to the end of the local file `path`, too, each with its date; None: nowhere.
+
+    `option` is what the user calls it. Raises UserError where the file cannot be written.
+    """
+    if path is None:
+        yield
+        return
+    try:
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{option}={path}: cannot be written ({error.strerror}); give a path on this machine, in a folder that is "
+            "there"
+        ) from None
+    handler.setFormatter(logging.Formatter(_FORMAT))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()

@@ -11,17 +11,25 @@ class RunState:
     """How far a run is. Counts are those of finished shards and, so far, of shards in work."""
 
     num_shards: int
-    num_done: int
-    num_failed: int
-    num_images: int
-    num_tokens: int
-    num_quarantined: int
-    bytes_in: int  # of finished shards
-    bytes_out: int
-    num_actors: int  # ready
-    num_actors_wanted: int
-    share: float  # in shards: the sum over those in work
-    seconds: float = field(compare=False)  # since the first shard was handed out; 0 before
+    num_done: int = 0
+    num_failed: int = 0
+    num_images: int = 0
+    num_tokens: int = 0
+    num_quarantined: int = 0
+    bytes_in: int = 0  # of finished shards
+    bytes_out: int = 0
+    num_actors: int = 0  # ready
+    num_actors_wanted: int = 0
+    share: float = 0.0  # in shards: the sum over those in work
+    seconds: float = field(default=0.0, compare=False)  # since the first shard was handed out; 0 before
+
+    @property
+    def images_per_s(self) -> float:
+        return self.num_images / self.seconds if self.seconds else 0.0
+
+    @property
+    def tokens_per_image(self) -> float:
+        return self.num_tokens / self.num_images if self.num_images else 0.0
 
     @property
     def left_s(self) -> float:
@@ -46,8 +54,6 @@ class Every:
 
 def progress_line(state: RunState, *, has_quarantine: bool = True, row_name: str = "image") -> str:
     """One line: shards, images/s, tokens an image, quarantined, time left."""
-    rate = state.num_images / state.seconds if state.seconds else 0.0
-    per_image = state.num_tokens / state.num_images if state.num_images else 0.0
     failed = f", {state.num_failed} failed" if state.num_failed else ""
     actors = (
         f", {state.num_actors} of {state.num_actors_wanted} actors" if state.num_actors_wanted > 1 else ""
@@ -56,7 +62,7 @@ def progress_line(state: RunState, *, has_quarantine: bool = True, row_name: str
     quarantined = f"{(quarantined + actors).removeprefix(', ')}, " if quarantined + actors else ""
     return (
         f"{state.num_done}/{state.num_shards} shards{failed}, {state.num_images} {row_name}s, "
-        f"{rate:.1f} {row_name}s/s, {per_image:.1f} tokens/{row_name}, "
+        f"{state.images_per_s:.1f} {row_name}s/s, {state.tokens_per_image:.1f} tokens/{row_name}, "
         f"{quarantined}{format_duration(state.left_s)} left"
     )
 

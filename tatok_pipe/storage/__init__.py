@@ -24,7 +24,7 @@ from tatok_pipe.storage.files import (
 from tatok_pipe.storage.lookup import ShardFile, find_named
 from tatok_pipe.storage.parts import ListedPart, parse_part
 from tatok_pipe.storage.promise import find_broken_promise
-from tatok_pipe.storage.publish import publish_bytes, publish_file
+from tatok_pipe.storage.publish import commits_each_write, publish_bytes, publish_file
 from tatok_pipe.storage.random_access import open_random_access
 from tatok_pipe.storage.reader import open_stream, source_gives_ranges
 from tatok_pipe.storage.settings import StorageConfig, configure, endpoint_of
@@ -54,6 +54,7 @@ __all__ = [
     "SourceInfo",
     "StorageConfig",
     "canonical_url",
+    "commits_each_write",
     "configure",
     "endpoint_of",
     "exists",

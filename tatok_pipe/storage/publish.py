@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 from tatok_pipe.errors import mark_outside_cause
-from tatok_pipe.storage import local, retry
+from tatok_pipe.storage import hub, local, retry
 from tatok_pipe.storage.files import read_range
 from tatok_pipe.storage.object_store import ObjectStore, object_store
 from tatok_pipe.storage.published import Content, Found, new_hasher
@@ -56,6 +56,11 @@ def publish_file(
 def publish_bytes(data: bytes, url: str, *, exclusive: bool) -> bool:
     """`publish_file` for content in memory."""
     return _publish(url, Content(data=data), exclusive=exclusive)
+
+
+def commits_each_write(url: str) -> bool:
+    """Whether every publication below `url` stays in a history: in a repository of the Hugging Face hub."""
+    return hub.is_repository(*open_filesystem(url))
 
 
 def _publish(url: str, content: Content, *, exclusive: bool) -> bool:

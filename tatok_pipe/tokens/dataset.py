@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
 import numpy as np
+import pyarrow as pa
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
@@ -21,6 +22,7 @@ from tatok_pipe.tokens.format import (
     read_shard_metadata,
 )
 from tatok_pipe.tokens.index import refresh_index
+from tatok_pipe.tokens.joined import read_columns, read_joined
 from tatok_pipe.tokens.layout import (
     QUARANTINE_DIRECTORY,
     SUFFIX,
@@ -29,6 +31,7 @@ from tatok_pipe.tokens.layout import (
     quarantine_url,
 )
 from tatok_pipe.tokens.random_rows import RandomRows
+from tatok_pipe.tokens.row_condition import read_condition
 from tatok_pipe.tokens.statistics import ShardStatistics
 from tatok_pipe.tokens.summary import merge_statistics, tell_unfinished
 from tatok_pipe.tokens.versions import Version, find_current, find_version
@@ -129,11 +132,20 @@ class TokenDataset:
         """Spec, source, statistics and row count of one shard, from its footer."""
         return read_shard_metadata(self.shard_url(name))
 
-    def rows(self, shard: str | None = None) -> Iterator[TokenRecord]:
-        """All rows, or those of one shard, in source order; shards in order of their names. Raises RefusedError at a
-        shard that was made with other settings than the dataset."""
+    def rows(self, shard: str | None = None, *, where: str = "") -> Iterator[TokenRecord]:
+        """All rows, or those of one shard, in source order; shards in order of their names. With `where`, a condition
+        on their columns and the joined ones such as "aesthetic > 5 and label=3", those that it is true of. Raises
+        RefusedError at a shard that was made with other settings than the dataset, UserError where `where` is none."""
+        condition = read_condition(self.url, self.spec, where)
         for name in self.shards if shard is None else [shard]:
-            yield from iter_records(self.shard_url(name), spec=self.spec)
+            choose = None if condition is None else partial(condition.rows, name)
+            yield from iter_records(self.shard_url(name), spec=self.spec, choose=choose)
+
+    def joined(self, shard: str) -> pa.Table:
+        """The columns that `edit_tokens` joined, for the rows of a shard, in their order; null where a row has no
+        value."""
+        joined, keys = read_joined(self.url), [record.key for record in self.rows(shard)]
+        return read_columns(self.url, joined, shard, pa.array(keys, pa.string()), joined.schema.names)
 
     def row(self, key: str) -> TokenRecord:
         """The first row with this key; reads rows in order. Raises UserError where there is none."""

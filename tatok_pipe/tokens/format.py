@@ -12,7 +12,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -206,14 +206,18 @@ def to_records(table: pa.Table) -> list[TokenRecord]:
     ]
 
 
-def iter_records(url: str, *, spec: TokenSpec | None = None) -> Iterator[TokenRecord]:
-    """The rows of a token shard in order, one row group in memory at a time. Raises RefusedError where it was made with
-    other settings than `spec`, UserError where it is no token shard, or cannot be read."""
+def iter_records(
+    url: str, *, spec: TokenSpec | None = None, choose: Callable[[pa.Table], np.ndarray] | None = None
+) -> Iterator[TokenRecord]:
+    """The rows of a token shard in order, one row group in memory at a time, of which `choose` gives the numbers of
+    those that are wanted. Raises RefusedError where it was made with other settings than `spec`, UserError where it is
+    no token shard, or cannot be read."""
     with damage_told(url), open_shard(url) as file:
         if spec is not None:
             check_settings(parse_footer(file.metadata, url), spec, url)
         for group in range(file.num_row_groups):
-            yield from to_records(file.read([group]))
+            table = file.read([group])
+            yield from to_records(table if choose is None else table.take(choose(table)))
 
 
 def read_group(url: str, group: int, *, spec: TokenSpec) -> list[TokenRecord]:

@@ -7,6 +7,8 @@
 <url>/_index.parquet             a cache of the footers of data/; may be missing, stale or deleted at any time
 <url>/_summary.json              written last, rewritten by every finished run
 <url>/_removed.parquet           SHA-256 of the keys that were removed and must not come back; may be missing
+<url>/columns/<name>.<mark>.parquet  columns that were joined to the rows of a token shard later, by key
+<url>/_columns.json              which columns those are, and the file of each token shard; may be missing
 <url>/_versions/<number>.json    which token shards came and went with a finished run; never changed
 """
 
@@ -24,6 +26,8 @@ INDEX_FILE = "_index.parquet"
 SUMMARY_FILE = "_summary.json"
 REMOVED_FILE = "_removed.parquet"
 VERSIONS_DIRECTORY = "_versions"
+COLUMNS_FILE = "_columns.json"
+COLUMNS_DIRECTORY = "columns"
 DATA_DIRECTORY = "data"
 QUARANTINE_DIRECTORY = "quarantine"
 SUFFIX = ".parquet"

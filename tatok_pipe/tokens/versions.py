@@ -1,6 +1,7 @@
 """The versions of a token dataset: which token shards it had at the end of each run or edit that changed it.
 
-A version is known by the digest of the footers of its shards, and by a number, 1 for the first.
+A version is known by the digest of the footers of its shards, and of the columns that were joined to them where some
+were, and by a number, 1 for the first.
 `_versions/<number>.json` says what was added and removed since its parent, so that all files together give the shards
 of every version; each is created where none is, and never changed. A dataset on the way to a version has a digest and
 no number. Token shards are not kept: a version can be read for as long as those that it names are there as they were.
@@ -18,6 +19,7 @@ from typing import Any
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
 from tatok_pipe.tokens.index import INDEX_SCHEMA, LISTING_SCHEMA, Index
+from tatok_pipe.tokens.joined import read_joined
 from tatok_pipe.tokens.layout import VERSIONS_DIRECTORY, to_json_file
 
 FORMAT = 1
@@ -34,6 +36,7 @@ class Version:
     number: int | None  # None: no run or edit has ended with them
     digest: str  # SHA-256 of the shards, 64 hex digits
     shards: Mapping[str, str] = field(repr=False)  # name -> SHA-256 of what its footer says
+    columns: str = ""  # digest of the columns that were joined; empty where none were
 
     def __str__(self) -> str:
         name = "no recorded version" if self.number is None else f"version {self.number}"
@@ -79,7 +82,7 @@ def read_versions(url: str) -> list[Version]:
 def find_current(url: str, index: Index) -> Version:
     """What the dataset at `url` is, of which `index` is the index: the newest of its versions with these shards, else
     one without number."""
-    return _find_current(index, read_versions(url))
+    return _find_current(index, read_versions(url), columns=read_joined(url).digest)
 
 
 def find_version(url: str, number: int, index: Index) -> Version:
@@ -91,7 +94,7 @@ def find_version(url: str, number: int, index: Index) -> Version:
         raise UserError(f"{storage.redact(url)}: has no version {number}; {known}")
     version = versions[number - 1]
     if told := tell_gone(version, index):
-        now = _find_current(index, versions)
+        now = _find_current(index, versions, columns=read_joined(url).digest)
         raise UserError(
             f"{storage.redact(url)}: {version} cannot be read any more, {told}; what is there now is {now}"
         )
@@ -119,10 +122,10 @@ def record_version(url: str, index: Index, *, by: str) -> Version:
 
     `by` is the command that made them so. Of two that record at once each gets a number of its own.
     """
-    versions = read_versions(url)
+    versions, columns = read_versions(url), read_joined(url).digest
     while True:
         shards, parent = mark_footers(index), versions[-1] if versions else None
-        digest = _digest(shards)
+        digest = _digest_of(shards, columns)
         if parent is not None and parent.digest == digest:
             return parent
         before = parent.shards if parent else {}
@@ -137,17 +140,18 @@ def record_version(url: str, index: Index, *, by: str) -> Version:
             "num_rows": index.total("num_rows"),
             "added": {name: mark for name, mark in shards.items() if before.get(name) != mark},
             "removed": {name: mark for name, mark in before.items() if shards.get(name) != mark},
+            **({"columns": columns} if columns else {}),
         }
         if storage.publish_bytes(to_json_file(content), storage.join(url, _file_of(number)), exclusive=True):
-            return Version(number, digest, shards)
+            return Version(number, digest, shards, columns)
         versions.append(_read_version(url, number, parent))
 
 
-def _find_current(index: Index, versions: list[Version]) -> Version:
+def _find_current(index: Index, versions: list[Version], *, columns: str) -> Version:
     shards = mark_footers(index)
-    digest = _digest(shards)
+    digest = _digest_of(shards, columns)
     numbers = [version.number for version in versions if version.digest == digest]
-    return Version(numbers[-1] if numbers else None, digest, shards)
+    return Version(numbers[-1] if numbers else None, digest, shards, columns)
 
 
 def _list_versions(url: str) -> list[str]:
@@ -173,12 +177,17 @@ def _read_version(url: str, number: int, parent: Version | None) -> Version:
             if shards.pop(name, None) != mark:
                 raise ValueError(f"removes {name}, which the version before has not so")
         shards |= content["added"]
-        if content["digest"] != _digest(shards):
-            raise ValueError("its digest is not that of its token shards")
+        columns = content.get("columns", "")
+        if content["digest"] != _digest_of(shards, columns):
+            raise ValueError("its digest is not that of its token shards and columns")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         told = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
         raise BrokenVersions(url, file, f"is broken ({' '.join(told.split())})") from error
-    return Version(number, content["digest"], shards)
+    return Version(number, content["digest"], shards, columns)
+
+
+def _digest_of(shards: Mapping[str, str], columns: str) -> str:
+    return _digest([shards, columns] if columns else shards)
 
 
 def _digest(value: Any) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -18,17 +17,18 @@ import torch
 from tatok_pipe import storage
 from tatok_pipe.commands.edit_tokens.finished import check_finished
 from tatok_pipe.commands.edit_tokens.options import EditTokensConfig
+from tatok_pipe.commands.edit_tokens.shard_threads import Written, edit_shards
 from tatok_pipe.commands.inspect_tokens.run import find_tokenizer
 from tatok_pipe.errors import EXIT_DONE, EXIT_FAILED_SHARDS, EXIT_INTERRUPTED, RefusedError, UserError
 from tatok_pipe.images.loose.image_list import LIST_FILE
-from tatok_pipe.parallel import map_ahead
 from tatok_pipe.records import TokenRecord
 from tatok_pipe.report.figures import count, describe_filter
 from tatok_pipe.runs.job import JobSummary
+from tatok_pipe.runs.progress_file import ProgressFile, was_cut_short
 from tatok_pipe.runs.stop_signal import StopSignal
 from tatok_pipe.storage.temporary import temporary_folder
 from tatok_pipe.tokenizer.dtf import Filter, keep_mask
-from tatok_pipe.tokens.checking.check import CorruptShard, verify_shard_file
+from tatok_pipe.tokens.checking.check import verify_shard_file
 from tatok_pipe.tokens.checking.repair import renew_summary
 from tatok_pipe.tokens.commit import commit_shard, committed_shards
 from tatok_pipe.tokens.dataset import TokenDataset
@@ -36,6 +36,7 @@ from tatok_pipe.tokens.dataset_file import create_or_check, read_dataset_file
 from tatok_pipe.tokens.editing.rewrite import write_changed
 from tatok_pipe.tokens.format import ShardWriter, read_quarantine, write_quarantine
 from tatok_pipe.tokens.index import refresh_index
+from tatok_pipe.tokens.joined import columns_file, read_joined, write_joined
 from tatok_pipe.tokens.layout import SUMMARY_FILE, data_url, quarantine_url
 from tatok_pipe.tokens.removed import read_removed, write_removed
 from tatok_pipe.tokens.spec import FilterSpec, TokenSpec
@@ -43,7 +44,6 @@ from tatok_pipe.tokens.versions import record_version
 
 logger = logging.getLogger("tatok_pipe.edit_tokens")
 
-_NUM_WRITERS = 4
 _SOURCE = "filtered"  # of the description of a dataset: the version that it was made of
 
 
@@ -64,25 +64,23 @@ def filter_dataset(config: EditTokensConfig, output_url: str, summary: JobSummar
     summary.add({"output": shown, "shards_planned": len(dataset.shards), "shards_todo": len(todo)})
     stop = StopSignal()
 
-    def write(name: str) -> str | None:
-        if stop.is_requested:
-            return None
-        try:
-            _filter_shard(dataset, name, output_url, spec)
-        except CorruptShard as error:
-            return f"{name}: {error}"
-        return ""
-
-    with stop, ThreadPoolExecutor(_NUM_WRITERS, "filter") as pool:
-        results = list(map_ahead(pool, write, todo, max_items=_NUM_WRITERS))
-    if None in results:
+    if todo or was_cut_short(output_url):
+        summary.keep_progress(ProgressFile(
+            output_url, entry="edit_tokens", every_s=config.progress.every_s, num_todo=len(todo),
+            num_done_before=len(dataset.shards) - len(todo), row_name=spec.row_name,
+        ))  # fmt: skip
+    outcome = edit_shards(
+        todo, lambda name: _filter_shard(dataset, name, output_url, spec), stop=stop, summary=summary,
+        every_s=config.progress.every_s, row_name=spec.row_name,
+    )  # fmt: skip
+    if outcome.num_over < len(todo):
         logger.warning("interrupted: the same command does the rest")
         return EXIT_INTERRUPTED
-    failed = [each for each in results if each]
-    if failed:
+    if outcome.failed:
+        name, reason = next(iter(outcome.failed.items()))
         logger.error(
-            "%d token shards are not whole, first %s; inspect_tokens --repair removes them, and the tokenize_corpus "
-            "command that made them makes them again", len(failed), failed[0],
+            "%d token shards are not whole, first %s: %s; inspect_tokens --repair removes them, and the "
+            "tokenize_corpus command that made them makes them again", len(outcome.failed), name, reason,
         )  # fmt: skip
         return EXIT_FAILED_SHARDS
     storage.publish_bytes(
@@ -165,16 +163,24 @@ def _check_source(dataset: TokenDataset, output_url: str) -> None:
 
 
 def _take_along(dataset: TokenDataset, output_url: str) -> None:
-    """What later runs into the output need to know: what must not come back, and what is in which part."""
+    """What later runs into the output need to know: what must not come back, and what is in which part; and the columns
+    that were joined."""
     removed = read_removed(dataset.url)
     if removed.hashes and read_removed(output_url) != removed:
         write_removed(output_url, removed)
+    joined = read_joined(dataset.url)
+    for name, mark in joined.tables.items():
+        file = columns_file(name, mark)
+        content = storage.read_bytes(storage.join(dataset.url, file))
+        storage.publish_bytes(content, storage.join(output_url, file), exclusive=True)
+    if joined.types:
+        write_joined(output_url, joined)
     parts = storage.join(dataset.url, LIST_FILE)
     if storage.exists(parts):
         storage.publish_bytes(storage.read_bytes(parts), storage.join(output_url, LIST_FILE), exclusive=True)
 
 
-def _filter_shard(dataset: TokenDataset, name: str, output_url: str, spec: TokenSpec) -> None:
+def _filter_shard(dataset: TokenDataset, name: str, output_url: str, spec: TokenSpec) -> Written:
     """Write and commit one token shard. Raises CorruptShard where that of the dataset is not whole."""
     content = pa.py_buffer(storage.read_bytes(data_url(dataset.url, name)))
     metadata = verify_shard_file(content, spec=dataset.spec).metadata
@@ -193,7 +199,9 @@ def _filter_shard(dataset: TokenDataset, name: str, output_url: str, spec: Token
 
     with temporary_folder() as folder:
         path, bad_path = os.path.join(folder, "data.parquet"), os.path.join(folder, "quarantine.parquet")
-        write_changed(ShardWriter(path, spec, metadata.source), content, change, quarantined=bad)
+        writer = ShardWriter(path, spec, metadata.source)
+        write_changed(writer, content, change, quarantined=bad)
         if bad:
             write_quarantine(bad_path, bad)
         commit_shard(output_url, name, path, bad_path if bad else None, spec=spec, source=metadata.source)
+    return Written(writer.statistics.num_images, writer.statistics.num_tokens)

@@ -9,49 +9,51 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from tatok_pipe import storage
+from tatok_pipe.commands.edit_tokens.export import export_dataset
 from tatok_pipe.commands.edit_tokens.finished import check_finished
+from tatok_pipe.commands.edit_tokens.join import join_columns, prune_joined
 from tatok_pipe.commands.edit_tokens.options import EditTokensConfig, RemoveConfig
+from tatok_pipe.commands.edit_tokens.shard_threads import edit_shards
 from tatok_pipe.commands.inspect_tokens.options import REPORT_FILE
 from tatok_pipe.errors import EXIT_DONE, EXIT_FAILED_SHARDS, EXIT_INTERRUPTED, UserError
 from tatok_pipe.images.loose.image_list import LIST_FILE
-from tatok_pipe.parallel import map_ahead
 from tatok_pipe.report.figures import count
 from tatok_pipe.runs.job import JobSummary
 from tatok_pipe.runs.lease import hold_output
-from tatok_pipe.runs.progress import Every
+from tatok_pipe.runs.progress_file import ProgressFile, was_cut_short
 from tatok_pipe.runs.stop_signal import StopSignal
-from tatok_pipe.tokens.checking.check import CorruptShard
 from tatok_pipe.tokens.checking.repair import renew_summary
 from tatok_pipe.tokens.dataset_file import read_dataset_file
-from tatok_pipe.tokens.editing.rewrite import Rewritten, remove_leftovers, rewrite_shard
+from tatok_pipe.tokens.editing.rewrite import remove_leftovers, rewrite_shard
 from tatok_pipe.tokens.editing.selection import Match, Request, Selector
-from tatok_pipe.tokens.editing.where import parse_where
 from tatok_pipe.tokens.index import Index, forget_shards, refresh_index
-from tatok_pipe.tokens.removed import Removed, read_removed, write_removed
-from tatok_pipe.tokens.spec import TokenSpec, token_schema
+from tatok_pipe.tokens.removed import read_removed, write_removed
+from tatok_pipe.tokens.row_condition import read_condition
+from tatok_pipe.tokens.spec import TokenSpec
 from tatok_pipe.tokens.versions import find_current, record_version
 
 logger = logging.getLogger("tatok_pipe.edit_tokens")
 
 COMMAND = "edit_tokens"
-_NUM_WRITERS = 4
-_PROGRESS_EVERY_S = 10.0
 
 
 def run(config: EditTokensConfig, *, argv: list[str], summary: JobSummary) -> int:
     """Exit code. `summary` gets the run's figures. Raises UserError for what it cannot be given."""
     storage.configure(config.storage)
     url = config.input.url
+    if config.export is not None and config.output.url is not None:
+        return export_dataset(config, config.export, config.output.url, summary)
     if config.output.url is not None:
         # Here, so that rows are removed without torch, which takes seconds to import.
         from tatok_pipe.commands.edit_tokens.filter import filter_dataset
 
         return filter_dataset(config, config.output.url, summary)
+    if config.join.table is not None:
+        return join_columns(config, config.join.table, summary)
     spec, _ = read_dataset_file(url)
-    request = read_request(config.remove, spec)
+    request = read_request(config.remove, url, spec)
     if config.dry_run:
         edit = _Edit(url, spec, request, save=False)
         for line in edit.plan_lines:
@@ -59,10 +61,10 @@ def run(config: EditTokensConfig, *, argv: list[str], summary: JobSummary) -> in
         return EXIT_DONE
     stop = StopSignal()
     with hold_output(url, stop, option="input.url"):
-        return _Edit(url, spec, request, save=True).do(stop, summary)
+        return _Edit(url, spec, request, save=True, every_s=config.progress.every_s).do(stop, summary)
 
 
-def read_request(config: RemoveConfig, spec: TokenSpec) -> Request:
+def read_request(config: RemoveConfig, url: str, spec: TokenSpec) -> Request:
     """What the options ask for. Raises UserError where that is nothing, or cannot be read."""
     lines, where = frozenset[str](), None
     if config.keys is not None:
@@ -71,10 +73,7 @@ def read_request(config: RemoveConfig, spec: TokenSpec) -> Request:
         if not lines:
             raise UserError(f"{told}: nothing to remove; expected a key a line")
     if config.where is not None:
-        try:
-            where = parse_where(config.where, token_schema(spec))
-        except ValueError as error:
-            raise UserError(f"remove.where={config.where}: {error}") from None
+        where = read_condition(url, spec, config.where, option="remove.where")
     return Request(lines, where)
 
 
@@ -93,8 +92,11 @@ def _read_lines(given: str, told: str) -> Sequence[str]:
 class _Edit:
     """One request on one dataset, as it is now. With `save` its index is brought up to date on the way."""
 
-    def __init__(self, url: str, spec: TokenSpec, request: Request, *, save: bool) -> None:
+    def __init__(
+        self, url: str, spec: TokenSpec, request: Request, *, save: bool, every_s: float = 0.0
+    ) -> None:
         self._url, self._spec, self._request = url, spec, request
+        self._every_s = every_s
         self._shown = storage.redact(url)
         self._index = refresh_index(url, spec, save=save)
         check_finished(url, self._index.names)
@@ -142,20 +144,30 @@ class _Edit:
         logger.info("%s: removing %s", self._shown, self._show(self._matches))
         summary.add({"output": self._shown, "shards_planned": len(names)})
         forget_shards(url, spec, names)
-        with stop:
-            done, failed = self._rewrite(names, removed, stop)
+        if names or was_cut_short(url):
+            summary.keep_progress(
+                ProgressFile(url, entry=COMMAND, every_s=self._every_s, num_todo=len(names))
+            )
+        outcome = edit_shards(
+            names, lambda name: rewrite_shard(url, name, spec, removed), stop=stop, summary=summary,
+            every_s=self._every_s, row_name=spec.row_name,
+        )  # fmt: skip
+        done, failed = outcome.done, outcome.failed
         figures = {
-            "shards_done": len(done), "shards_failed": len(failed),
-            "rows": sum(each.num_rows for each in done), "tokens": sum(each.num_tokens for each in done),
-            "quarantined": sum(each.num_quarantined for each in done),
-        }  # fmt: skip
+            "shards_done": len(done),
+            "shards_failed": len(failed),
+            "rows": sum(each.num_images_removed for each in done),
+            "tokens": sum(each.num_tokens_removed for each in done),
+            "quarantined": sum(each.num_quarantined_removed for each in done),
+        }
         summary.add(figures)
-        if len(done) + len(failed) < len(names):
+        if outcome.num_over < len(names):
             logger.warning(
                 "interrupted: %d of %d token shards are done; the same command does the rest",
                 len(done), len(names),
             )  # fmt: skip
             return EXIT_INTERRUPTED
+        prune_joined(url, removed)
         renew_summary(url)
         index = refresh_index(url, spec)
         if failed:
@@ -174,33 +186,6 @@ class _Edit:
                 f"{self._shown}: {len(missing)} of {len(self._request.lines)} keys of remove.keys are not there, first "
                 f"{missing[0]!r}; give keys as the rows have them, or TOKEN_SHARD/KEY"
             )
-
-    def _rewrite(
-        self, names: Sequence[str], removed: Removed, stop: StopSignal
-    ) -> tuple[list[Rewritten], dict[str, str]]:
-        """What was taken out of each token shard, and why of some nothing was; fewer than all where it was stopped."""
-        done: list[Rewritten] = []
-        failed: dict[str, str] = {}
-        due = Every(_PROGRESS_EVERY_S)
-
-        def rewrite(name: str) -> Rewritten | CorruptShard | None:
-            if stop.is_requested:
-                return None
-            try:
-                return rewrite_shard(self._url, name, self._spec, removed)
-            except CorruptShard as error:
-                return error
-
-        with ThreadPoolExecutor(_NUM_WRITERS, "rewrite") as pool:
-            results = map_ahead(pool, rewrite, names, max_items=_NUM_WRITERS)
-            for name, result in zip(names, results, strict=True):
-                if isinstance(result, CorruptShard):
-                    failed[name] = str(result)
-                elif result is not None:
-                    done.append(result)
-                if due():
-                    logger.info("%d of %d token shards are done", len(done) + len(failed), len(names))
-        return done, failed
 
     def _tell_failed(self, failed: dict[str, str]) -> None:
         name, reason = next(iter(failed.items()))
@@ -233,7 +218,7 @@ class _Edit:
         lines = [
             "not undone, as nobody can know of them from here: generators trained on earlier versions, pictures drawn "
             "from those, evaluations, reports written elsewhere, embeddings by key, copies, older versions that the "
-            "store keeps; and the image shards are as they were",
+            "store keeps, tables that were joined; and the image shards are as they were",
         ]
         if storage.exists(storage.join(self._url, LIST_FILE)):
             lines.append(

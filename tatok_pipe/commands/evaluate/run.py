@@ -26,6 +26,7 @@ from tatok_pipe.ray_runtime.cluster import check_ray_can_start, start_ray
 from tatok_pipe.ray_runtime.shard_run import run_shards
 from tatok_pipe.runs.job import JobSummary
 from tatok_pipe.runs.progress import RunState, format_duration
+from tatok_pipe.runs.progress_file import ProgressFile, was_cut_short
 from tatok_pipe.runs.stop_signal import StopSignal
 from tatok_pipe.tokenizer.checkpoint import Tokenizer, load_tokenizer
 from tatok_pipe.tokenizer.options import PACKAGED
@@ -65,6 +66,11 @@ def run(config: EvaluateConfig, *, argv: list[str], summary: JobSummary) -> int:
         storage.redact(plan.data), storage.redact(url),
     )  # fmt: skip
     outcome, stop = Outcome(), StopSignal()
+    if todo or was_cut_short(url):
+        summary.keep_progress(ProgressFile(
+            url, entry="evaluate", every_s=config.progress.every_s, num_todo=len(todo),
+            num_done_before=num_parts - len(todo),
+        ))  # fmt: skip
     if todo:
         if broken := storage.find_broken_promise(
             url
@@ -72,7 +78,7 @@ def run(config: EvaluateConfig, *, argv: list[str], summary: JobSummary) -> int:
             logger.warning("%s", broken)
         try:
             with stop:
-                _measure(config, EvaluateJob(plan, url), todo, stop, outcome)
+                _measure(config, EvaluateJob(plan, url), todo, stop, outcome, summary)
         except KeyboardInterrupt:
             stop.request()
     summary.add(
@@ -216,13 +222,19 @@ def _choose(config: EvaluateConfig, plan: EvaluationPlan) -> list[str]:
 
 
 def _measure(
-    config: EvaluateConfig, job: EvaluateJob, todo: list[str], stop: StopSignal, outcome: Outcome
+    config: EvaluateConfig,
+    job: EvaluateJob,
+    todo: list[str],
+    stop: StopSignal,
+    outcome: Outcome,
+    summary: JobSummary,
 ) -> None:
     """What becomes of the parts goes to `outcome` as it comes."""
     start_ray()
     actors = prefer_many(config.actors, num_shards=len(todo))
 
     def show(state: RunState) -> None:
+        summary.show(state)
         logger.info(
             "%d of %d parts, %d images measured, %s left",
             state.num_done, len(todo), state.num_images, format_duration(state.left_s),

@@ -31,6 +31,7 @@ from tatok_pipe.ray_runtime.shard_run import run_shards
 from tatok_pipe.report.samples import render_samples
 from tatok_pipe.runs.job import JobSummary
 from tatok_pipe.runs.progress import RunState, format_duration, progress_line
+from tatok_pipe.runs.progress_file import ProgressFile, was_cut_short
 from tatok_pipe.runs.stop_signal import StopSignal
 from tatok_pipe.storage.temporary import temporary_folder
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer
@@ -92,12 +93,17 @@ def run(config: GenerateConfig, *, argv: list[str], summary: JobSummary) -> int:
         slots, precision,
     )  # fmt: skip
     outcome, stop = Outcome(), StopSignal()
+    if todo or was_cut_short(url):
+        summary.keep_progress(ProgressFile(
+            url, entry="generate", every_s=config.progress.every_s, num_todo=len(todo),
+            num_done_before=len(names) - len(todo),
+        ))  # fmt: skip
     if todo:
         if broken:
             logger.warning("%s", broken)
         try:
             with stop:
-                _generate(config, job, todo, stop, outcome)
+                _generate(config, job, todo, stop, outcome, summary)
         except KeyboardInterrupt:
             stop.request()
     num_missing = len(todo) - outcome.num_done
@@ -161,13 +167,19 @@ def _describe(job: GenerateJob) -> dict[str, Any]:
 
 
 def _generate(
-    config: GenerateConfig, job: GenerateJob, todo: list[str], stop: StopSignal, outcome: Outcome
+    config: GenerateConfig,
+    job: GenerateJob,
+    todo: list[str],
+    stop: StopSignal,
+    outcome: Outcome,
+    summary: JobSummary,
 ) -> None:
     """Make the shards; what becomes of them goes to `outcome` as it comes."""
     start_ray()
     actors = prefer_many(config.actors, num_shards=len(todo))
 
     def show(state: RunState) -> None:
+        summary.show(state)
         if not state.num_images + state.num_done:
             logger.info("%d of %d actors are ready", state.num_actors, state.num_actors_wanted)
             return

@@ -91,8 +91,25 @@ class InspectTokensConfig:
         "same tokenize_corpus command again) and leftovers of killed jobs; nothing else is removed. Exit code 0 where "
         "nothing is wrong any more but for shards to be made again, 1 where damage had to be left",
     )
+    watch: bool = option(
+        False,
+        help="no report: show how far the run that writes input.url is, until it ends, here and as progress.html, "
+        "beside where the report would be; input.url may be what tokenize_corpus, edit_tokens, pack_images, generate "
+        "or evaluate write. Exit code 0 where the run came to its end, 1 where it ended otherwise or seems to have "
+        "died",
+    )
 
     def __post_init__(self) -> None:
+        others = (
+            self.verify,
+            self.repair,
+            self.quarantine.export is not None,
+            self.input.version is not None,
+        )
+        if self.watch and any(others):
+            raise ValueError(
+                "watch: expected alone, without verify, repair, quarantine.export and input.version; give one of them"
+            )
         if self.quarantine.export is not None and (self.verify or self.repair):
             raise ValueError(
                 f"quarantine.export={self.quarantine.export}: expected null with verify and repair; give one of them"

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from tatok_pipe import storage
 from tatok_pipe.commands.inspect_tokens.export import export_quarantined
 from tatok_pipe.commands.inspect_tokens.options import NO_REPORT, REPORT_FILE, InspectTokensConfig
+from tatok_pipe.commands.inspect_tokens.watch import watch
 from tatok_pipe.errors import EXIT_DONE, UserError
-from tatok_pipe.report.figures import count, figure_lines
+from tatok_pipe.report.figures import count, figure_lines, format_lines
 from tatok_pipe.report.gallery import make_exhibits
 from tatok_pipe.report.inventory import Inventory, find_examples, take_inventory
 from tatok_pipe.report.page import Report, render_page
@@ -23,6 +24,7 @@ from tatok_pipe.tokens.checking.remedies import Finding, Remedy, withhold
 from tatok_pipe.tokens.checking.repair import repair_dataset
 from tatok_pipe.tokens.checking.verify import verify_dataset
 from tatok_pipe.tokens.dataset import TokenDataset
+from tatok_pipe.tokens.joined import read_joined
 from tatok_pipe.tokens.named_urls import open_named
 
 logger = logging.getLogger("tatok_pipe.inspect_tokens")
@@ -34,6 +36,8 @@ _PROGRESS_EVERY_S = 10.0
 def run(config: InspectTokensConfig, *, argv: list[str], summary: JobSummary) -> int:
     """Exit code. Raises UserError for what it cannot be given."""
     storage.configure(config.storage)
+    if config.watch:
+        return watch(config)
     if config.verify or config.repair:
         return _verify(config)
     if config.quarantine.export is not None:
@@ -65,6 +69,7 @@ def _report(config: InspectTokensConfig) -> int:
         ("dataset", storage.redact(config.input.url)),
         ("version", str(dataset.version)),
         *figure_lines(dataset.spec, inventory, sample.sizes),
+        *_joined_lines(config.input.url),
         *(("failed", _name_failure(url, error)) for url, error in sorted(inventory.failed.items())),
     ]
     if with_page:
@@ -74,6 +79,14 @@ def _report(config: InspectTokensConfig) -> int:
         lines.append(("report", storage.redact(target)))
     print(format_lines(lines), flush=True)
     return EXIT_DONE
+
+
+def _joined_lines(url: str) -> list[tuple[str, str]]:
+    """The columns that came later, where some did."""
+    types = read_joined(url).types
+    return (
+        [("joined columns", ", ".join(f"{name} ({types[name]})" for name in sorted(types)))] if types else []
+    )
 
 
 def _verify(config: InspectTokensConfig) -> int:
@@ -204,12 +217,6 @@ def find_tokenizer(
         f"No reconstructions: the tokens were made by tokenizer {wanted[:12]}, which was not found "
         f"({'; '.join(tried)}); give tokenizer.checkpoint"
     )
-
-
-def format_lines(lines: Sequence[tuple[str, str]]) -> str:
-    """Labels and values in two columns."""
-    width = max(len(label) for label, _ in lines)
-    return "\n".join(f"{label:<{width}}  {value}" for label, value in lines)
 
 
 def _name_failure(url: str, error: str) -> str:

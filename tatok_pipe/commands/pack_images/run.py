@@ -25,6 +25,7 @@ from tatok_pipe.ray_runtime.cluster import check_ray_can_start, start_ray
 from tatok_pipe.ray_runtime.shard_run import run_shards
 from tatok_pipe.runs.job import JobSummary
 from tatok_pipe.runs.progress import RunState, format_duration
+from tatok_pipe.runs.progress_file import ProgressFile, was_cut_short
 from tatok_pipe.runs.stop_signal import StopSignal
 from tatok_pipe.storage import ShardFile
 from tatok_pipe.tokens.commit import show_source, source_differs
@@ -65,12 +66,17 @@ def run(config: PackImagesConfig, *, argv: list[str], summary: JobSummary) -> in
     )  # fmt: skip
     job = PackJob(storage.openable_url(output_url), config.output.layout, config.input.limits, class_names)
     outcome, stop = _Outcome(), StopSignal()
+    if todo or was_cut_short(output_url):
+        summary.keep_progress(ProgressFile(
+            output_url, entry="pack_images", every_s=config.progress.every_s, num_todo=len(todo),
+            num_done_before=len(shards) - len(todo),
+        ))  # fmt: skip
     if todo:
         if broken := storage.find_broken_promise(output_url):
             logger.warning("%s", broken)
         try:
             with stop:
-                _pack(config, job, todo, stop, outcome)
+                _pack(config, job, todo, stop, outcome, summary)
         except KeyboardInterrupt:
             stop.request()
     return _finish(config, shards, todo, stop, outcome, summary)
@@ -152,17 +158,22 @@ def _plan(config: PackImagesConfig, shards: Sequence[ShardFile]) -> list[ShardFi
 
 
 def _pack(
-    config: PackImagesConfig, job: PackJob, todo: list[ShardFile], stop: StopSignal, outcome: _Outcome
+    config: PackImagesConfig,
+    job: PackJob,
+    todo: list[ShardFile],
+    stop: StopSignal,
+    outcome: _Outcome,
+    summary: JobSummary,
 ) -> None:
     start_ray()
     # Nothing of it is for a GPU.
     actors = prefer_many(replace(config.actors, gpus=config.actors.gpus or 0.0), num_shards=len(todo))
 
     def show(state: RunState) -> None:
-        rate = state.num_images / state.seconds if state.seconds else 0.0
+        summary.show(state)
         logger.info(
             "%d/%d shards, %d images, %.1f images/s, %d quarantined, %s left",
-            state.num_done, state.num_shards, state.num_images, rate, state.num_quarantined,
+            state.num_done, state.num_shards, state.num_images, state.images_per_s, state.num_quarantined,
             format_duration(state.left_s),
         )  # fmt: skip
 

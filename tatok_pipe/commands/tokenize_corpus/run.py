@@ -25,6 +25,7 @@ from tatok_pipe.ray_runtime.cluster import check_ray_can_start, start_ray
 from tatok_pipe.ray_runtime.shard_run import run_shards
 from tatok_pipe.runs.job import JobSummary
 from tatok_pipe.runs.progress import Every, RunState, progress_line
+from tatok_pipe.runs.progress_file import ProgressFile, was_cut_short
 from tatok_pipe.runs.stop_signal import StopSignal
 from tatok_pipe.storage import ShardFile
 from tatok_pipe.tokenizer.checkpoint import Tokenizer, load_tokenizer
@@ -38,6 +39,8 @@ from tatok_pipe.tokens.removed import read_removed
 from tatok_pipe.tokens.spec import TokenSpec
 
 logger = logging.getLogger("tatok_pipe.tokenize_corpus")
+
+COMMAND = "tokenize_corpus"
 
 
 def run(config: TokenizeCorpusConfig, *, argv: list[str], summary: JobSummary) -> int:
@@ -79,12 +82,17 @@ def _do(
     _settle_changes(config, spec, plan)
     outcome = Outcome()
     stop = StopSignal()
+    if plan.todo or was_cut_short(config.output.url):
+        summary.keep_progress(ProgressFile(
+            config.output.url, entry=COMMAND, every_s=config.progress.every_s, num_todo=len(plan.todo),
+            num_done_before=plan.num_done, row_name=spec.row_name,
+        ))  # fmt: skip
     if plan.todo:
         if broken := storage.find_broken_promise(config.output.url):
             logger.warning("%s", broken)
         try:
             with stop:
-                _tokenize(config, make_job(config, spec), plan.todo, stop, outcome)
+                _tokenize(config, make_job(config, spec), plan.todo, stop, outcome, summary)
         except KeyboardInterrupt:
             stop.request()
         finally:
@@ -184,13 +192,19 @@ def _settle_changes(config: TokenizeCorpusConfig, spec: TokenSpec, plan: CorpusP
 
 
 def _tokenize(
-    config: TokenizeCorpusConfig, job: TokenizeJob, todo: list[ShardFile], stop: StopSignal, outcome: Outcome
+    config: TokenizeCorpusConfig,
+    job: TokenizeJob,
+    todo: list[ShardFile],
+    stop: StopSignal,
+    outcome: Outcome,
+    summary: JobSummary,
 ) -> None:
     """Tokenize the shards; what becomes of them goes to `outcome` as it comes."""
     start_ray()
 
     def show(state: RunState) -> None:
         outcome.num_actors = max(outcome.num_actors, state.num_actors)
+        summary.show(state)
         if not state.num_images + state.num_quarantined + state.num_done:
             logger.info("%d of %d actors are ready", state.num_actors, state.num_actors_wanted)
             return

@@ -26,9 +26,9 @@ def choose_datasets(
     Raises UserError as `read_training_set`, where such a version cannot be read any more or another one is given, and
     where the checkpoint is of a training on other datasets.
     """
-    given = list(zip(config.all_urls, config.all_versions, strict=True))
+    given, where = list(zip(config.all_urls, config.all_versions, strict=True)), config.where or ""
     if earlier is None or config.on_dataset_change != "error":
-        return [read_training_set(url, version=version) for url, version in given]
+        return [read_training_set(url, version=version, where=where) for url, version in given]
     recorded = earlier["extra"].get("dataset", {})
     begun_on = recorded.get("sources", [recorded])
     told = f"{storage.redact(output_url)}: holds a training on"
@@ -41,7 +41,7 @@ def choose_datasets(
     name = "input.versions" if config.urls else "input.version"
     return [
         _choose(
-            url, version, was.get("digest", ""), told=told, option=name
+            url, version, was.get("digest", ""), where=where, told=told, option=name
         )  # none in one of an earlier program
         for (url, version), was in zip(given, begun_on, strict=True)
     ]
@@ -62,9 +62,9 @@ def check_mix(
             )
 
 
-def _choose(url: str, version: int | None, was: str, *, told: str, option: str) -> TrainingSet:
+def _choose(url: str, version: int | None, was: str, *, where: str, told: str, option: str) -> TrainingSet:
     """The dataset at `url`, as it was when its digest was `was`."""
-    dataset = read_training_set(url, version=version)
+    dataset = read_training_set(url, version=version, where=where)
     if was == dataset.version.digest:
         return dataset
     found = find_by_digest(url, was)
@@ -74,7 +74,7 @@ def _choose(url: str, version: int | None, was: str, *, told: str, option: str) 
     if found is None:
         raise UserError(f"{told}, and what is there now is {dataset.version}; {_ADVICE}")
     try:
-        kept = read_training_set(url, version=found.number)
+        kept = read_training_set(url, version=found.number, where=where)
     except UserError as error:
         raise UserError(f"{told}. {error}; {_ADVICE}") from None
     logger.warning(

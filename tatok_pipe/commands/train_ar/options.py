@@ -20,8 +20,8 @@ class InputConfig:
     weights: list[float] = option(
         [],
         above=0,
-        help="with urls, how often an image of each comes: with 3 and 1 three of the first to one of the second; none: "
-        "every image as often as any other",
+        help="with urls, how often an image of each comes: with 3 and 1 three of the first to one of the second, "
+        "counted before `where` and `validation` leave any out; none: every image as often as any other",
     )
     weight_changes: list[str] = option(
         [],
@@ -36,6 +36,11 @@ class InputConfig:
     versions: list[int] = option(
         [], at_least=0, help="with urls, the version of each; 0: as with version=null; none: of all of them"
     )
+    where: str | None = option(
+        None,
+        help="train on the rows alone of which this is true, as 'aesthetic > 5 and label in (3, 7)': their own columns "
+        "and those that edit_tokens joined, as in its remove.where",
+    )
     condition_url: str | None = option(
         None,
         help="where model.condition is embedding: folder with a Parquet file for each token shard, named like it, with "
@@ -44,6 +49,11 @@ class InputConfig:
     )
     condition_urls: list[str] = option(
         [], help="with urls, such a folder for each, in place of condition_url", is_url=True
+    )
+    condition_column: str | None = option(
+        None,
+        help="where model.condition is embedding, instead of condition_url: the column that edit_tokens joined to each "
+        "dataset, of lists of model.embedding_dim numbers",
     )
     on_dataset_change: str = option(
         "error",
@@ -152,11 +162,18 @@ class TrainArConfig:
     dry_run: bool = option(False, help="print sizes, memory and steps, and train nothing")
 
     def __post_init__(self) -> None:
-        if self.model.condition == "embedding" and not self.input.all_condition_urls:
-            name = "input.condition_urls, a folder of embeddings for each dataset"
+        if self.model.condition == "embedding":
+            self._check_embeddings()
+
+    def _check_embeddings(self) -> None:
+        if bool(self.input.all_condition_urls) == (self.input.condition_column is not None):
+            place = (
+                "input.condition_urls, a folder of embeddings for each dataset"
+                if self.input.urls
+                else "input.condition_url, the folder of the embeddings"
+            )
             raise ValueError(
-                f"model.condition=embedding: expected "
-                f"{name if self.input.urls else 'input.condition_url, the folder of the embeddings'}"
+                f"model.condition=embedding: expected {place}, or input.condition_column, a joined column, and not both"
             )
 
     @property

@@ -29,7 +29,8 @@ from tatok_pipe.runs.stop_signal import StopSignal
 from tatok_pipe.tokens.loading.mixing import Mixing
 from tatok_pipe.tokens.loading.sources import TrainingData, join_sets
 from tatok_pipe.tokens.loading.splits import Split, join_splits, survey_split
-from tatok_pipe.tokens.loading.training_set import TrainingSet
+from tatok_pipe.tokens.loading.training_set import TrainingSet, count_chosen
+from tatok_pipe.tokens.row_condition import read_condition
 from tatok_pipe.tokens.spec import TokenSpec
 from tatok_pipe.tokens.summary import tell_unfinished
 from tatok_pipe.training.checkpoint_folder import newest_manifest
@@ -56,7 +57,7 @@ def run(config: TrainArConfig, *, argv: list[str], summary: JobSummary) -> int:
     check_ray_can_start()
     output_url = storage.canonical_url(config.output.url)
     earlier = newest_manifest(storage.join(output_url, "checkpoints"))
-    sets = choose_datasets(config.input, earlier, output_url=output_url)
+    sets = [count_chosen(each) for each in choose_datasets(config.input, earlier, output_url=output_url)]
     for each in sets:
         if missing := tell_unfinished(each.url, {shard.name for shard in each.shards}):
             logger.warning("%s: %s; training on what is there", storage.redact(each.url), missing)
@@ -109,6 +110,8 @@ def list_settings(config: dict[str, Any], *, num_steps: int) -> dict[str, Any]:
     """Of a TrainArConfig what makes the weights; how long they are trained as a number of steps."""
     parts = {name: config[name] for name in ("training", "packing", "drop_condition", "seed")}
     parts["validation"] = {"share": config["validation"]["share"]}
+    if config["input"]["where"] is not None:
+        parts["input"] = {"where": config["input"]["where"]}
     return flatten(parts, without=_NO_MATTER) | {"training.steps": num_steps}
 
 
@@ -165,7 +168,8 @@ def _survey(config: TrainArConfig, dataset: TrainingData) -> Split:
     num_classes = config.model.num_classes if config.model.condition == "class" else 0
     splits = []
     for each, source in zip(dataset.sets, dataset.sources(), strict=True):
-        found = survey_split(source, held_out_share=share, num_classes=num_classes)
+        chosen = read_condition(source.url, dataset.spec, source.where)
+        found = survey_split(source, held_out_share=share, num_classes=num_classes, chosen=chosen)
         if not found.has_train:
             raise UserError(
                 f"validation.share={share:g}: holds out all of the {each.num_sequences} images of "

@@ -217,7 +217,8 @@ class GeneratorTraining:
             ),
             condition=ConditionConfig(
                 kind=model.condition, num_classes=model.num_classes,
-                embeddings_url=run.sources[0].embeddings_url, embedding_size=model.embedding_dim,
+                embeddings_url=run.sources[0].embeddings_url,
+                embeddings_column=config.input.condition_column or "", embedding_size=model.embedding_dim,
                 drop_condition=config.drop_condition,
             ),
             mixing=run.mixing, rank=self._worker.rank, num_ranks=self._worker.num_ranks, seed=config.seed, split=split,

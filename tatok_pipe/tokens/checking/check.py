@@ -51,6 +51,9 @@ class Damage(StrEnum):
     INDEX = "index"  # `_index.parquet` is broken, or says of a token shard what it is not
     REMOVED = "removed"  # a row that was removed is there again, or `_removed.parquet` is broken
     VERSIONS = "versions"  # a file of `_versions/` is broken or missing
+    COLUMNS = (
+        "columns"  # `_columns.json`, or a file of joined columns, is broken or missing, or nobody names it
+    )
     SUMMARY = "summary"  # `_summary.json` is broken, or counts what is not there
 
 

@@ -57,7 +57,7 @@ class Finding:
     def is_harmless(self) -> bool:
         """Whether the tokens are whole and complete in spite of it."""
         return self.kind in (
-            Damage.ORPHAN, Damage.TEMPORARY, Damage.SUMMARY, Damage.INDEX, Damage.VERSIONS
+            Damage.ORPHAN, Damage.TEMPORARY, Damage.SUMMARY, Damage.INDEX, Damage.VERSIONS, Damage.COLUMNS
         )  # fmt: skip
 
     @property

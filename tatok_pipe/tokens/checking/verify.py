@@ -28,7 +28,18 @@ from tatok_pipe.tokens.checking.remedies import Finding, Judge, Remedy, is_name_
 from tatok_pipe.tokens.dataset_file import BrokenDatasetFile, read_dataset_file
 from tatok_pipe.tokens.format import empty_statistics, token_shard_name
 from tatok_pipe.tokens.index import INDEX_SCHEMA, Index, Owed, list_data, read_index, source_of
+from tatok_pipe.tokens.joined import (
+    FILE_NAME,
+    KEY,
+    BrokenColumns,
+    Joined,
+    check_table,
+    columns_file,
+    read_joined,
+)
 from tatok_pipe.tokens.layout import (
+    COLUMNS_DIRECTORY,
+    COLUMNS_FILE,
     DATA_DIRECTORY,
     DATASET_FILE,
     INDEX_FILE,
@@ -110,7 +121,7 @@ def verify_dataset(
     lost = verifier.find_lost(witness.owed, set(shards))
     findings += lost
     findings += verifier.check_summary(len(shards), total, num_lost=len(lost))
-    findings += [*verifier.check_versions(), *verifier.check_removed()]
+    findings += [*verifier.check_versions(), *verifier.check_removed(), *verifier.check_columns()]
     return sorted(findings, key=lambda each: each.file)
 
 
@@ -239,6 +250,34 @@ class Verifier:
         if error is None:
             return []
         return [Finding(Damage.REMOVED, REMOVED_FILE, error.reason, advice=f"left: {error.advice}")]
+
+    def check_columns(self) -> list[Finding]:
+        """What is wrong with the columns that were joined."""
+        try:
+            joined = read_joined(self.url)
+        except BrokenColumns as error:
+            return [Finding(Damage.COLUMNS, error.file, error.reason, advice=f"left: {error.advice}")]
+        findings = [each for name in joined.tables for each in self._check_columns_of(joined, name)]
+        known = {columns_file(name, mark) for name, mark in joined.tables.items()}
+        for name in storage.list_files(storage.join(self.url, COLUMNS_DIRECTORY)):
+            file = f"{COLUMNS_DIRECTORY}/{name}"
+            if TEMPORARY_NAME.fullmatch(name) or (FILE_NAME.fullmatch(name) and file not in known):
+                message = f"is not named by {COLUMNS_FILE}; left by an edit that ended before its commit"
+                findings.append(self.judge.judge_leftover(Finding(Damage.TEMPORARY, file, message)))
+            elif file not in known:
+                findings.append(_foreign(file))
+        return findings
+
+    def _check_columns_of(self, joined: Joined, name: str) -> list[Finding]:
+        file = columns_file(name, joined.tables[name])
+        try:
+            table = check_table(self.url, joined, name)
+        except BrokenColumns as error:
+            return [Finding(Damage.COLUMNS, file, error.reason, advice=f"left: {error.advice}")]
+        except OSError as error:
+            return [_unreachable(file, error)]
+        found = self._find_removed(file, name, table[KEY].to_pylist())
+        return [found] if found else []
 
     def _find_removed(self, file: str, name: str, keys: Sequence[str]) -> Finding | None:
         num_back = int(self._removed.find(name, keys).sum())

@@ -16,6 +16,7 @@ import pyarrow as pa
 from tatok_pipe import storage
 from tatok_pipe.records import Quarantined, TokenRecord
 from tatok_pipe.runs.lease import LEASE
+from tatok_pipe.runs.progress_file import PROGRESS_FILE
 from tatok_pipe.storage.temporary import temporary_folder
 from tatok_pipe.tokens.checking.check import (
     CorruptShard,
@@ -45,11 +46,13 @@ from tatok_pipe.tokens.spec import TokenSpec
 
 @dataclass(frozen=True)
 class Rewritten:
-    """How much less a token shard has."""
+    """What is left in a token shard, and how much less that is."""
 
-    num_rows: int
+    num_images: int
     num_tokens: int
-    num_quarantined: int
+    num_images_removed: int
+    num_tokens_removed: int
+    num_quarantined_removed: int
 
 
 def rewrite_shard(url: str, name: str, spec: TokenSpec, removed: Removed) -> Rewritten:
@@ -81,9 +84,11 @@ def rewrite_shard(url: str, name: str, spec: TokenSpec, removed: Removed) -> Rew
             storage.publish_file(path, quarantine_url(url, name), exclusive=False)
     now = writer.statistics
     return Rewritten(
-        before.num_rows - now.num_images,
-        before.statistics.num_tokens - now.num_tokens,
-        len(all_bad) - len(bad),
+        num_images=now.num_images,
+        num_tokens=now.num_tokens,
+        num_images_removed=before.num_rows - now.num_images,
+        num_tokens_removed=before.statistics.num_tokens - now.num_tokens,
+        num_quarantined_removed=len(all_bad) - len(bad),
     )
 
 
@@ -124,7 +129,7 @@ def remove_leftovers(url: str, names: Collection[str]) -> None:
     """Remove what a killed edit left of files that it was writing: of the token shards `names`, and of the dataset's
     own files. No other job may be writing them."""
     shards = {name + SUFFIX for name in names}
-    own = {REMOVED_FILE, INDEX_FILE, SUMMARY_FILE, LEASE}
+    own = {REMOVED_FILE, INDEX_FILE, SUMMARY_FILE, LEASE, PROGRESS_FILE}
     for directory, files in (
         (DATA_DIRECTORY, shards), (QUARANTINE_DIRECTORY, shards), ("", own), (VERSIONS_DIRECTORY, None)
     ):  # fmt: skip

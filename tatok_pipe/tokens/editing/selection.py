@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 
 from tatok_pipe import storage
 from tatok_pipe.parallel import map_ahead
-from tatok_pipe.tokens.editing.where import Where
 from tatok_pipe.tokens.format import damage_told, read_quarantine
 from tatok_pipe.tokens.layout import QUARANTINE_DIRECTORY, SUFFIX, data_url, quarantine_url
 from tatok_pipe.tokens.removed import Removed, hash_key
+from tatok_pipe.tokens.row_condition import RowCondition
 from tatok_pipe.tokens.shard_file import open_shard
 
 _NUM_READERS = 8
@@ -27,7 +27,7 @@ class Request:
     """What is to be removed. A line is a key, all crops of it in all token shards, or `shard/key`."""
 
     lines: frozenset[str] = frozenset()
-    where: Where | None = None
+    where: RowCondition | None = None
 
     def __bool__(self) -> bool:
         return bool(self.lines) or self.where is not None
@@ -112,7 +112,7 @@ class Selector:
                 names = table["key"].to_pylist()
                 keys += names
                 if self._where is not None:
-                    found.update(names[row] for row in self._where.rows(table).tolist())
+                    found.update(names[row] for row in self._where.rows(name, table).tolist())
         return keys, found
 
 

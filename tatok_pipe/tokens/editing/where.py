@@ -35,7 +35,7 @@ _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     ">": lambda left, right: left > right,
     ">=": lambda left, right: left >= right,
 }
-_KEYWORDS = ("and", "or", "not", "in", "is", "null")
+KEYWORDS = ("and", "or", "not", "in", "is", "null")
 _ROW = "row"
 _MAX_DEPTH = 50
 
@@ -104,7 +104,7 @@ class _Parser:
 
     def _test(self) -> Any:
         kind, name = self._next("a column")
-        if kind != "word" or name in _KEYWORDS:
+        if kind != "word" or name in KEYWORDS:
             raise ValueError(f"{name!r}: expected a column")
         column = self._column(name)
         if self._take("is"):
@@ -144,8 +144,13 @@ class _Parser:
             raise ValueError(f"{name} is a number, not {text}")
         if pa.types.is_floating(data_type):
             return float(text)
+        if pa.types.is_boolean(data_type):
+            if text not in ("0", "1"):
+                raise ValueError(f"{name} is 0 or 1, not {text}")
+            return text == "1"
         number, bits = float(text), data_type.bit_width
-        if not number.is_integer() or not -(2 ** (bits - 1)) <= number < 2 ** (bits - 1):
+        lowest = 0 if pa.types.is_unsigned_integer(data_type) else -(2 ** (bits - 1))
+        if not number.is_integer() or not lowest <= number < lowest + 2**bits:
             raise ValueError(f"{name} is a whole number of {bits} bits, not {text}")
         return int(number)
 
@@ -178,6 +183,11 @@ def _split(text: str) -> list[tuple[str, str]]:
         tokens.append((kind, match[kind]))
         place = match.end()
     return tokens
+
+
+def is_column_name(name: str) -> bool:
+    """Whether a condition can name a column so."""
+    return re.fullmatch(r"[A-Za-z_]\w*", name) is not None and name.lower() not in (*KEYWORDS, _ROW)
 
 
 def _is_list(data_type: pa.DataType) -> bool:

@@ -13,6 +13,7 @@ from pyarrow import compute
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
 from tatok_pipe.tokens.columns import to_numpy
+from tatok_pipe.tokens.joined import read_columns, read_joined
 from tatok_pipe.tokens.layout import SUFFIX
 from tatok_pipe.tokens.loading.embeddings import COLUMN, to_lists, to_vectors
 from tatok_pipe.tokens.loading.parquet_groups import open_parquet, parquet_errors, read_groups
@@ -28,6 +29,7 @@ class ConditionConfig:
     # For kind "embedding": folder of <token shard name>.parquet with the columns key and embedding (lists of numbers,
     # or tensors), and how long these are.
     embeddings_url: str = ""
+    embeddings_column: str = ""  # or the column that was joined to the dataset and has them
     embedding_size: int = 0
     # Share of sequences whose condition is hidden in training, which classifier-free guidance needs; and of those whose
     # budget is.
@@ -38,8 +40,14 @@ class ConditionConfig:
             raise ValueError(f"kind={self.kind!r}: expected one of {', '.join(_KINDS)}")
         if self.kind == "class" and self.num_classes < 1:
             raise ValueError(f"num_classes={self.num_classes}: expected at least 1 with kind=class")
-        if self.kind == "embedding" and not self.embeddings_url:
-            raise ValueError("embeddings_url is empty: expected a folder with kind=embedding")
+        if self.kind == "embedding" and not (self.embeddings_url or self.embeddings_column):
+            raise ValueError(
+                "embeddings_url is empty: expected a folder, or embeddings_column, with kind=embedding"
+            )
+        if self.embeddings_url and self.embeddings_column:
+            raise ValueError(
+                f"embeddings_column={self.embeddings_column}: expected none with embeddings_url; give one of them"
+            )
         if self.kind == "embedding" and self.embedding_size < 1:
             raise ValueError(f"embedding_size={self.embedding_size}: expected at least 1 with kind=embedding")
         if not 0 <= self.drop_condition <= 1:
@@ -95,3 +103,18 @@ def read_embeddings(config: ConditionConfig, shard: str, keys: pa.Array) -> np.n
         return to_vectors(lists, size=size, name=lambda row: repr(keys[row].as_py()))
     except ValueError as error:
         raise UserError(f"{shown}: {error}; {missing}") from None
+
+
+def read_joined_embeddings(config: ConditionConfig, url: str, shard: str, keys: pa.Array) -> np.ndarray:
+    """The same from a column that was joined to the dataset at `url`. Raises as `read_embeddings`."""
+    column, joined = config.embeddings_column, read_joined(url)
+    told = f"embeddings_column={column}: {storage.redact(url)}"
+    if not pa.types.is_list(joined.types.get(column, pa.null())):
+        raise UserError(
+            f"{told} has no such joined column of lists; it has {', '.join(joined.schema.names) or 'none'}"
+        )
+    lists = read_columns(url, joined, shard, keys, [column])[column].combine_chunks()
+    try:
+        return to_vectors(lists, size=config.embedding_size, name=lambda row: repr(keys[row].as_py()))
+    except ValueError as error:
+        raise UserError(f"{told}, {shard}: {error}") from None

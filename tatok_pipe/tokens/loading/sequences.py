@@ -13,10 +13,16 @@ from tatok_pipe.errors import UserError
 from tatok_pipe.tokens.columns import list_lengths
 from tatok_pipe.tokens.layout import data_url
 from tatok_pipe.tokens.loading.batches import Sequences
-from tatok_pipe.tokens.loading.conditions import ConditionConfig, check_labels, read_embeddings
+from tatok_pipe.tokens.loading.conditions import (
+    ConditionConfig,
+    check_labels,
+    read_embeddings,
+    read_joined_embeddings,
+)
 from tatok_pipe.tokens.loading.parquet_groups import parquet_errors
 from tatok_pipe.tokens.loading.sources import Source
 from tatok_pipe.tokens.loading.windows import RowGroup, is_held_out
+from tatok_pipe.tokens.row_condition import RowCondition
 from tatok_pipe.tokens.shard_file import open_shard
 from tatok_pipe.tokens.spec import TokenSpec
 
@@ -27,7 +33,8 @@ _ADVICE = (
 
 
 class SequenceReader:
-    """Reads the sequences of one split. Its methods may be called by several threads at once."""
+    """Reads the sequences of one split, of the rows that `chosen` is true of. Its methods may be called by several
+    threads at once."""
 
     def __init__(
         self,
@@ -37,6 +44,7 @@ class SequenceReader:
         *,
         held_out_share: float,
         is_held_out: bool,
+        chosen: RowCondition | None = None,
     ) -> None:
         self._url = source.url
         self._labels = np.array(source.labels, np.int32)  # of its classes; none: as they are
@@ -49,6 +57,9 @@ class SequenceReader:
             self._columns.append("label")
         if held_out_share or condition.kind == "embedding":
             self._columns.append("key")
+        self._chosen = chosen
+        if chosen is not None:
+            self._columns += [name for name in chosen.columns if name not in self._columns]
 
     def read(self, group: RowGroup) -> Sequences:
         """The sequences of a row group that are in the split, in order; all have a condition that is not hidden.
@@ -72,6 +83,9 @@ class SequenceReader:
                 )
             table = file.read([group.number], self._columns)
         rows = group.first_row + np.arange(group.num_rows)
+        if self._chosen is not None:
+            chosen = self._chosen.holds(group.shard, table)
+            table, rows = table.filter(pa.array(chosen)), rows[chosen]
         if self._held_out_share:
             keys = table["key"].cast(pa.binary()).to_pylist()
             chosen = is_held_out(keys, self._held_out_share) == self._is_held_out
@@ -84,7 +98,12 @@ class SequenceReader:
         if self._condition.kind == "class":
             labels = self._read_labels(table, rows, group)
         elif self._condition.kind == "embedding":
-            embeddings = read_embeddings(self._condition, group.shard, _one(table, "key"))
+            keys = _one(table, "key")
+            embeddings = (
+                read_joined_embeddings(self._condition, self._url, group.shard, keys)
+                if self._condition.embeddings_column
+                else read_embeddings(self._condition, group.shard, keys)
+            )
         return Sequences(
             numbers=group.shard_begin + rows,
             global_codes=_values(table, "global_codes").reshape(len(rows), self._spec.num_globals),

@@ -27,6 +27,7 @@ class Source:
     url: str
     shards: Sequence[ShardRows]
     labels: tuple[int, ...] = ()  # what its labels become, by label; none: they are as they are
+    where: str = ""  # the condition on the rows that count; empty: all of them
     embeddings_url: str = field(default="", repr=False)  # where it has a folder of its own
 
 
@@ -92,7 +93,7 @@ class TrainingData:
         """For the workers of a training, who may have other working folders."""
         urls = [*embeddings_urls, *[""] * (len(self.sets) - len(embeddings_urls))]
         return [
-            Source(storage.canonical_url(each.url), each.shards, labels, url)
+            Source(storage.canonical_url(each.url), each.shards, labels, each.where, url)
             for each, labels, url in zip(self.sets, self.labels, urls, strict=True)
         ]
 

@@ -28,6 +28,7 @@ from tatok_pipe.tokens.loading.sequences import SequenceReader
 from tatok_pipe.tokens.loading.sources import Source
 from tatok_pipe.tokens.loading.window_stream import LoaderConfig, Position, Window, WindowStream
 from tatok_pipe.tokens.loading.windows import EpochPlanner, RowGroups, stream_digest
+from tatok_pipe.tokens.row_condition import RowCondition, read_condition
 from tatok_pipe.tokens.spec import TokenSpec
 
 logger = logging.getLogger(__name__)
@@ -115,10 +116,10 @@ class StepLoader:
             raise UserError("split=held_out with held_out_share=0: nothing is held out; give more than 0")
         window_rows = max(1, round(config.window_sequences / share))
         row_groups = RowGroups([source.shards for source in sources])
-        self.source_rows = (
-            row_groups.source_rows
-        )  # (num_sources + 1,), cumulative: how `sequences` are numbered
+        # (num_sources + 1,), cumulative: how `sequences` are numbered
+        self.source_rows = row_groups.source_rows
         self._mixing = None if self._is_held_out else mixing
+        chosen = [read_condition(source.url, spec, source.where) for source in sources]
         self._stream = WindowStream(
             EpochPlanner(row_groups, window_rows=window_rows, seed=seed)
             if self._mixing is None
@@ -130,8 +131,9 @@ class StepLoader:
                     condition,
                     held_out_share=config.held_out_share,
                     is_held_out=self._is_held_out,
+                    chosen=rows,
                 )
-                for source in sources
+                for source, rows in zip(sources, chosen, strict=True)
             ],
             config,
             drop_condition=0.0 if self._is_held_out else condition.drop_condition,
@@ -148,6 +150,7 @@ class StepLoader:
             split=split,
             seed=seed,
             # Rows that are padded are sorted by their steps.
+            **_describe_choice(chosen),
             **({} if config.layout == "packed" else {"padded": config.rows_per_step}),
             **({} if mixing is None else {"mix": _describe_mix(sources, mixing)}),
         )
@@ -183,8 +186,8 @@ class StepLoader:
             raise UserError(
                 f"{shown}: the saved position (epoch {position.epoch}, window {position.window}, row {position.row}) "
                 "is one in another stream: the datasets, their versions, shards, weights or tokenizer, row_tokens, "
-                "window_sequences, held_out_share, split or seed were different; give those of the saved run, or set "
-                "on_dataset_change=restart_epoch to begin its next epoch with what is there now"
+                "window_sequences, held_out_share, where, split or seed were different; give those of the saved run, "
+                "or set on_dataset_change=restart_epoch to begin its next epoch with what is there now"
             )
         if self._is_held_out:
             return Position()
@@ -281,6 +284,14 @@ class _Piece:
         """Which of the rank's rows of the window they are, from and to."""
         start, stop = np.searchsorted(self.window.own_rows, (self.start, self.stop)).tolist()
         return start, stop
+
+
+def _describe_choice(chosen: Sequence[RowCondition | None]) -> dict[str, str]:
+    """The same of what rows are left out."""
+    given = [each for each in chosen if each is not None]
+    if not given:
+        return {}
+    return {"where": given[0].text, "columns": " ".join(each.joined_digest for each in given)}
 
 
 def _describe_mix(sources: Sequence[Source], mixing: Mixing) -> str:

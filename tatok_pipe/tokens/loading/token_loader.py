@@ -74,7 +74,9 @@ class TokenBatch:
 
 class TokenLoader(IterableDataset[TokenBatch]):
     """Steps of training on the token dataset at `url`, as it is now or in an earlier `version`, endlessly or for some
-    epochs; or one pass over what is held out. Several datasets, of one tokenizer, are mixed.
+    epochs; or one pass over what is held out. Several datasets, of one tokenizer, are mixed. With `where`, a condition
+    on columns such as "aesthetic > 5 and label=3", of the rows that it is true of (`edit_tokens join.table=…` joins
+    columns).
 
     The order follows from (seed, epoch) alone: at any number of ranks and workers a step has the same sequences.
     A step is `rows_per_step` rows over all ranks, and the last one of an epoch what is left; ranks that have none of it
@@ -105,6 +107,7 @@ class TokenLoader(IterableDataset[TokenBatch]):
         weights: Sequence[float] | None = None,
         weight_changes: Mapping[int, Sequence[float]] | None = None,
         version: int | None | Sequence[int | None] = None,
+        where: str = "",
         rows_per_step: int = 64,
         row_tokens: int | None = None,
         layout: str = "packed",
@@ -133,7 +136,8 @@ class TokenLoader(IterableDataset[TokenBatch]):
                 f"epochs={epochs} with {len(urls)} datasets: expected none, each goes through epochs of its own; take "
                 "as many steps as you want"
             )
-        sets = [read_training_set(each, version=at) for each, at in _pair_versions(urls, version)]
+        pairs = _pair_versions(urls, version)
+        sets = [read_training_set(each, version=at, where=where) for each, at in pairs]
         data = join_sets(
             sets, weights=weights, weight_changes=weight_changes, num_classes=num_classes or None
         )
