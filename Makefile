@@ -21,8 +21,8 @@ venv: $(INSTALLED) ## install the package and its tools into .venv (again after 
 demo: $(INSTALLED) ## all jobs on real photographs, s3 to s3; leaves tatok_out, tatok_generator and tatok_samples
 	$(PY) -m tatok_pipe.demo
 
-test: $(INSTALLED) ## the tests a change must pass: all but slow and GPU
-	$(PY) -m pytest -m "not slow and not gpu"
+test: $(INSTALLED) ## the tests a change must pass: all but slow and GPU; in as many processes as there are cores, four at most
+	$(PY) -m pytest -m "not slow and not gpu" -n auto --maxprocesses 4 --dist loadgroup
 
 test-all: $(INSTALLED) ## every test that needs no GPU
 	$(PY) -m pytest -m "not gpu"
