@@ -66,13 +66,16 @@ class Sampler:
         num_slots: int,
         dtype: torch.dtype = torch.float32,
         compile: bool | None = None,
+        steps: str | None = None,
     ) -> None:
         """On the generator's device, which keeps its weights: the sampler has its own in `dtype`.
 
         `compile`: make kernels of a step with torch.compile, which takes a minute at first; None: on GPUs, where a step
         is a CUDA graph in any case. Compiled so, and on GPUs, the same images come for a given number of slots only.
-        Raises ValueError where `num_slots` is not at least 1, or the generator was trained without a condition to guide
-        by.
+        `steps`: "c", or "torch" for the model's own modules; None: C for float32 on CPUs, where there is a compiler.
+        Both give the same images but for rounding, which another code follows from once in many thousands.
+        Raises ValueError where `num_slots` is not at least 1, the generator was trained without a condition to guide
+        by, or steps cannot be computed in C.
         """
         if num_slots < 1:
             raise ValueError(f"num_slots={num_slots}: expected at least 1")
@@ -89,7 +92,7 @@ class Sampler:
         self._is_static = device.type != "cpu" or compile
         vocabulary = generator.vocabulary
         self._num_globals, self._num_places = vocabulary.num_globals, vocabulary.num_patches
-        self._steps = self._make_steps(generator.rotary)
+        self._steps = self._make_steps(steps, generator.rotary)
         self._requests = RequestTable(
             self._model, capacity=_REQUESTS_PER_SLOT * num_slots, max_patches=config.max_patches
         )
@@ -107,17 +110,21 @@ class Sampler:
         if device.type == "cuda":
             self._run = _captured(self._run)
 
-    def _make_steps(self, rotary: Tensor) -> Steps:
+    def _make_steps(self, steps: str | None, rotary: Tensor) -> Steps:
         """`rotary` as it was before it was rounded with the weights."""
         model, num_rows = self._model, (2 if self.config.is_guided else 1) * self.num_slots
         is_exact = not self._is_static and model.patch_codes.weight.dtype == torch.float32
-        library = load_step() if is_exact else None
+        library = load_step() if is_exact and steps != "torch" else None
         if library is None:
+            if steps == "c":
+                raise ValueError(
+                    "steps=c: expected float32 on a CPU without torch.compile, and a C compiler; give steps=torch"
+                )
             return PlainSteps(model, num_rows=num_rows, is_static=self._is_static, rotary=rotary)
-        steps = CompiledSteps(model, library, num_rows=num_rows)
+        compiled = CompiledSteps(model, library, num_rows=num_rows)
         for laid_out_anew in ("blocks", "global_head", "position_head", "code_head"):
             delattr(model, laid_out_anew)
-        return steps
+        return compiled
 
     @torch.no_grad()
     def sample(self, requests: Iterable[ImageRequest]) -> Iterator[ImageTokens]:

@@ -147,6 +147,12 @@ _FUNCTIONS = {
 }
 
 
+def suiting_steps(device: str, precision: str) -> str:
+    """What computes a sampler's steps on a device ("cpu" or "cuda") of this machine, in "fp32" or "bf16", where nothing
+    else is asked for: "c" or "torch"."""
+    return "c" if device == "cpu" and precision == "fp32" and load_step() is not None else "torch"
+
+
 def load_step() -> ctypes.CDLL | None:
     """The functions of step.c; None where they cannot be made."""
     library = load_c_library(_SOURCE)

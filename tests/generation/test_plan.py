@@ -248,7 +248,7 @@ def test_an_output_goes_on_with_the_same_settings(tmp_path: Path) -> None:
     content = as_content(plan_of("class"), slots=32)
     create_or_check(url, content, {"version": 1})
     begun = (tmp_path / "out" / PLAN_FILE).read_bytes()
-    assert read_plan(url) == {"format": 1, **content, "description": {"version": 1}}
+    assert read_plan(url) == {"format": 2, **content, "description": {"version": 1}}
     create_or_check(url, content, {"version": 2})  # for people, not compared
     assert (tmp_path / "out" / PLAN_FILE).read_bytes() == begun
 
@@ -309,7 +309,7 @@ def test_of_two_runs_that_begin_at_once_one_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "is not JSON"), ("[]", "expected format 1"), ("{}", "expected format 1"), ('{"format": 2}', "format 1")],
+    [("{", "is not JSON"), ("[]", "expected format 2"), ("{}", "expected format 2"), ('{"format": 1}', "format 2")],
 )  # fmt: skip
 def test_what_is_no_output_of_ours_is_left_alone(tmp_path: Path, text: str, message: str) -> None:
     url = str(tmp_path)
@@ -329,6 +329,7 @@ def test_what_is_no_output_of_ours_is_left_alone(tmp_path: Path, text: str, mess
         ("num_images=0", "num_images=0: expected at least 1"),
         ("seed=-1", "seed=-1: expected at least 0"),
         ("device.slots=0", "device.slots=0: expected at least 1"),
+        ("device.steps=c device.precision=bf16", "steps=c with precision=bf16: expected fp32"),
         ("device.precision=fp16", "device.precision=fp16: expected one of auto, fp32, bf16"),
         ("output.layout=zip", "output.layout=zip: expected one of files, webdataset"),
         ("output.image_format=jpeg", "output.image_format=jpeg: expected one of png, webp"),
@@ -339,7 +340,7 @@ def test_what_is_no_output_of_ours_is_left_alone(tmp_path: Path, text: str, mess
 )
 def test_options_out_of_range_are_one_line(argument: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
-        read_config(argument)
+        read_config(*argument.split())
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 

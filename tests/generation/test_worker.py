@@ -33,6 +33,7 @@ from tatok_pipe.ar.generation.layout import (
 from tatok_pipe.ar.generation.worker import GenerateJob, ImageWorker
 from tatok_pipe.ar.options import DrawConfig, SamplingConfig
 from tatok_pipe.ar.sampler import Sampler
+from tatok_pipe.ar.steps import suiting_steps
 from tatok_pipe.runs.shard_work import ShardResult
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer
 from tatok_pipe.tokens.dataset import TokenDataset
@@ -70,6 +71,7 @@ def make_job(models: Models, output: Path, **changes: Any) -> GenerateJob:
         image_format="png",
         num_slots=4,
         precision="fp32",
+        steps=suiting_steps("cpu", "fp32"),
     )
     return replace(job, **changes)
 
@@ -325,6 +327,19 @@ def test_a_sampler_that_failed_fails_shards_and_does_not_hang(models: Models, tm
 
 
 def test_half_precision_draws_images_too(models: Models, tmp_path: Path) -> None:
-    job = make_job(models, tmp_path, precision="bf16", plan=replace(PLAN, num_images=4))
+    job = make_job(models, tmp_path, precision="bf16", steps="torch", plan=replace(PLAN, num_images=4))
     assert make(start(job), NAMES[0]).error == ""
     assert [len(decode(image.image)) for image in images_of(job, NAMES[:1])] == [TOKENIZER.image_size] * 4
+
+
+def test_steps_are_computed_as_the_run_was_begun(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", "none")
+    assert suiting_steps("cpu", "fp32") == "torch"
+    job = make_job(models, tmp_path, steps="torch", plan=replace(PLAN, num_images=4))
+    assert make(start(job), NAMES[0]).error == ""
+    with pytest.raises(
+        ValueError, match=r"steps=c: expected float32 on a CPU .* and a C compiler; give steps=torch"
+    ):
+        start(replace(job, steps="c"))

@@ -53,6 +53,7 @@ class GenerateJob:
     image_format: str
     num_slots: int
     precision: str  # "fp32" or "bf16"
+    steps: str  # what computes them: "c" or "torch"
 
     def start_worker(self, *, device: str, num_threads: int) -> ImageWorker:
         return ImageWorker(self, device=device, num_threads=num_threads)
@@ -118,6 +119,7 @@ class ImageWorker:
             job.plan.sampling,
             num_slots=job.num_slots,
             dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[job.precision],
+            steps=job.steps,
         )
         self.activity = Activity(num_lanes=1)
         self._stopping = threading.Event()

@@ -42,6 +42,16 @@ class DeviceConfig:
         choices=("auto", "fp32", "bf16"),
         help="arithmetic of the generator; auto: as the output was begun, a new one bf16 on GPUs and fp32 on CPUs",
     )
+    steps: str = option(
+        "auto",
+        choices=("auto", "c", "torch"),
+        help="what computes it on CPUs in fp32: C, compiled where it runs, which takes a compiler on every machine, or "
+        "torch, slower; they round differently; auto: as the output was begun, a new one C where this machine can",
+    )
+
+    def __post_init__(self) -> None:
+        if self.steps == "c" and self.precision == "bf16":
+            raise ValueError("steps=c with precision=bf16: expected fp32; give that, or steps=torch")
 
 
 @config_dataclass

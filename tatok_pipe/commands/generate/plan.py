@@ -18,7 +18,7 @@ from tatok_pipe.tokens.dataset import TokenDataset
 from tatok_pipe.tokens.loading.embeddings import read_vectors
 from tatok_pipe.tokens.spec import TokenSpec
 
-FORMAT = 1
+FORMAT = 2
 
 
 def make_plan(config: GenerateConfig, generator: LoadedGenerator) -> GenerationPlan:

@@ -22,6 +22,7 @@ from tatok_pipe.ar.generation.job import describe
 from tatok_pipe.ar.generation.layout import GeneratedImage, shard_name
 from tatok_pipe.ar.generation.worker import GenerateJob
 from tatok_pipe.ar.sampler import DEFAULT_SLOTS
+from tatok_pipe.ar.steps import suiting_steps
 from tatok_pipe.commands.generate.options import GenerateConfig
 from tatok_pipe.commands.generate.plan import create_or_check, describe_sources, make_plan, read_plan, to_json
 from tatok_pipe.errors import EXIT_DONE, EXIT_FAILED_SHARDS, EXIT_INTERRUPTED
@@ -65,7 +66,7 @@ def run(config: GenerateConfig, *, argv: list[str], summary: JobSummary) -> int:
     check_pair(generator, tokenizer, checkpoint=config.checkpoint, tokenizer_url=config.tokenizer)
     plan = make_plan(config, generator)
     broken = storage.find_broken_promise(url)  # raises where nothing can be written, before Ray starts
-    slots, precision = _settle_device(config, url)
+    device = _settle_device(config, url)
     job = GenerateJob(
         generator=storage.canonical_url(config.checkpoint),
         tokenizer=config.tokenizer
@@ -77,8 +78,9 @@ def run(config: GenerateConfig, *, argv: list[str], summary: JobSummary) -> int:
         plan=plan,
         layout=config.output.layout,
         image_format=config.output.image_format,
-        num_slots=slots,
-        precision=precision,
+        num_slots=device.slots,
+        precision=device.precision,
+        steps=device.steps,
     )
     tokens, condition = generator.tokens, generator.model.config.condition
     del generator, tokenizer  # the actors have their own
@@ -90,7 +92,7 @@ def run(config: GenerateConfig, *, argv: list[str], summary: JobSummary) -> int:
     logger.info(
         "%d images in %d shards, %d done before; generator %s, condition %s, %d slots, %s",
         plan.num_images, plan.num_shards, plan.num_shards - len(todo), job.generator_fingerprint[:12], condition,
-        slots, precision,
+        device.slots, device.precision,
     )  # fmt: skip
     outcome, stop = Outcome(), StopSignal()
     if todo or was_cut_short(url):
@@ -137,19 +139,37 @@ def run(config: GenerateConfig, *, argv: list[str], summary: JobSummary) -> int:
     return EXIT_DONE
 
 
-def _settle_device(config: GenerateConfig, url: str) -> tuple[int, str]:
-    """Slots and precision: as given, or as the output was begun, or what suits the machines."""
-    slots, precision = config.device.slots, config.device.precision
-    if slots is None or precision == "auto":
-        if storage.exists(storage.join(url, layout.PLAN_FILE)):
-            begun = read_plan(url)
-        else:
-            start_ray()
-            device, suits = ("cuda", "bf16") if has_gpu() else ("cpu", "fp32")
-            begun = {"slots": DEFAULT_SLOTS[device], "precision": suits}
-        slots = begun["slots"] if slots is None else slots
-        precision = begun["precision"] if precision == "auto" else precision
-    return slots, precision
+@dataclass(frozen=True)
+class _Device:
+    """What images depend on, beside their requests, on some devices."""
+
+    slots: int
+    precision: str
+    steps: str
+
+
+def _settle_device(config: GenerateConfig, url: str) -> _Device:
+    """As given, or as the output was begun, or what suits the machines."""
+    given = config.device
+    if given.slots is not None and "auto" not in (given.precision, given.steps):
+        return _Device(given.slots, given.precision, given.steps)
+    if storage.exists(storage.join(url, layout.PLAN_FILE)):
+        begun = read_plan(url)
+    else:
+        start_ray()
+        device = "cuda" if has_gpu() else "cpu"
+        suits = "bf16" if device == "cuda" else "fp32"
+        precision = suits if given.precision == "auto" else given.precision
+        begun = {
+            "slots": DEFAULT_SLOTS[device],
+            "precision": suits,
+            "steps": suiting_steps(device, precision),
+        }
+    return _Device(
+        begun["slots"] if given.slots is None else given.slots,
+        begun["precision"] if given.precision == "auto" else given.precision,
+        begun["steps"] if given.steps == "auto" else given.steps,
+    )
 
 
 def _describe(job: GenerateJob) -> dict[str, Any]:
@@ -163,6 +183,7 @@ def _describe(job: GenerateJob) -> dict[str, Any]:
         "image_format": job.image_format,
         "slots": job.num_slots,
         "precision": job.precision,
+        "steps": job.steps,
     }
 
 
