@@ -82,7 +82,7 @@ def model_card(config: TaTokConfig, training: dict[str, Any], *, fingerprint: st
 def _start(training: dict[str, Any]) -> list[str]:
     """What the training began with; of another tokenizer also how that was made, and so on."""
     config = training["config"]
-    if source := training["start_from"]:
+    if source := training.get("start_from"):
         earlier = source["training"]
         return [
             f"- started from the tokenizer of fingerprint `{source['fingerprint'][:12]}`"

@@ -362,7 +362,7 @@ def test_without_the_client() -> None:
 import sys
 import threading
 sys.modules["huggingface_hub"] = None
-from tatok_pipe import storage
+from tatok_pipe.images.shard_list import expand_shards
 from tatok_pipe.errors import UserError
 try:
     expand_shards("hf://datasets/me/images/0.tar")

@@ -131,11 +131,11 @@ def _check_earlier(run: TokenizerRun) -> None:
         "training.start",
         "training.start_from",
     ]
-    changed = [key for key in fixed if then[key] != later.get(key)]
+    changed = [key for key in fixed if then.get(key) != later.get(key)]
     switched = ("training.ema_decay", "training.loss.adversarial", "training.loss.rate")
     changed += [key for key in switched if bool(then[key]) != bool(later[key])]
     if changed:
-        shown = ", ".join(f"{key}={then[key]} (now {later.get(key)})" for key in changed)
+        shown = ", ".join(f"{key}={then.get(key)} (now {later.get(key)})" for key in changed)
         raise UserError(
             f"output.url={output}: holds a training with {shown}; give another output.url, or the same settings"
         )

@@ -175,7 +175,6 @@ class TokenizerTraining:
         training = {
             "command": run.command,
             "config": to_dict(config.training),
-            "start_from": self._source,
             "seed": config.seed,
             "changes": changes,
             "num_steps": config.training.num_steps,
@@ -189,7 +188,7 @@ class TokenizerTraining:
             "torch": torch.__version__,
             "calibration_images": len(calibration),
             "held_out": figures,
-        }
+        } | ({"start_from": self._source} if self._source else {})
         url = storage.join(run.output_url, "tokenizer")
         mark = save_tokenizer(url, model, ladders=ladders, training=training, half=config.output.half)
         publish_card(url, model, training, fingerprint=mark)
@@ -236,7 +235,7 @@ class TokenizerTraining:
         worker, extras = self._worker, checkpoint.extras
         self._trainer.load_state_dict(load_file(checkpoint.folder / _STATE), checkpoint.counters)
         self._curves = TrainingCurves(**extras[0]["curves"])
-        self._source = extras[0]["start_from"]
+        self._source = extras[0].get("start_from")
         if len(extras) == worker.num_ranks:
             self._images.load_state_dict(extras[worker.rank]["images"])
             return
