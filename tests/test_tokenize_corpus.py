@@ -141,6 +141,9 @@ def test_an_interrupted_run_is_completed_by_the_same_command(
     )
     # The shard's URL is part of the bytes, so the run reads the originals; what it has read is spoilt afterwards.
     originals = {url: Path(url).read_bytes() for url in shards}
+    an_hour_ago = time.time() - 3600
+    for url in shards:  # a time that settles that a file is as it was
+        os.utime(url, (an_hour_ago, an_hour_ago))
     process = subprocess.Popen(
         command(f"input.shards={Path(shards[0]).parent}", *arguments),
         stderr=subprocess.PIPE, text=True, start_new_session=True,
@@ -162,6 +165,7 @@ def test_an_interrupted_run_is_completed_by_the_same_command(
         for url in shards:
             if f"{token_shard_name(url)}.parquet" in done_before:
                 Path(url).write_bytes(bytes(len(originals[url])))  # not to be read again
+                os.utime(url, (an_hour_ago, an_hour_ago))
         done = run(f"input.shards={Path(shards[0]).parent}", *arguments)
         assert done.returncode == 0, done.stderr
         assert f"{len(done_before)} done before" in done.stderr
