@@ -117,7 +117,7 @@ def test_images_are_those_that_generate_makes(
         generator_fingerprint=load_generator(models.generator).fingerprint,
         tokenizer_fingerprint=models.spec.tokenizer_fingerprint, output_url=str(tmp_path),
         plan=GenerationPlan(NUM_DRAWN, 100, plan.seed, tuple(range(10)), SamplingConfig(), None, None, None),
-        layout="files", image_format="png", num_slots=5, precision="fp32",
+        layout="files", image_format="png", num_slots=5, precision="fp32", steps="torch",
     )  # fmt: skip
     assert not job.start_worker(device="cpu", num_threads=1)(shard_name(0), max_tries=1).error
     made = list(read_shard(str(tmp_path), shard_name(0), layout="files", image_format="png"))
