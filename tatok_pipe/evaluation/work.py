@@ -20,7 +20,7 @@ from tatok_pipe.evaluation.bench import Bench
 from tatok_pipe.evaluation.plan import EvaluationPlan
 from tatok_pipe.evaluation.suites import SUITES, Row
 from tatok_pipe.runs.activity import Track
-from tatok_pipe.runs.serial_worker import SerialWorker
+from tatok_pipe.runs.serial_worker import ImageCount, SerialWorker
 from tatok_pipe.runs.shard_work import ShardResult
 
 
@@ -76,15 +76,9 @@ class PartWorker(SerialWorker):
         self._bench = Bench(job.plan, device=device)
 
     def do(self, url: str, track: Track) -> ShardResult:
-        num_images = 0
-
-        def touch(more: int) -> None:
-            nonlocal num_images
-            num_images += more
-            track.advance(images=more, tokens=0, quarantined=0, share=0.0)
-
+        count = ImageCount(track)
         suite, _, part = url.partition("/")
-        self._bench.touch = touch
+        self._bench.touch = count.add
         rows: list[dict[str, Any]] = SUITES[suite].measure(part, self._bench)
         num_bytes = write_part(self._job.output_url, suite, part, self._job.plan, rows)
-        return ShardResult(url, num_images=num_images, bytes_out=num_bytes)
+        return ShardResult(url, num_images=count.num_images, bytes_out=num_bytes)

@@ -16,6 +16,19 @@ from tatok_pipe.runs.shard_work import ShardResult, describe_error
 logger = logging.getLogger(__name__)
 
 
+class ImageCount:
+    """The images of a shard as they come, told to its track."""
+
+    def __init__(self, track: Track) -> None:
+        self.num_images = 0
+        self._track = track
+
+    def add(self, more: int) -> None:
+        """So many more; none tells that the shard goes on."""
+        self.num_images += more
+        self._track.advance(images=more, tokens=0, quarantined=0, share=0.0)
+
+
 class SerialWorker(ABC):
     """See `ShardWorker`."""
 

@@ -1,4 +1,4 @@
-"""What a study will take, before it is begun: hours, by the speed of two cores or as it was timed itself, and disk."""
+"""What a study will take, before it is begun: hours, guessed, or as it was timed itself, and disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from tatok_pipe.report.figures import format_bytes
 from tatok_pipe.runs.progress import format_duration
 from tatok_pipe.storage import ShardFile
 
-# On two idle cores with AVX2, of the sizes of configs/study/headline.yaml; other sizes take others.
+# Guesses, for two idle cores and the sizes of configs/study/headline.yaml: nobody has measured them. What was timed in
+# the output takes their place.
 _STARTED_S = {"tokenizer": 40.0, "generator": 20.0, "scored": 8.0, "tokens": 0.0, "test_tokens": 0.0}
 _WORKER_S = 6.0
 _TOKENIZER_S = 420.0
@@ -48,7 +49,7 @@ def show_estimate(declaration: Declaration, design: Design, done: set[str], url:
         seconds = sum(each or _seconds(part, declaration, num_train, num_test) for part in todo)
         size = sum(_bytes(part, num_train, num_test) for part in todo)
         total_s, total_bytes = total_s + seconds, total_bytes + size
-        basis = "as timed here" if known else "by two idle cores"
+        basis = "as timed here" if known else "guessed, for two idle cores"
         print(
             f"{kind:15} {len(todo):4} of {len(parts):4} to make, about {format_duration(seconds)} ({basis})"
         )

@@ -56,7 +56,8 @@ class DataConfig:
     )
     test: str = option(
         "",
-        help="image shards that nothing is trained on, none of data.train; all that is measured is measured on them",
+        help="image shards that nothing is trained on, none of data.train; all that is measured is measured on them; "
+        "the training of a tokenizer looks at them too, and slows down where they come out worse than at its start",
         is_url=True,
     )
     num_classes: int = option(

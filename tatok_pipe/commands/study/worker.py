@@ -14,7 +14,7 @@ from tatok_pipe.commands.study.design import Part
 from tatok_pipe.commands.study.results import Result, write_result
 from tatok_pipe.commands.study.workshop import Networks, Workshop
 from tatok_pipe.runs.activity import Track
-from tatok_pipe.runs.serial_worker import SerialWorker
+from tatok_pipe.runs.serial_worker import ImageCount, SerialWorker
 from tatok_pipe.runs.shard_work import ShardResult
 from tatok_pipe.storage import ShardFile
 
@@ -55,16 +55,10 @@ class StudyWorker(SerialWorker):
         self._networks = Networks(job.url, self._device)
 
     def do(self, url: str, track: Track) -> ShardResult:
-        num_images = 0
-
-        def touch(more: int) -> None:
-            nonlocal num_images
-            num_images += more
-            track.advance(images=more, tokens=0, quarantined=0, share=0.0)
-
+        count = ImageCount(track)
         job, part, start = self._job, self._job.parts[url], time.monotonic()
-        workshop = Workshop(part, job.url, self._device, self._networks, job.train, job.test, touch)
+        workshop = Workshop(part, job.url, self._device, self._networks, job.train, job.test, count.add)
         result = _MAKERS[part.kind](workshop)
         seconds = {"whole": time.monotonic() - start} | result.seconds
         write_result(job.url, part, Result(result.figures, seconds))
-        return ShardResult(url, num_images=num_images)
+        return ShardResult(url, num_images=count.num_images)

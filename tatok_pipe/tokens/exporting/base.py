@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -70,6 +70,19 @@ def join_samples(samples: Sequence[bytes], head: bytes = b"") -> bytes:
     if places[-1] >= 1 << 32:
         raise ValueError(f"{places[-1]} bytes in a file of a format that counts to {1 << 32}")
     return b"".join([np.uint32(len(samples)).tobytes(), places.astype("<u4").tobytes(), head, *samples])
+
+
+def encode_sample(row: Mapping[str, str | int | bytes], *, with_size: Collection[str]) -> bytes:
+    """The values of a row end to end, integers as int64; the sizes of those `with_size` come before them, uint32."""
+    values = {name: _value_bytes(value) for name, value in row.items()}
+    sizes = [len(value) for name, value in values.items() if name in with_size]
+    return b"".join([np.array(sizes, "<u4").tobytes(), *values.values()])
+
+
+def _value_bytes(value: str | int | bytes) -> bytes:
+    if isinstance(value, str):
+        return value.encode()
+    return np.int64(value).tobytes() if isinstance(value, int) else value
 
 
 def _to_bytes(values: np.ndarray, dtype: str) -> bytes:

@@ -6,10 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tatok_pipe.records import TokenRecord
-from tatok_pipe.tokens.exporting.base import Exported, columns_of, join_samples
+from tatok_pipe.tokens.exporting.base import Exported, columns_of, encode_sample, join_samples
 
 if TYPE_CHECKING:
     from tatok_pipe.tokens.spec import TokenSpec  # which imports pyarrow, and options come before it
@@ -26,7 +24,9 @@ class LitData:
     suffixes: tuple[str, ...] = (".bin",)
 
     def encode(self, records: Sequence[TokenRecord], spec: TokenSpec) -> tuple[bytes, ...]:
-        return (join_samples([_encode(columns_of(record, spec)) for record in records]),)
+        return (
+            join_samples([encode_sample(columns_of(record, spec), with_size=_COLUMNS) for record in records]),
+        )
 
     def index(self, shards: Sequence[Exported], spec: TokenSpec) -> dict[str, bytes]:
         chunks = [
@@ -57,14 +57,3 @@ def _tree() -> str:
     return json.dumps(
         [1, {"type": "builtins.dict", "context": context, "children_spec": [leaf] * len(_COLUMNS)}]
     )
-
-
-def _encode(row: dict[str, Any]) -> bytes:
-    values = [_to_bytes(row[name]) for name in _COLUMNS]
-    return b"".join([np.array(list(map(len, values)), "<u4").tobytes(), *values])
-
-
-def _to_bytes(value: str | int | bytes) -> bytes:
-    if isinstance(value, str):
-        return value.encode()
-    return np.int64(value).tobytes() if isinstance(value, int) else value

@@ -6,10 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tatok_pipe.records import TokenRecord
-from tatok_pipe.tokens.exporting.base import Exported, columns_of, join_samples
+from tatok_pipe.tokens.exporting.base import Exported, columns_of, encode_sample, join_samples
 
 if TYPE_CHECKING:
     from tatok_pipe.tokens.spec import TokenSpec  # which imports pyarrow, and options come before it
@@ -19,6 +17,7 @@ _COLUMNS = {
     "crop": ("int", 8), "global_codes": ("bytes", None), "key": ("str", None), "label": ("int", 8),
     "patch_codes": ("bytes", None), "patch_positions": ("bytes", None),
 }  # fmt: skip
+_SIZED = [name for name, (_, size) in _COLUMNS.items() if size is None]
 
 
 class Mds:
@@ -28,7 +27,12 @@ class Mds:
 
     def encode(self, records: Sequence[TokenRecord], spec: TokenSpec) -> tuple[bytes, ...]:
         head = json.dumps(_config(), sort_keys=True).encode()
-        return (join_samples([_encode(columns_of(record, spec)) for record in records], head),)
+        return (
+            join_samples(
+                [encode_sample(_in_order(columns_of(record, spec)), with_size=_SIZED) for record in records],
+                head,
+            ),
+        )
 
     def index(self, shards: Sequence[Exported], spec: TokenSpec) -> dict[str, bytes]:
         found = [
@@ -59,13 +63,5 @@ def _config() -> dict[str, Any]:
     }
 
 
-def _encode(row: dict[str, Any]) -> bytes:
-    values = [_to_bytes(row[name]) for name in _COLUMNS]
-    sizes = [len(value) for value, (_, size) in zip(values, _COLUMNS.values(), strict=True) if size is None]
-    return b"".join([np.array(sizes, "<u4").tobytes(), *values])
-
-
-def _to_bytes(value: str | int | bytes) -> bytes:
-    if isinstance(value, str):
-        return value.encode()
-    return np.int64(value).tobytes() if isinstance(value, int) else value
+def _in_order(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in _COLUMNS}
