@@ -22,13 +22,17 @@ NUM_CLASSES = 3
 ROOT = Path(__file__).parents[2]
 
 
-def write_images(folder: Path, *, num_train: int = 96, num_test: int = 48) -> list[str]:
+def write_images(
+    folder: Path, *, num_train: int = 96, num_test: int = 48, num_validation: int = 3
+) -> list[str]:
     """The options that name them."""
     write_shard(folder / "train.tar", _members(num_train, seed=0))
     write_shard(folder / "test.tar", _members(num_test, seed=1))
+    write_shard(folder / "validation.tar", _members(num_validation, seed=2))
     return [
         f"data.train={folder}/train.tar",
         f"data.test={folder}/test.tar",
+        f"data.validation={folder}/validation.tar",
         f"data.num_classes={NUM_CLASSES}",
     ]
 

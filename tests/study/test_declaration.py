@@ -56,15 +56,32 @@ def test_arms(words: list[str], arms: list[str], told: str) -> None:
         (["account=[fixed]"], "account=.*expected two arms or more"),
         (["data.train="], "data.train"),
         (["data.test=gone/*.tar"], "data.test: gone/.*: no .tar"),
+        (["data.validation="], "data.validation: not given"),
     ],
 )
 def test_stages_and_data(words: list[str], changes: list[str], told: str) -> None:
     assert_told(study.main, [*words, f"arms=['{ARM}']", *changes], told)
 
 
-def test_images_of_the_training_are_no_test(words: list[str], tmp_path: Path) -> None:
-    told = "train.tar: in data.train and in data.test"
-    assert_told(study.main, [*words, f"arms=['{ARM}']", f"data.test={tmp_path}/train.tar"], told)
+@pytest.mark.parametrize(
+    ("option", "name", "told"),
+    [
+        ("test", "train", "in data.train and in data.test"),
+        ("validation", "train", "in data.train and in data.validation"),
+        ("validation", "test", "in data.test and in data.validation"),
+    ],
+)
+def test_images_of_one_part_are_in_no_other(
+    words: list[str], tmp_path: Path, option: str, name: str, told: str
+) -> None:
+    given = f"data.{option}={tmp_path}/{name}.tar"
+    assert_told(study.main, [*words, f"arms=['{ARM}']", given], f"{name}.tar: {told}")
+
+
+def test_where_no_tokenizer_is_trained_no_images_are_looked_at(words: list[str], tmp_path: Path) -> None:
+    arm = f"a checkpoint={write_tokenizer(tmp_path / 'tokenizer')} dtf.rule=none"
+    found = declare(load_study([*words, f"arms=['{arm}']", "data.validation="]))
+    assert found.validation == ()
 
 
 def test_a_tokenizer_without_a_ladder_for_the_rule(words: list[str], tmp_path: Path) -> None:
@@ -96,7 +113,7 @@ def test_a_dry_run_says_hours_and_makes_nothing(
 
 
 def test_the_study_of_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = write_images(tmp_path, num_train=3, num_test=3)[:2]
+    words = write_images(tmp_path, num_train=3, num_test=3)[:3]
     monkeypatch.chdir(ROOT)
     found = declare(load_study(["configs/study/headline.yaml", *words, f"output.url={tmp_path}/out"]))
     assert [stage.seeds for stage in found.stages] == [(0,), (0, 1, 2)]

@@ -3,6 +3,7 @@ told in one line, before anything is begun."""
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from dataclasses import dataclass
@@ -57,6 +58,7 @@ class Declaration:
     stages: tuple[Stage, ...]
     train: tuple[ShardFile, ...]
     test: tuple[ShardFile, ...]
+    validation: tuple[ShardFile, ...]  # none where no tokenizer is trained
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)
@@ -64,11 +66,6 @@ class Declaration:
 
 def declare(config: StudyConfig) -> Declaration:
     """Raises UserError for whatever cannot be meant."""
-    train, test = (_find_shards(config, each) for each in ("train", "test"))
-    if both := {shard.url for shard in train} & {shard.url for shard in test}:
-        raise UserError(
-            f"{storage.redact(min(both))}: in data.train and in data.test; give it to one of them"
-        )
     if not config.arms:
         raise UserError(
             "arms=[]: expected at least one, as NAME key=value …; configs/study/headline.yaml has some"
@@ -78,7 +75,21 @@ def declare(config: StudyConfig) -> Declaration:
     _check_account(config.account, [arm.name for arm in arms])
     stages = tuple(_read_stage(text, [arm.name for arm in arms]) for text in config.stages)
     _check_names("stages", [stage.name for stage in stages])
-    return Declaration(config, arms, _up_to(stages, config.stage), train, test)
+    looks = any(arm.tokenizer_words for arm in arms)
+    images = {name: _find_shards(config, name) for name in ("train", "test", *["validation"] * looks)}
+    _check_apart(images)
+    validation = images.get("validation", ())
+    return Declaration(
+        config, arms, _up_to(stages, config.stage), images["train"], images["test"], validation
+    )
+
+
+def _check_apart(images: dict[str, tuple[ShardFile, ...]]) -> None:
+    for one, other in itertools.combinations(images, 2):
+        if both := {shard.url for shard in images[one]} & {shard.url for shard in images[other]}:
+            raise UserError(
+                f"{storage.redact(min(both))}: in data.{one} and in data.{other}; give it to one of them"
+            )
 
 
 def _find_shards(config: StudyConfig, name: str) -> tuple[ShardFile, ...]:

@@ -153,6 +153,7 @@ class _Builder:
             )
         seed = seed if self._config.tokenizer.per_seed else 0
         told = {"training": arm.tokenizer, "seed": seed, "data": _identify(self._declaration.train)}
+        told["validation"] = _identify(self._declaration.validation)
         return self._add("tokenizer", told, {}, arm.name, [*arm.tokenizer_words, f"seed={seed}"])
 
     def _add_generator(self, arm: Arm, seed: int, budget: str, found: dict[str, str], label: str) -> str:

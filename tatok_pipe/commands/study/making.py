@@ -95,7 +95,7 @@ def _train_tokenizer(part: Part, config: StudyConfig, url: str) -> int:
     words = [
         *part.words,
         f"input.shards={data.train}",
-        f"validation.shards={data.test}",
+        f"validation.shards={data.validation}",
         f"output.url={folder}",
     ]
     return _call("train_tokenizer", [*words, *_cpus(config)])

@@ -56,8 +56,13 @@ class DataConfig:
     )
     test: str = option(
         "",
-        help="image shards that nothing is trained on, none of data.train; all that is measured is measured on them; "
-        "the training of a tokenizer looks at them too, and slows down where they come out worse than at its start",
+        help="image shards that nothing is trained on, none of data.train; all that is measured is measured on them",
+        is_url=True,
+    )
+    validation: str = option(
+        "",
+        help="image shards that trainings of tokenizers look at, to slow down where they come out worse than at the "
+        "start; none of the others; not needed where every arm has a checkpoint",
         is_url=True,
     )
     num_classes: int = option(
