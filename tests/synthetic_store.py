@@ -31,7 +31,7 @@ from tatok_pipe.encoding.image_input import ListPlace, find_image_shards
 from tatok_pipe.images.shard_list import expand_shards
 from tatok_pipe.tokens.dataset_file import create_or_check
 from tatok_pipe.tokens.format import ShardSource, ShardWriter, empty_statistics, token_shard_name
-from tatok_pipe.tokens.index import INDEX_SCHEMA, Index, save_index
+from tatok_pipe.tokens.index_file import INDEX_SCHEMA, Index, save_index
 from tatok_pipe.tokens.spec import FilterSpec, TokenSpec
 
 IMAGES, TOKENS = "synthetic://bucket/images", "synthetic://bucket/tokens"

@@ -10,7 +10,7 @@ from tatok_pipe.commands.tokenize_corpus.options import OnSourceChange
 from tatok_pipe.commands.tokenize_corpus.plan import CorpusPlan, SourceChange
 from tatok_pipe.storage import ShardFile
 from tatok_pipe.tokens.format import ShardSource, empty_statistics
-from tatok_pipe.tokens.index import INDEX_SCHEMA, Index
+from tatok_pipe.tokens.index_file import INDEX_SCHEMA, Index
 from tatok_pipe.tokens.spec import TokenSpec
 
 SAMPLE = Sample(num_images=64, num_bytes=6_400_000, num_tokens=3200, output_bytes=12_800, seconds=2.0)

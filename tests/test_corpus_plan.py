@@ -25,7 +25,7 @@ from tatok_pipe.tokens.commit import commit_shard
 from tatok_pipe.tokens.dataset import TokenDataset
 from tatok_pipe.tokens.dataset_file import create_or_check
 from tatok_pipe.tokens.format import ShardSource, ShardWriter, token_shard_name, write_quarantine
-from tatok_pipe.tokens.index import load_index
+from tatok_pipe.tokens.index_file import load_index
 from tatok_pipe.tokens.layout import data_url, quarantine_url
 from tatok_pipe.tokens.spec import TokenSpec
 from tests import synthetic_store

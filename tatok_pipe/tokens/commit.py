@@ -10,11 +10,12 @@ from tatok_pipe.tokens.format import (
     ShardSource,
     token_shard_name,
 )
-from tatok_pipe.tokens.index import list_data, read_footer
+from tatok_pipe.tokens.index import read_footer
 from tatok_pipe.tokens.layout import (
     data_url,
     quarantine_url,
 )
+from tatok_pipe.tokens.listing import list_data
 from tatok_pipe.tokens.spec import TokenSpec
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tatok_pipe import storage
-from tatok_pipe.tokens.index import Index, refresh_index
+from tatok_pipe.tokens.index import refresh_index
+from tatok_pipe.tokens.index_file import Index
 from tatok_pipe.tokens.spec import TokenSpec
 
 logger = logging.getLogger(__name__)

@@ -15,11 +15,12 @@ from tatok_pipe.tokens.format import (
     empty_statistics,
     token_shard_name,
 )
-from tatok_pipe.tokens.index import NUM_READERS, Owed, owed_from_json, read_footer, refresh_index
+from tatok_pipe.tokens.index import NUM_READERS, read_footer, refresh_index
 from tatok_pipe.tokens.layout import (
     SUMMARY_FILE,
     to_json_file,
 )
+from tatok_pipe.tokens.owed import Owed, owed_from_json
 from tatok_pipe.tokens.spec import FORMAT_VERSION, TokenSpec
 from tatok_pipe.tokens.statistics import ShardStatistics
 

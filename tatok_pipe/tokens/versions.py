@@ -18,9 +18,10 @@ from typing import Any
 
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
-from tatok_pipe.tokens.index import INDEX_SCHEMA, LISTING_SCHEMA, Index
+from tatok_pipe.tokens.index_file import INDEX_SCHEMA, Index
 from tatok_pipe.tokens.joined import read_joined
 from tatok_pipe.tokens.layout import VERSIONS_DIRECTORY, to_json_file
+from tatok_pipe.tokens.listing import LISTING_SCHEMA
 
 FORMAT = 1
 _FILE = re.compile(r"(\d{3,})\.json")

@@ -21,16 +21,10 @@ from tatok_pipe.tokens.commit import commit_shard, committed_shards
 from tatok_pipe.tokens.dataset import TokenDataset
 from tatok_pipe.tokens.dataset_file import create_or_check
 from tatok_pipe.tokens.format import ShardSource, ShardWriter, token_shard_name, write_quarantine
-from tatok_pipe.tokens.index import (
-    INDEX_SCHEMA,
-    Index,
-    forget_shards,
-    list_data,
-    load_index,
-    refresh_index,
-    save_index,
-)
+from tatok_pipe.tokens.index import forget_shards, refresh_index
+from tatok_pipe.tokens.index_file import INDEX_SCHEMA, Index, load_index, save_index
 from tatok_pipe.tokens.layout import INDEX_FILE, data_url
+from tatok_pipe.tokens.listing import list_data
 from tatok_pipe.tokens.spec import FilterSpec, TokenSpec
 from tatok_pipe.tokens.summary import merge_statistics, write_summary
 

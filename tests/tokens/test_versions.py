@@ -13,7 +13,8 @@ from tatok_pipe.errors import UserError
 from tatok_pipe.tokens.checking.check import Damage
 from tatok_pipe.tokens.checking.verify import verify_dataset
 from tatok_pipe.tokens.dataset import TokenDataset
-from tatok_pipe.tokens.index import Index, refresh_index
+from tatok_pipe.tokens.index import refresh_index
+from tatok_pipe.tokens.index_file import Index
 from tatok_pipe.tokens.layout import data_url
 from tatok_pipe.tokens.loading.training_set import read_training_set
 from tatok_pipe.tokens.versions import (

@@ -28,7 +28,8 @@ from tatok_pipe.tokens.checking.repair import renew_summary
 from tatok_pipe.tokens.dataset_file import read_dataset_file
 from tatok_pipe.tokens.editing.rewrite import remove_leftovers, rewrite_shard
 from tatok_pipe.tokens.editing.selection import Match, Request, Selector
-from tatok_pipe.tokens.index import Index, forget_shards, refresh_index
+from tatok_pipe.tokens.index import forget_shards, refresh_index
+from tatok_pipe.tokens.index_file import Index
 from tatok_pipe.tokens.removed import read_removed, write_removed
 from tatok_pipe.tokens.row_condition import read_condition
 from tatok_pipe.tokens.spec import TokenSpec

@@ -22,9 +22,11 @@ from tatok_pipe.storage import ShardFile
 from tatok_pipe.tokens.commit import show_source
 from tatok_pipe.tokens.dataset_file import read_dataset_file
 from tatok_pipe.tokens.format import ShardSource, token_shard_name
-from tatok_pipe.tokens.index import Index, Progress, forget_shards, refresh_index, source_of
-from tatok_pipe.tokens.index import save_index as _save_index
+from tatok_pipe.tokens.index import Progress, forget_shards, refresh_index
+from tatok_pipe.tokens.index_file import Index
+from tatok_pipe.tokens.index_file import save_index as _save_index
 from tatok_pipe.tokens.layout import QUARANTINE_DIRECTORY, SUFFIX, data_url
+from tatok_pipe.tokens.owed import source_of
 from tatok_pipe.tokens.spec import TokenSpec
 
 logger = logging.getLogger(__name__)

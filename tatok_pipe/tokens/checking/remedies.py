@@ -20,9 +20,10 @@ from tatok_pipe.storage import retry
 from tatok_pipe.tokens.checking.check import Damage
 from tatok_pipe.tokens.commit import source_differs
 from tatok_pipe.tokens.format import ShardSource, parse_footer, token_shard_name
-from tatok_pipe.tokens.index import load_index, source_of
+from tatok_pipe.tokens.index_file import load_index
 from tatok_pipe.tokens.layout import DATASET_FILE, INDEX_FILE, SUMMARY_FILE
 from tatok_pipe.tokens.named_urls import open_named
+from tatok_pipe.tokens.owed import source_of
 from tatok_pipe.tokens.spec import TokenSpec
 
 # What is younger may belong to a job at work: it publishes a quarantine file moments before the data file, and a

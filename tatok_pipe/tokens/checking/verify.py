@@ -27,7 +27,7 @@ from tatok_pipe.tokens.checking.check import (
 from tatok_pipe.tokens.checking.remedies import Finding, Judge, Remedy, is_name_of, spare
 from tatok_pipe.tokens.dataset_file import BrokenDatasetFile, read_dataset_file
 from tatok_pipe.tokens.format import empty_statistics, token_shard_name
-from tatok_pipe.tokens.index import INDEX_SCHEMA, Index, Owed, list_data, read_index, source_of
+from tatok_pipe.tokens.index_file import INDEX_SCHEMA, Index, read_index
 from tatok_pipe.tokens.joined import (
     FILE_NAME,
     KEY,
@@ -50,6 +50,8 @@ from tatok_pipe.tokens.layout import (
     data_url,
     quarantine_url,
 )
+from tatok_pipe.tokens.listing import list_data
+from tatok_pipe.tokens.owed import Owed, source_of
 from tatok_pipe.tokens.removed import BrokenRemoved, Removed, read_removed
 from tatok_pipe.tokens.statistics import ShardStatistics
 from tatok_pipe.tokens.summary import read_lost

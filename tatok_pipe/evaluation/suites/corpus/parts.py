@@ -16,8 +16,9 @@ import pyarrow as pa
 from tatok_pipe import storage
 from tatok_pipe.errors import UserError
 from tatok_pipe.tokens.dataset_file import read_dataset_file
-from tatok_pipe.tokens.index import list_data, read_footer
+from tatok_pipe.tokens.index import read_footer
 from tatok_pipe.tokens.layout import data_url
+from tatok_pipe.tokens.listing import list_data
 from tatok_pipe.tokens.loading.parquet_groups import parquet_errors
 from tatok_pipe.tokens.shard_file import open_shard
 from tatok_pipe.tokens.spec import TokenSpec
