@@ -225,6 +225,8 @@ def test_a_bad_label_met_in_training_is_one_line_and_not_tried_again(folder: Pat
         (["model.heads=5"], "heads=5"),
         (["seed=-1"], "seed=-1: expected 0 to 4294967295"),
         (["workers.min=3", "workers.max=2"], "max=2: expected at least min=3"),
+        (["input.where=lable=3"], r"^input\.where=lable=3: no column lable; expected one of"),
+        (["input.where=label=99"], r"^input\.where=label=99: is true of none of the"),
     ],
 )
 def test_a_mistake_is_told(folder: Path, tmp_path: Path, changes: list[str], message: str) -> None:

@@ -14,6 +14,7 @@ from tatok_pipe.tokens.versions import find_by_digest
 
 logger = logging.getLogger("tatok_pipe.train_ar")
 
+WHERE = "input.where"  # what the user calls a condition on rows
 _ADVICE = "input.on_dataset_change=restart_epoch begins its next epoch on that, another output.url a training"
 
 
@@ -28,7 +29,9 @@ def choose_datasets(
     """
     given, where = list(zip(config.all_urls, config.all_versions, strict=True)), config.where or ""
     if earlier is None or config.on_dataset_change != "error":
-        return [read_training_set(url, version=version, where=where) for url, version in given]
+        return [
+            read_training_set(url, version=version, where=where, where_option=WHERE) for url, version in given
+        ]
     recorded = earlier["extra"].get("dataset", {})
     begun_on = recorded.get("sources", [recorded])
     told = f"{storage.redact(output_url)}: holds a training on"
@@ -64,7 +67,7 @@ def check_mix(
 
 def _choose(url: str, version: int | None, was: str, *, where: str, told: str, option: str) -> TrainingSet:
     """The dataset at `url`, as it was when its digest was `was`."""
-    dataset = read_training_set(url, version=version, where=where)
+    dataset = read_training_set(url, version=version, where=where, where_option=WHERE)
     if was == dataset.version.digest:
         return dataset
     found = find_by_digest(url, was)
@@ -74,7 +77,7 @@ def _choose(url: str, version: int | None, was: str, *, where: str, told: str, o
     if found is None:
         raise UserError(f"{told}, and what is there now is {dataset.version}; {_ADVICE}")
     try:
-        kept = read_training_set(url, version=found.number, where=where)
+        kept = read_training_set(url, version=found.number, where=where, where_option=WHERE)
     except UserError as error:
         raise UserError(f"{told}. {error}; {_ADVICE}") from None
     logger.warning(

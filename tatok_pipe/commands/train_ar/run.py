@@ -15,7 +15,7 @@ from tatok_pipe.ar.batch_fit import BatchShape, estimate_fill, fit_batch
 from tatok_pipe.ar.memory import MemoryEstimate, estimate_memory
 from tatok_pipe.ar.model import Generator
 from tatok_pipe.ar.parallel import is_sharded
-from tatok_pipe.commands.train_ar.dataset_version import check_mix, choose_datasets
+from tatok_pipe.commands.train_ar.dataset_version import WHERE, check_mix, choose_datasets
 from tatok_pipe.commands.train_ar.options import TrainArConfig
 from tatok_pipe.commands.train_ar.worker import GeneratorRun, GeneratorTraining
 from tatok_pipe.config.load import to_dict
@@ -57,7 +57,10 @@ def run(config: TrainArConfig, *, argv: list[str], summary: JobSummary) -> int:
     check_ray_can_start()
     output_url = storage.canonical_url(config.output.url)
     earlier = newest_manifest(storage.join(output_url, "checkpoints"))
-    sets = [count_chosen(each) for each in choose_datasets(config.input, earlier, output_url=output_url)]
+    sets = [
+        count_chosen(each, where_option=WHERE)
+        for each in choose_datasets(config.input, earlier, output_url=output_url)
+    ]
     for each in sets:
         if missing := tell_unfinished(each.url, {shard.name for shard in each.shards}):
             logger.warning("%s: %s; training on what is there", storage.redact(each.url), missing)

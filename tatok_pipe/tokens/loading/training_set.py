@@ -76,9 +76,12 @@ class TrainingSet:
         }
 
 
-def read_training_set(url: str, *, version: int | None = None, where: str = "") -> TrainingSet:
+def read_training_set(
+    url: str, *, version: int | None = None, where: str = "", where_option: str = "where"
+) -> TrainingSet:
     """The committed shards of the token dataset at `url` as they are now, or those of an earlier `version`. `where`,
-    the condition on rows that will be left out there, is looked at, and no row is read for it (`count_chosen`).
+    the condition on rows that will be left out there, which the user calls `where_option`, is looked at, and no row is
+    read for it (`count_chosen`).
 
     Nothing is written. Raises UserError where there is no dataset or version, or nothing in it; RefusedError where a
     shard was made with other settings than the dataset.
@@ -86,10 +89,10 @@ def read_training_set(url: str, *, version: int | None = None, where: str = "") 
     spec, _ = read_dataset_file(url)
     index = refresh_index(url, spec, save=False)
     chosen = find_current(url, index) if version is None else find_version(url, version, index)
-    condition = read_condition(url, spec, where)
+    condition = read_condition(url, spec, where, option=where_option)
     if condition is not None and condition.joined_digest not in ("", chosen.columns):
         raise UserError(
-            f"where={where}: {storage.redact(url)} has other joined columns now than {chosen} had; give the version "
+            f"{where_option}={where}: {storage.redact(url)} has other joined columns now than {chosen} had; give the version "
             "that is there now, or a condition on other columns"
         )
     rows = index.table["num_rows"].to_pylist()
@@ -109,9 +112,9 @@ def read_training_set(url: str, *, version: int | None = None, where: str = "") 
     return TrainingSet(url, spec, shards, statistics, chosen, where)
 
 
-def count_chosen(dataset: TrainingSet) -> TrainingSet:
+def count_chosen(dataset: TrainingSet, *, where_option: str = "where") -> TrainingSet:
     """The dataset with the rows counted that its condition is true of; as it is where it has none. Reads the columns
-    that it names of all shards. Raises UserError where it is true of no row, or a shard cannot be read."""
+    that it names of all shards. `where_option` is what the user calls it. Raises UserError where it is true of no row, or a shard cannot be read."""
     condition = read_condition(dataset.url, dataset.spec, dataset.where)
     if condition is None:
         return dataset
@@ -128,7 +131,7 @@ def count_chosen(dataset: TrainingSet) -> TrainingSet:
     chosen = Chosen(sum(each.num_rows for each in counts), sum(each.num_tokens for each in counts))
     if not chosen.num_rows:
         raise UserError(
-            f"where={dataset.where}: is true of none of the {dataset.num_sequences} rows of "
+            f"{where_option}={dataset.where}: is true of none of the {dataset.num_sequences} rows of "
             f"{storage.redact(dataset.url)}; give another condition"
         )
     return dataclasses.replace(dataset, chosen=chosen)
