@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tatok_pipe.runs.stop_signal import leave_on_signals
+from tatok_pipe.version import __version__
 
 if TYPE_CHECKING:
     from tatok_pipe.api import DrawConfig as DrawConfig
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from tatok_pipe.api import load_generator as load_generator
     from tatok_pipe.api import load_tokenizer as load_tokenizer
 
-__version__ = "0.1.0"
 __all__ = [
     "DTFConfig",
     "DrawConfig",

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "tatok_pipe"
 # From below to above: a room imports from its own and from those before it.
 FLOORS = (
-    ("class_names", "errors", "parallel", "records", "seeds"),
+    ("errors", "parallel", "records", "seeds", "version"),
     ("config",),
     ("storage",),
     ("images", "nn", "training"),
@@ -43,8 +43,8 @@ def modules() -> dict[str, Path]:
 
 
 @cache
-def imports(path: Path, *, at_start: bool) -> frozenset[str]:
-    """What a file imports, by full names: all of it, or only what is imported when it is."""
+def imports(path: Path) -> frozenset[str]:
+    """What a file imports, by full names, in functions and for type checkers too."""
 
     def walk(nodes: list[ast.stmt]) -> None:
         for node in nodes:
@@ -53,9 +53,7 @@ def imports(path: Path, *, at_start: bool) -> frozenset[str]:
             elif isinstance(node, ast.ImportFrom):
                 assert not node.level, f"{path}: a relative import"
                 found.update(f"{node.module}.{alias.name}" for alias in node.names)
-            elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-                continue
-            elif not (at_start and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)):
+            else:
                 walk([child for child in ast.walk(node) if child is not node and isinstance(child, ast.stmt)])
 
     found: set[str] = set()
@@ -69,7 +67,7 @@ def room(name: str) -> str:
 
 def test_the_top_holds_entries_and_few_things_that_all_use() -> None:
     loose = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
-    assert loose - set(COMMANDS) == {"api", "class_names", "errors", "parallel", "records", "seeds"}
+    assert loose - set(COMMANDS) == {"api", "errors", "parallel", "records", "seeds", "version"}
     for command in COMMANDS:
         assert len((PACKAGE / f"{command}.py").read_text().splitlines()) <= 30
     assert len([path for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()]) <= 14
@@ -80,8 +78,8 @@ def test_every_room_imports_from_below() -> None:
     for name, path in modules().items():
         if "." not in name or room(name) not in FLOOR:
             continue  # an entry
-        for imported in imports(path, at_start=False):
-            if not imported.startswith("tatok_pipe.") or imported == "tatok_pipe.__version__":
+        for imported in imports(path):
+            if not imported.startswith("tatok_pipe."):
                 continue
             above = room(imported) not in FLOOR or FLOOR[room(imported)] > FLOOR[room(name)]
             beside = FLOOR.get(room(imported)) == FLOOR[room(name)] and room(imported) != room(name)
@@ -95,7 +93,7 @@ def test_there_is_no_circle() -> None:
     arrows = {
         name: {
             imported if imported in known else imported.rpartition(".")[0]  # a module, or a name in one
-            for imported in imports(path, at_start=True)
+            for imported in imports(path)
         }
         - {name}
         for name, path in known.items()
@@ -110,7 +108,7 @@ def test_ray_is_a_matter_of_commands_and_its_runtime() -> None:
     users = {
         room(name)
         for name, path in modules().items()
-        if "." in name and any(re.match(r"ray(\.|$)", each) for each in imports(path, at_start=False))
+        if "." in name and any(re.match(r"ray(\.|$)", each) for each in imports(path))
     }
     assert users <= {"commands", "ray_runtime"}
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from tatok_pipe import storage
-from tatok_pipe.class_names import parse_names
 from tatok_pipe.errors import UserError
+from tatok_pipe.images.class_names import parse_names
 from tatok_pipe.images.kinds import tell_kinds
 from tatok_pipe.images.limits import DEFAULT_LIMITS, ShardLimits
 from tatok_pipe.images.loose.folder import is_image, plan_folder

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
-from tatok_pipe import __version__
 from tatok_pipe.errors import (
     EXIT_DONE,
     EXIT_FAILED_SHARDS,
@@ -37,6 +36,7 @@ from tatok_pipe.runs.progress_file import ProgressFile
 from tatok_pipe.runs.stop_signal import INTERRUPTED, StopSignal, ignore_signals, raise_on_signals, received
 from tatok_pipe.storage.json_types import to_json_types
 from tatok_pipe.storage.proxies import spare_loopback
+from tatok_pipe.version import __version__
 
 logger = logging.getLogger(__name__)
 

@@ -17,35 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from tatok_pipe.tokenizer.dtf import Filter, keep_mask, round_cost
+from tatok_pipe.tokenizer.encoded import Encoded, Quantized
 from tatok_pipe.tokenizer.linear import LinearCodec
 from tatok_pipe.tokenizer.networks import DecoderNetwork, DropCostHead, EncoderNetwork
 from tatok_pipe.tokenizer.options import TaTokConfig
 from tatok_pipe.tokenizer.prior import Prior, PriorOutput
-from tatok_pipe.tokenizer.quantizer import VQ, Quantized, build_quantizer
+from tatok_pipe.tokenizer.quantizer import VQ, build_quantizer
 from tatok_pipe.tokenizer.scores.table import SCORES
 from tatok_pipe.tokenizer.search import Neighbourhood, ProjectedDecoder, search_codes
 
 _SMALLEST_GAIN = 1e-6  # mean squared error, pixels in [0, 1]: 60 dB
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """What the encoder and the quantizers make of a batch of images."""
-
-    globals: Quantized  # vectors (B, K, D), codes (B, K)
-    patches: Quantized  # vectors (B, N, C), codes (B, N)
-    gain: Tensor  # (B, N) float32, what the codeword alone takes off the mean squared error of its patch
-    features: Tensor  # (B, N, F) float32, all that the drop-cost head reads of a patch
-
-    def rows(self, rows: Tensor) -> Encoded:
-        """Some of the images, by index or mask (B,). A loss of the whole batch is no part of it."""
-
-        def some(quantized: Quantized) -> Quantized:
-            return Quantized(
-                quantized.vectors[rows], quantized.codes[rows], quantized.regularizer.new_zeros(())
-            )
-
-        return Encoded(some(self.globals), some(self.patches), self.gain[rows], self.features[rows])
 
 
 @dataclass(frozen=True)

@@ -6,28 +6,17 @@ Letters: V codebook size, C code dimension, K places. Both classes share one int
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from tatok_pipe.tokenizer.encoded import Quantized
 from tatok_pipe.tokenizer.options import QuantizerConfig
 
 _CHUNK_ROWS = {"cpu": 256, "cuda": 2048}  # of distances at once; on a CPU they stay in its cache
 _BLOCK = 64  # of distances, in which a place is looked for
 _CODEWORD_SHARE = 4.0  # codewords move as much faster than latents (arXiv 1711.00937: β = 0.25)
 _SMALLEST_SQUARE = 1e-12
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """`vectors` (..., C) pass gradients straight through; `codes` (...) int64; `regularizer` () is what the quantizer
-    asks of the encoder, under the name that its class gives it."""
-
-    vectors: Tensor
-    codes: Tensor
-    regularizer: Tensor
 
 
 class FSQ(nn.Module):

@@ -12,9 +12,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from tatok_pipe.tokenizer.discriminator import Discriminator, adaptive_weight, generator_loss
+from tatok_pipe.tokenizer.encoded import Encoded
 from tatok_pipe.tokenizer.losses import code_loss, drop_cost_loss, pixel_losses, shown_mean
 from tatok_pipe.tokenizer.mix import Mix, keep_masks
-from tatok_pipe.tokenizer.model import Encoded, TaTok
+from tatok_pipe.tokenizer.model import TaTok
 from tatok_pipe.tokenizer.prior import PriorOutput, entropy_nats
 from tatok_pipe.tokenizer.quantizer import FSQ
 from tatok_pipe.tokenizer.rate import RateHead, scale_gradient

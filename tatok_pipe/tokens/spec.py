@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from tatok_pipe.class_names import are_names, difference_of_names
+from tatok_pipe.images.class_names import are_names, difference_of_names
 
 FORMAT_VERSION = 3
 MAX_PATCHES = 1 << 16  # positions are uint16

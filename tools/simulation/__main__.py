@@ -12,10 +12,11 @@ import json
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from tatok_pipe import __version__, storage
+from tatok_pipe import storage
 from tatok_pipe.config.load import load_config, to_dict
 from tatok_pipe.errors import EXIT_DONE, UserError
 from tatok_pipe.runs.job import run_entry
+from tatok_pipe.version import __version__
 from tools.simulation import Row, format_tables, sweep, to_json
 from tools.simulation.options import SimulateCorpusConfig
 

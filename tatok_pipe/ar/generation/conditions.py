@@ -9,9 +9,9 @@ from difflib import get_close_matches
 
 from tatok_pipe import storage
 from tatok_pipe.ar.checkpoint import LoadedGenerator
-from tatok_pipe.class_names import find_class
 from tatok_pipe.config.number_lists import format_numbers
 from tatok_pipe.errors import RefusedError, UserError
+from tatok_pipe.images.class_names import find_class
 from tatok_pipe.tokenizer.checkpoint import Tokenizer
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tatok_pipe import __version__, storage
+from tatok_pipe import storage
 from tatok_pipe.ar.checkpoint import LoadedGenerator, load_generator
 from tatok_pipe.ar.generation.conditions import check_pair, check_trained, trained_classes
 from tatok_pipe.commands.evaluate.options import ALL, EvaluateConfig
@@ -30,6 +30,7 @@ from tatok_pipe.runs.progress_file import ProgressFile, was_cut_short
 from tatok_pipe.runs.stop_signal import StopSignal
 from tatok_pipe.tokenizer.checkpoint import Tokenizer, load_tokenizer
 from tatok_pipe.tokenizer.options import PACKAGED
+from tatok_pipe.version import __version__
 
 logger = logging.getLogger("tatok_pipe.evaluate")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tatok_pipe import __version__, storage
+from tatok_pipe import storage
 from tatok_pipe.ar.checkpoint import load_generator
 from tatok_pipe.ar.generation import layout
 from tatok_pipe.ar.generation.conditions import check_pair
@@ -38,6 +38,7 @@ from tatok_pipe.storage.temporary import temporary_folder
 from tatok_pipe.tokenizer.checkpoint import load_tokenizer
 from tatok_pipe.tokenizer.options import PACKAGED
 from tatok_pipe.tokens.spec import TokenSpec
+from tatok_pipe.version import __version__
 
 logger = logging.getLogger("tatok_pipe.generate")
 

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from tatok_pipe import __version__, storage
+from tatok_pipe import storage
 from tatok_pipe.commands.study.declaration import Arm, Declaration
 from tatok_pipe.config.load import to_dict
 from tatok_pipe.storage import ShardFile
+from tatok_pipe.version import __version__
 
 # By whom a part is made: a command, or one of the study's own workers.
 COMMAND_KINDS = ("tokenizer", "scored", "tokens", "test_tokens", "generator")

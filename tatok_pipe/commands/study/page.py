@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tatok_pipe import __version__, storage
+from tatok_pipe import storage
 from tatok_pipe.commands.study.declaration import Declaration
 from tatok_pipe.commands.study.design import Design
 from tatok_pipe.commands.study.of_images import NUM_SHOWN
@@ -37,6 +37,7 @@ from tatok_pipe.evaluation.page import render_findings
 from tatok_pipe.evaluation.statistics import Interval
 from tatok_pipe.report.document import render_document, render_facts
 from tatok_pipe.storage.json_types import to_json_types
+from tatok_pipe.version import __version__
 
 PAGE = "study.html"
 RESULTS = "results.json"

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tatok_pipe import __version__, storage
+from tatok_pipe import storage
 from tatok_pipe.commands.tokenize_corpus.options import NO_NAMES, InputConfig, TokenizeCorpusConfig
 from tatok_pipe.config.load import to_dict
 from tatok_pipe.config.shared_options import DEMO, DEMO_FOLDER
@@ -37,6 +37,7 @@ from tatok_pipe.tokenizer.options import PACKAGED
 from tatok_pipe.tokens.dataset import TokenDataset
 from tatok_pipe.tokens.layout import DATASET_FILE
 from tatok_pipe.tokens.spec import TokenSpec
+from tatok_pipe.version import __version__
 
 logger = logging.getLogger("tatok_pipe.tokenize_corpus")
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from tatok_pipe import storage
-from tatok_pipe.class_names import MAX_NAMES, are_names
 from tatok_pipe.errors import UserError
+from tatok_pipe.images.class_names import MAX_NAMES, are_names
 from tatok_pipe.images.formats.table import IMAGE_EXTENSIONS, UNREAD_EXTENSIONS
 from tatok_pipe.images.limits import METADATA_EXTENSIONS
 from tatok_pipe.images.loose.image_list import ListedFile, extension_of, show_path

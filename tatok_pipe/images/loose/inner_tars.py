@@ -14,8 +14,8 @@ from dataclasses import replace
 from typing import Any, BinaryIO
 
 from tatok_pipe import storage
-from tatok_pipe.class_names import MAX_NAMES, are_names
 from tatok_pipe.errors import UserError
+from tatok_pipe.images.class_names import MAX_NAMES, are_names
 from tatok_pipe.images.fields import MAX_KEY_CHARACTERS, shorten_key
 from tatok_pipe.images.formats.table import IMAGE_EXTENSIONS, UNREAD_EXTENSIONS
 from tatok_pipe.images.limits import DEFAULT_LIMITS, ShardLimits

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tatok_pipe import storage
-from tatok_pipe.class_names import MAX_NAMES, are_names, difference_of_names
 from tatok_pipe.errors import UserError
+from tatok_pipe.images.class_names import MAX_NAMES, are_names, difference_of_names
 from tatok_pipe.images.fields import WITHOUT_LABELS
 from tatok_pipe.images.limits import DEFAULT_LIMITS, ShardLimits
 from tatok_pipe.images.loose.image_list import ListedFile

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from tatok_pipe import storage
-from tatok_pipe.class_names import MAX_NAMES, are_names, names_of_metadata
 from tatok_pipe.errors import UserError
+from tatok_pipe.images.class_names import MAX_NAMES, are_names, names_of_metadata
 from tatok_pipe.images.fields import (
     CAPTION_NAMES,
     LABEL_NAMES,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tatok_pipe.class_names import difference_of_names, names_of_metadata
+from tatok_pipe.images.class_names import difference_of_names, names_of_metadata
 from tatok_pipe.images.limits import DEFAULT_LIMITS, ShardLimits
 from tatok_pipe.images.notices import Notices
 from tatok_pipe.images.parquet.columns import Columns, Row, find_columns

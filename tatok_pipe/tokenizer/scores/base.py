@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tatok_pipe.tokenizer.model import Encoded, TaTok
+    from tatok_pipe.tokenizer.encoded import Encoded
 
 SQUARED_ERROR = "mean squared error of a patch, pixels in [0, 1]"
 NATS = "nats"
+
+
+class ScoredTokenizer(Protocol):
+    """What a score may ask of the tokenizer (`model.TaTok`, which explains each)."""
+
+    def patchify(self, images: Tensor) -> Tensor: ...
+
+    def patch_error(self, images: Tensor, encoded: Encoded, keep: Tensor) -> Tensor: ...
+
+    def patch_entropy(self, global_codes: Tensor, patch_codes: Tensor) -> Tensor: ...
+
+    def log_drop_cost(self, encoded: Encoded) -> Tensor: ...
 
 
 class Score(ABC):
@@ -23,7 +35,12 @@ class Score(ABC):
 
     @abstractmethod
     def measure(
-        self, model: TaTok, images: Tensor, encoded: Encoded, *, entropy: Tensor | None = None
+        self,
+        model: ScoredTokenizer,
+        images: Tensor,
+        encoded: Encoded,
+        *,
+        entropy: Tensor | None = None,
     ) -> Tensor:
         """Costs (B, N) float32 of images (B, 3, H, W) in [0, 1], of which `encoded` is what the model encoded.
 

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tatok_pipe.tokenizer.scores.base import SQUARED_ERROR, Score
+from tatok_pipe.tokenizer.scores.base import SQUARED_ERROR, Score, ScoredTokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tatok_pipe.tokenizer.model import Encoded, TaTok
+    from tatok_pipe.tokenizer.encoded import Encoded
 
 
 class DropCost(Score):
@@ -18,6 +18,11 @@ class DropCost(Score):
     help = "what the decoded picture loses, as a small trained head predicts it"
 
     def measure(
-        self, model: TaTok, images: Tensor, encoded: Encoded, *, entropy: Tensor | None = None
+        self,
+        model: ScoredTokenizer,
+        images: Tensor,
+        encoded: Encoded,
+        *,
+        entropy: Tensor | None = None,
     ) -> Tensor:
         return model.log_drop_cost(encoded).exp()

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tatok_pipe.tokenizer.scores.base import NATS, Score
+from tatok_pipe.tokenizer.scores.base import NATS, Score, ScoredTokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tatok_pipe.tokenizer.model import Encoded, TaTok
+    from tatok_pipe.tokenizer.encoded import Encoded
 
 
 class Entropy(Score):
@@ -19,7 +19,12 @@ class Entropy(Score):
     help = "the conditional entropy of its code, as in the paper, at the price of a pass of the entropy model"
 
     def measure(
-        self, model: TaTok, images: Tensor, encoded: Encoded, *, entropy: Tensor | None = None
+        self,
+        model: ScoredTokenizer,
+        images: Tensor,
+        encoded: Encoded,
+        *,
+        entropy: Tensor | None = None,
     ) -> Tensor:
         if entropy is not None:
             return entropy

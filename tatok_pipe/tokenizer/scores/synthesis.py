@@ -2,12 +2,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tatok_pipe.tokenizer.scores.base import SQUARED_ERROR, Score
+from tatok_pipe.tokenizer.scores.base import SQUARED_ERROR, Score, ScoredTokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tatok_pipe.tokenizer.model import Encoded, TaTok
+    from tatok_pipe.tokenizer.encoded import Encoded
 
 # Shares of the patches that are kept after each round but the last, which takes the rest.
 SYNTHESIS_SHARES = (0.1, 0.25, 0.5)
@@ -29,7 +29,12 @@ class Synthesis(Score):
     )
 
     def measure(
-        self, model: TaTok, images: Tensor, encoded: Encoded, *, entropy: Tensor | None = None
+        self,
+        model: ScoredTokenizer,
+        images: Tensor,
+        encoded: Encoded,
+        *,
+        entropy: Tensor | None = None,
     ) -> Tensor:
         codes = encoded.patches.codes
         num_patches = codes.shape[1]

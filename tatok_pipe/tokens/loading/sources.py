@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from tatok_pipe import storage
-from tatok_pipe.class_names import join_names
 from tatok_pipe.errors import RefusedError, UserError
+from tatok_pipe.images.class_names import join_names
 from tatok_pipe.tokens.loading.mixing import Mixing, make_mixing
 from tatok_pipe.tokens.loading.training_set import TrainingSet, entropy_nats
 from tatok_pipe.tokens.loading.windows import ShardRows

@@ -23,7 +23,8 @@ from tatok_pipe.evaluation.suites.information.reliability import grid_sums
 from tatok_pipe.evaluation.suites.information.summary import BOUNDS, NUM_SHOWN, VARIANTS, Summary, bound_name
 from tatok_pipe.tokenizer.calibration import Ladders
 from tatok_pipe.tokenizer.dtf import Filter, keep_mask
-from tatok_pipe.tokenizer.model import Encoded, TaTok
+from tatok_pipe.tokenizer.encoded import Encoded
+from tatok_pipe.tokenizer.model import TaTok
 from tatok_pipe.tokenizer.prior import entropy_nats, surprisal_nats
 
 

@@ -16,12 +16,12 @@ from tatok_pipe import storage
 from tatok_pipe.api import load_generator
 from tatok_pipe.ar.generation.conditions import parse_classes
 from tatok_pipe.ar.options import GeneratorConfig
-from tatok_pipe.class_names import difference_of_names, find_class, names_of_metadata, parse_names
 from tatok_pipe.commands.tokenize_corpus import setup as tokenize_setup
 from tatok_pipe.commands.tokenize_corpus.options import TokenizeCorpusConfig
 from tatok_pipe.config.load import load_config
 from tatok_pipe.encoding.image_input import class_names_of, read_class_names
 from tatok_pipe.errors import UserError
+from tatok_pipe.images.class_names import difference_of_names, find_class, names_of_metadata, parse_names
 from tatok_pipe.images.limits import ShardLimits
 from tatok_pipe.images.shard_errors import UnusableShard
 from tatok_pipe.images.source import open_samples
