@@ -30,6 +30,18 @@ def test_first_asks_second_insists(number: signal.Signals) -> None:
     assert {each: signal.getsignal(each) for each in before} == before
 
 
+def test_a_signal_asks_all_that_are_entered() -> None:
+    with StopSignal() as outer, StopSignal() as other, StopSignal() as inner:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert outer.is_requested and other.is_requested and inner.is_requested
+    with StopSignal() as outer:
+        with StopSignal() as inner:
+            inner.request()  # by what it belongs to, and no matter of the others
+        assert not outer.is_requested
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert outer.is_requested
+
+
 def test_what_is_held_is_raised_at_the_end_and_handlers_of_the_block_are_gone() -> None:
     before, done = signal.getsignal(signal.SIGTERM), []
     with pytest.raises(KeyboardInterrupt), signals_held():

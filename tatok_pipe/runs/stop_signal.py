@@ -42,11 +42,14 @@ def ignore_signals() -> None:
 
 class StopSignal:
     """While it is entered a signal is noted instead of raised. The second one raises KeyboardInterrupt, as Ctrl-C does
-    without it. Outside the main thread, where Python allows no handlers, signals stay what they were."""
+    without it. Where one is entered within another, a signal asks both: what a command is a part of stops with it, even
+    where the command itself had just come to its end. Outside the main thread, where Python allows no handlers, signals
+    stay what they were."""
 
     def __init__(self) -> None:
         self._requested_s: float | None = None
         self._before: dict[signal.Signals, Any] = {}
+        self._outer: StopSignal | None = None
 
     def request(self) -> None:
         """What a signal does."""
@@ -63,6 +66,8 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         self._before = _handle(self._note)
+        outers = {getattr(handler, "__self__", None) for handler in self._before.values()}
+        self._outer = next((outer for outer in outers if isinstance(outer, StopSignal)), None)
         return self
 
     def __exit__(
@@ -70,13 +75,16 @@ class StopSignal:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler or signal.SIG_DFL)
-        self._before = {}
+        self._before, self._outer = {}, None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         received.set()
         if self.is_requested:
             raise Interruption
-        self.request()
+        each: StopSignal | None = self
+        while each is not None:
+            each.request()
+            each = each._outer
 
 
 @contextmanager

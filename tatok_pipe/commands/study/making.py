@@ -224,18 +224,17 @@ def _make_by_workers(batch: list[Part], declaration: Declaration, url: str, stop
             format_duration(state.seconds),
         )  # fmt: skip
 
-    with stop:
-        results = run_shards(
-            list(labels),
-            job,
-            actors,
-            config.failures,
-            stop=stop,
-            on_progress=show,
-            every_s=config.progress.every_s,
-        )
-        for result in results:
-            if result.error:
-                logger.error("failed: %s: %s", labels[result.url], result.error)
-                code = EXIT_FAILED_SHARDS
+    results = run_shards(
+        list(labels),
+        job,
+        actors,
+        config.failures,
+        stop=stop,
+        on_progress=show,
+        every_s=config.progress.every_s,
+    )
+    for result in results:
+        if result.error:
+            logger.error("failed: %s: %s", labels[result.url], result.error)
+            code = EXIT_FAILED_SHARDS
     return EXIT_INTERRUPTED if stop.is_requested else code

@@ -45,7 +45,7 @@ def run(config: StudyConfig, *, argv: list[str], summary: JobSummary) -> int:
     )
     command = shlex.join(["python", "-m", "tatok_pipe.study", *map(storage.redact_argument, argv)])
     stop = StopSignal()
-    with hold_output(url, stop):
+    with stop, hold_output(url, stop):
         write_page(declaration, design, url, command=command)
         code = _make_missing(declaration, design, url, done, stop, command)
     summary.add({"parts_done": len(done), "page": storage.redact(storage.join(url, PAGE))})
