@@ -16,6 +16,7 @@ from tatok_pipe.commands.study.design import Design, Part, design_study
 from tatok_pipe.commands.study.page import PAGE, SECONDS_BEGIN, SECONDS_END, write_page
 from tatok_pipe.commands.study.results import Result, part_folder, write_result
 from tests.study.studies import ROOT, load_study, write_images
+from tools.study import make_table, replace
 
 # By arm: distances of drawn images, the last one at equal seconds, and how many are drawn in a second.
 ARMS = {"fixed": (40.0, 40.0, 100.0), "globals": (30.0, 28.0, 90.0), "half": (20.0, 16.0, 200.0)}
@@ -98,6 +99,29 @@ def test_ratios_and_the_account_of_them(declaration: Declaration, tmp_path: Path
         ("globals", "seconds", "better"),
     ]  # fmt: skip
     assert [row[4] for row in claims] == pytest.approx([2.0, 2.5, 1.5, 28 / 16], rel=1e-6)
+
+
+def test_a_table_of_it_goes_into_a_page_between_its_comments(
+    declaration: Declaration, tmp_path: Path
+) -> None:
+    design, url = design_study(declaration), str(tmp_path / "all")
+    write_results(design, url)
+    read_page(declaration, design, tmp_path / "all")
+    assert (tmp_path / "all/plots/pretrained_distance.svg").read_bytes().startswith(b"<?xml")
+    page = "# A page\n<!-- begin: tatok_pipe.study short -->\nold\n<!-- end: tatok_pipe.study -->\nthe rest\n"
+    written = replace(page, url)
+    assert (
+        written.startswith("# A page\n<!--") and written.endswith("-->\nthe rest\n") and "old" not in written
+    )
+    (row,) = [line for line in written.splitlines() if line.startswith("| `half`")]
+    assert row.split(" | ")[1:] == [
+        "31", "16", "1.6", "2.5 (2.17 … 2.88)", "2.5 (2.17 … 2.88)", "75.0%", "200 (2 ×) |"
+    ]  # fmt: skip
+    assert replace(written, url) == written
+    whole = make_table(url, is_short=False)
+    assert whole.count("\n") == 1 + 2 * len(ARMS) and "| `half` | steps | 1 | 600 | 31 | 20 | 2 | 2 " in whole
+    with pytest.raises(ValueError, match="a page without"):
+        replace("# Another\n", url)
 
 
 def test_what_is_there_is_shown_after_every_generator(declaration: Declaration, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from tatok_pipe.evaluation.findings import (
     to_json,
 )
 from tatok_pipe.evaluation.page import render_findings
+from tatok_pipe.evaluation.plots import render
 from tatok_pipe.evaluation.statistics import Interval
 from tatok_pipe.report.document import render_document, render_facts
 from tatok_pipe.storage.json_types import to_json_types
@@ -50,7 +51,7 @@ _BESIDE = 0.12  # of the place of an arm in a plot, where another budget stands
 
 
 def write_page(declaration: Declaration, design: Design, url: str, *, command: str) -> None:
-    """study.html (last), results.json, arms.csv and timings.json, of what is there."""
+    """study.html (last), results.json, timings.json, tables as CSV and plots as SVG and PNG, of what is there."""
     summary = Summary(declaration, design, url)
     findings = find(summary)
     provenance = Provenance(command, __version__, "", 0, _settings(declaration))
@@ -65,9 +66,14 @@ def write_page(declaration: Declaration, design: Design, url: str, *, command: s
 
     publish(TIMINGS, json.dumps(to_json_types(timings), indent=1, sort_keys=True) + "\n")
     publish(RESULTS, to_json(findings, provenance))
-    for table in findings.tables:
+    seconds = _seconds(summary) if summary.rows else Findings("study", "")
+    for table in [*findings.tables, *seconds.tables]:
         publish(f"{table.name}.csv", to_csv(table))
-    publish(PAGE, _render(findings, summary, command))
+    for plot in findings.plots:
+        for image_format in ("svg", "png"):
+            place = storage.join(url, "plots", f"{plot.name}.{image_format}")
+            storage.publish_bytes(render(plot, image_format=image_format), place, exclusive=False)
+    publish(PAGE, _render(findings, seconds, summary, command))
 
 
 def find(summary: Summary) -> Findings:
@@ -337,19 +343,19 @@ def _read_picture(url: str, part_id: str, number: int) -> np.ndarray:
     return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def _render(findings: Findings, summary: Summary, command: str) -> str:
+def _render(findings: Findings, seconds: Findings, summary: Summary, command: str) -> str:
     facts = [
         ("Arms", "; ".join(summary.declaration.config.arms)),
         ("Stages", "; ".join(summary.declaration.config.stages)),
         ("Command", command),
     ]
-    seconds = f"{SECONDS_BEGIN}{render_findings(_seconds(summary))}{SECONDS_END}" if summary.rows else ""
+    told = f"{SECONDS_BEGIN}{render_findings(seconds)}{SECONDS_END}" if seconds.tables else ""
     return render_document(
         title="Study of adaptive tokens",
         head=f'<p class="eyebrow">Study</p><h1>{escape(findings.title)}</h1>{render_facts(facts)}',
-        body=render_findings(findings) + seconds,
+        body=render_findings(findings) + told,
         footer=f"Made by <code>python -m tatok_pipe.study</code>, version {escape(__version__)}. Figures of this page "
-        "are in results.json and the CSV files beside it, times in timings.json.",
+        "are in results.json and the CSV files beside it, its plots in plots/, times in timings.json and seconds.csv.",
     )
 
 
