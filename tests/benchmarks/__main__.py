@@ -29,8 +29,11 @@ PARTS = {
     "generation": generation,
 }
 BASELINE = Path(__file__).with_name("baseline.json")
-# Two runs of them differ by more than a fall that would mean something.
-UNWATCHED = {"loader/columns", "peers/null/script", "stream/ranges"}
+# Two runs of them differ by more than a fall that would mean something, or it takes another Python to measure them.
+UNWATCHED = {
+    "loader/columns", "loader/litdata", "peers/model/daft", "peers/model/litdata", "peers/null/daft",
+    "peers/null/litdata", "peers/null/script", "stream/ranges",
+}  # fmt: skip
 
 
 def main() -> int:

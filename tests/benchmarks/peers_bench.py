@@ -1,17 +1,19 @@
 """The whole job beside what a user would otherwise write, as programs of `peers/`: the loop of a published tokenizer's
-script, WebDataset with a loader, Ray Data. The same tokenizer, images and cores.
+script, WebDataset with a loader, Ray Data, Daft, litData. The same tokenizer, images and cores.
 
 Counted is, on each side and by its own clock, from when the first image is about to be read to when the last result is
 written: not what Python, Ray, loading the model or starting workers takes, and not what comes after. Ours counts more
-by that: it reads back and commits every token shard, and keeps labels, entropies and statistics. The script gets its
-images as files already. All files are in the page cache.
+by that: it reads back and commits every token shard, and keeps labels, entropies and statistics. The script, Daft
+and litData get their images as files already. All files are in the page cache.
 
 - `null`: a model that does nothing, 500×375 JPEGs; the peers decode with Pillow, as their users do, and WebDataset once
   more with our decoder. What is compared is everything else.
 - `model`: the packaged tokenizer on the demo corpus, all batches full. Here all peers decode as we do, which is faster
   than Pillow, so that all sides have to have the same tokens; where one differs, there is no figure.
 
-A round runs all sides, one after the other, in changing order; ours is paired with each of its round.
+A round runs all sides, one after the other, in changing order; ours is paired with each of its round. Daft and litData
+are no dependencies of ours: they are measured where DAFT_PYTHON and LITDATA_PYTHON are a Python that has them beside
+what `peers/common.py` imports.
 """
 
 from __future__ import annotations
@@ -39,21 +41,54 @@ from tests.benchmarks.peers.common import BATCH, PeakMemory, Row
 from tests.benchmarks.pictures import make_pictures, write_shards
 from tests.benchmarks.whole_job import NULL_MODEL, ONE_ACTOR_A_CPU
 
-_PROGRAMS = {"script": "script", "webdataset": "webdataset_loader", "ray_data": "ray_data"}
-# By kind, the sides beside ours: the program, and how it decodes.
+
+@dataclass(frozen=True)
+class Program:
+    """One of `peers/`."""
+
+    name: str
+    takes_files: bool = False  # images that are files already, instead of shards
+    # The environment variable that names a Python with its library. None: ours has it.
+    python: str | None = None
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A side beside ours."""
+
+    program: Program
+    decode: str  # of common.DECODERS
+
+    @property
+    def python(self) -> str | None:
+        """None where the user names no Python for it."""
+        return os.environ.get(self.program.python) if self.program.python else sys.executable
+
+
+_PROGRAMS = {
+    "script": Program("script", takes_files=True),
+    "webdataset": Program("webdataset_loader"),
+    "ray_data": Program("ray_data"),
+    "daft": Program("daft_frame", takes_files=True, python="DAFT_PYTHON"),
+    "litdata": Program("litdata_optimize", takes_files=True, python="LITDATA_PYTHON"),
+}
+# By kind, the sides beside ours.
 PEERS = {
-    "null": {name: (program, "pillow") for name, program in _PROGRAMS.items()}
-    | {"webdataset_our_decoder": ("webdataset_loader", "ours")},
-    "model": {name: (program, "ours") for name, program in _PROGRAMS.items()},
+    "null": {name: Peer(program, "pillow") for name, program in _PROGRAMS.items()}
+    | {"webdataset_our_decoder": Peer(_PROGRAMS["webdataset"], "ours")},
+    "model": {name: Peer(program, "ours") for name, program in _PROGRAMS.items()},
 }
 TARGETS = {
     "null/webdataset": 1.2,
     "null/ray_data": 1.5,
+    "null/daft": 1.5,
+    "null/litdata": 1.5,
     "model/webdataset": 1.0,
     "model/ray_data": 1.0,
+    "model/daft": 1.0,
+    "model/litdata": 1.0,
 }
 ROUNDS = 3
-_FEWER_ROUNDS = {"ray_data": 2}  # it takes longest and is far behind
 _SHARDS = 8
 _COPIES = 30  # of each picture in a shard
 _CROPS = 64  # of each picture; with 17 pictures in 2 shards a shard is 34 full batches
@@ -64,7 +99,7 @@ _ROOT = Path(__file__).parents[2]
 @dataclass(frozen=True)
 class Corpus:
     shards: Path
-    files: Path  # the same images, for the script
+    files: Path  # the same images as files
     num_images: int
 
 
@@ -81,6 +116,11 @@ def run(results: Results) -> None:
         measure(results, "null", "without a model", make_large(Path(folder)), Path(folder))
         measure(results, "model", "packaged tokenizer", make_demo(Path(folder)), Path(folder))
     results.note(f"codes that bare Pillow's pixels leave as they are: {share_of_equal_codes():.1%}")
+    for name, program in _PROGRAMS.items():
+        if program.python and not os.environ.get(program.python):
+            results.note(
+                f"{name}: not measured; {program.python}=PYTHON is one that has it (docs/performance.md)"
+            )
 
 
 def make_large(folder: Path) -> Corpus:
@@ -101,18 +141,18 @@ def _with_files(folder: Path, shards: list[str], num_images: int) -> Corpus:
 
 
 def measure(results: Results, kind: str, shown: str, corpus: Corpus, folder: Path) -> None:
-    peers = PEERS[kind]
+    peers = [name for name, peer in PEERS[kind].items() if peer.python]
     names = [_OURS, *peers]
     rounds: list[dict[str, Side]] = []
     for number in range(ROUNDS):
-        order = [name for name in names[number:] + names[:number] if number < _FEWER_ROUNDS.get(name, ROUNDS)]
+        order = names[number:] + names[:number]
         with tempfile.TemporaryDirectory(dir=folder) as outputs:
             rounds.append({name: run_side(name, kind, corpus, Path(outputs, name)) for name in order})
             if kind == "model":
-                for name in peers.keys() & set(order):
+                for name in peers:
                     check_equal(name, read_tokens(Path(outputs, name)), read_tokens(Path(outputs, _OURS)))
     for name in peers:
-        pairs = [(each[_OURS].images_per_s, each[name].images_per_s) for each in rounds if name in each]
+        pairs = [(each[_OURS].images_per_s, each[name].images_per_s) for each in rounds]
         key = f"{kind}/{name}"
         results.add(
             from_pairs(
@@ -123,24 +163,31 @@ def measure(results: Results, kind: str, shown: str, corpus: Corpus, folder: Pat
                 target=TARGETS.get(key),
             )
         )
-    peaks = {name: max(each[name].peak_bytes for each in rounds if name in each) / 1e9 for name in names}
+    peaks = {name: max(each[name].peak_bytes for each in rounds) / 1e9 for name in names}
     results.note("peak memory: " + ", ".join(f"{name} {peak:.1f} GB" for name, peak in peaks.items()))
 
 
 def run_side(name: str, kind: str, corpus: Corpus, output: Path) -> Side:
     if name == _OURS:
         return run_ours(kind, corpus, output)
-    program, decode = PEERS[kind][name]
-    source = corpus.files if program == "script" else corpus.shards
+    peer = PEERS[kind][name]
+    source = corpus.files if peer.program.takes_files else corpus.shards
     command = [
-        sys.executable, "-m", f"tests.benchmarks.peers.{program}", str(source), str(output),
-        "--images", str(corpus.num_images), "--decode", decode, *(["--null"] if kind == "null" else []),
+        str(peer.python), "-m", f"tests.benchmarks.peers.{peer.program.name}", str(source), str(output),
+        "--images", str(corpus.num_images), "--decode", peer.decode, *(["--null"] if kind == "null" else []),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=_ROOT)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=_ROOT, env=_peer_environment()
+    )
     if done.returncode:
         raise SystemExit(f"{name}: {done.stderr}")
     found = common.Run(**json.loads(done.stdout.splitlines()[-1]))
     return Side(found.images_per_s, found.peak_rss_bytes)
+
+
+def _peer_environment() -> dict[str, str]:
+    """Ours, in which processes that a peer starts find this checkout, and nobody is told that it ran."""
+    return os.environ | {"PYTHONPATH": str(_ROOT), "DO_NOT_TRACK": "1"}
 
 
 def run_ours(kind: str, corpus: Corpus, output: Path) -> Side:

@@ -10,10 +10,12 @@ Letters: B images a batch, S image size, K globals, N patches.
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -37,6 +39,8 @@ from tatok_pipe.tokenizer.trainer import to_model_input
 from tests.benchmarks.pictures import decode_with_pillow
 
 BATCH = 16
+CORES = os.cpu_count() or 1
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
 # Of Parquet, as everywhere with variable length: a list a row.
 SCHEMA = pa.schema(
     [
@@ -47,28 +51,40 @@ SCHEMA = pa.schema(
     ]
 )
 _SAMPLE_S = 0.5
+_MAX_START_S = 300  # of the processes that wait for one another
 
 
 @dataclass(frozen=True)
 class Task:
     """What a program was asked to do."""
 
-    source: Path  # folder of shards
+    source: Path  # folder of shards, or of images
     output: Path
     num_images: int  # in all of them: to have written fewer or more is an error
     is_null: bool  # a model that does nothing
     decode: str  # of DECODERS
     image_size: int  # S
     ranks: int  # processes that encode, one torch thread each
-    workers: int  # that decode, for each rank; 0: the ranks decode themselves
 
     @property
     def clock(self) -> Clock:
         return Clock(self.output / "begun")
 
     @property
+    def gate(self) -> Gate:
+        return Gate(self.output / "ready", self.ranks)
+
+    @property
     def shards(self) -> list[str]:
         return sorted(str(path) for path in self.source.glob("*.tar"))
+
+    @property
+    def files(self) -> list[str]:
+        """Images that are files already, in a folder a shard. Ends the program where there are none."""
+        files = sorted(str(path) for path in self.source.rglob("*") if path.suffix in IMAGE_ENDINGS)
+        if not files:
+            raise SystemExit(f"{self.source}: no {', '.join(IMAGE_ENDINGS)} in it or its folders")
+        return files
 
 
 @dataclass(frozen=True)
@@ -82,21 +98,16 @@ class Row:
 
 
 def parse_task(
-    description: str | None,
-    *,
-    ranks: int,
-    workers: int,
-    add: Callable[[argparse.ArgumentParser], Any] | None = None,
+    description: str | None, *, add: Callable[[argparse.ArgumentParser], Any] | None = None
 ) -> tuple[Task, argparse.Namespace]:
-    """The task of the command line, and all its options; `ranks` and `workers` are the defaults."""
+    """The task of the command line, and all its options, also those that `add` adds."""
     parser = argparse.ArgumentParser(description=(description or "").split("\n\n")[0])
-    parser.add_argument("source", type=Path, metavar="SHARDS_FOLDER")
+    parser.add_argument("source", type=Path, metavar="FOLDER")
     parser.add_argument("output", type=Path, metavar="OUTPUT")
     parser.add_argument("--images", type=int, required=True, help="how many the shards have")
     parser.add_argument("--null", action="store_true", help="a model that does nothing")
     parser.add_argument("--decode", choices=tuple(DECODERS), default="pillow")
-    parser.add_argument("--ranks", type=int, default=ranks, help="processes that encode")
-    parser.add_argument("--workers", type=int, default=workers, help="processes that decode, for each rank")
+    parser.add_argument("--ranks", type=int, default=CORES, help="processes that encode; one a core without")
     if add is not None:
         add(parser)
     given = parser.parse_args()
@@ -108,10 +119,17 @@ def parse_task(
         is_null=given.null,
         decode=given.decode,
         image_size=load_tokenizer().model.config.image_size,
-        ranks=given.ranks,
-        workers=given.workers,
+        # No more than there are batches: those that wait for one another would wait for one that has nothing to do.
+        ranks=min(given.ranks, -(-given.images // BATCH)),
     )
     return task, given
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """The option of those that read with a DataLoader."""
+    parser.add_argument(
+        "--workers", type=int, default=0, help="processes that decode, for each rank; 0: the ranks themselves"
+    )
 
 
 def decode_as_adm(data: bytes, size: int) -> np.ndarray:
@@ -188,6 +206,15 @@ class Encoder:
         ]
 
 
+@functools.cache
+def load_parts(task: Task) -> tuple[Decoder, Encoder]:
+    """Those of this process, made once, when every process that encodes has its own: for libraries that start the
+    processes themselves."""
+    parts = Decoder(task), Encoder(task)
+    task.gate.wait()
+    return parts
+
+
 def encode_all(model: TaTok, pixels: np.ndarray) -> np.ndarray:
     """All codes of images (n, S, S, 3) uint8, filtered or not, (n, K + N)."""
     with torch.inference_mode():
@@ -241,6 +268,25 @@ class Clock:
         """Until the last of these files was written."""
         end_ns = max(path.stat().st_mtime_ns for path in results)
         return (end_ns - self._path.stat().st_mtime_ns) / 1e9
+
+
+class Gate:
+    """Where processes that a library starts wait, each with its model, until all are there: the clock of the others
+    would run otherwise while one still loads."""
+
+    def __init__(self, folder: Path, num_processes: int) -> None:
+        self._folder = folder
+        self._num_processes = num_processes
+
+    def wait(self) -> None:
+        """Raises TimeoutError where one does not come."""
+        self._folder.mkdir(exist_ok=True)
+        (self._folder / str(os.getpid())).touch()
+        begin = time.monotonic()
+        while (num_ready := len(list(self._folder.iterdir()))) < self._num_processes:
+            if time.monotonic() - begin > _MAX_START_S:
+                raise TimeoutError(f"{num_ready} of {self._num_processes} processes after {_MAX_START_S} s")
+            time.sleep(0.01)
 
 
 class PeakMemory:

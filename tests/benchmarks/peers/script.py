@@ -1,7 +1,7 @@
 """As the scripts of published tokenizers do it: a Dataset of image files, DataLoader workers, and one file of codes an
 image.
 
-    python -m tests.benchmarks.peers.script SHARDS_FOLDER OUTPUT --images N [--null] [--layout npy|json]
+    python -m tests.benchmarks.peers.script SHARDS_FOLDER OUTPUT --images N [--null] [--workers N] [--layout npy|json]
 
 They read a folder of images, so the members of the shards are written into files first, which is not counted (nor is a
 SHARDS_FOLDER that `extract` has made). `npy` is what LlamaGen leaves: one .npy an image. `json` is what 1d-tokenizer
@@ -24,11 +24,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from tests.benchmarks.peers import common
-from tests.benchmarks.peers.common import BATCH, Decoder, Encoder, Row, Task
-
-RANKS = 2
-WORKERS = 0
-_IMAGES = (".jpg", ".jpeg", ".png")
+from tests.benchmarks.peers.common import BATCH, IMAGE_ENDINGS, Decoder, Encoder, Row, Task
 
 
 class ImageFiles(Dataset[tuple[str, torch.Tensor]]):
@@ -51,16 +47,16 @@ def extract(shards: list[str], folder: Path) -> None:
         target.mkdir(parents=True)
         with tarfile.open(shard) as tar:
             for member in tar:
-                if member.name.endswith(_IMAGES):
+                if member.name.endswith(IMAGE_ENDINGS):
                     file = tar.extractfile(member)
                     assert file is not None
                     (target / Path(member.name).name).write_bytes(file.read())
 
 
-def tokenize(rank: int, task: Task, barrier: Any, layout: str) -> None:
+def tokenize(rank: int, task: Task, barrier: Any, layout: str, num_workers: int) -> None:
     encode = Encoder(task)
-    paths = sorted(path for path in task.source.rglob("*") if path.suffix in _IMAGES)[rank :: task.ranks]
-    loader = DataLoader(ImageFiles(paths, Decoder(task)), batch_size=BATCH, num_workers=task.workers)
+    paths = [Path(path) for path in task.files[rank :: task.ranks]]
+    loader = DataLoader(ImageFiles(paths, Decoder(task)), batch_size=BATCH, num_workers=num_workers)
     records = []
     barrier.wait()
     for keys, pixels in loader:
@@ -91,16 +87,17 @@ def read_rows(output: Path, *, num_globals: int) -> list[Row]:
 
 def main() -> None:
     def add(parser: argparse.ArgumentParser) -> None:
+        common.add_workers(parser)
         parser.add_argument("--layout", choices=("npy", "json"), default="npy")
 
-    task, given = common.parse_task(__doc__, ranks=RANKS, workers=WORKERS, add=add)
+    task, given = common.parse_task(__doc__, add=add)
     with tempfile.TemporaryDirectory() as folder, common.own_memory() as memory:
         if task.shards:
             extract(task.shards, Path(folder))
             task = replace(task, source=Path(folder))
         for each in task.source.iterdir():
             (task.output / each.name).mkdir()
-        common.run_ranks(tokenize, task, given.layout)
+        common.run_ranks(tokenize, task, given.layout, given.workers)
     if given.layout == "npy":
         results = sorted(task.output.rglob("*.npy"))
         num_rows = len(results)

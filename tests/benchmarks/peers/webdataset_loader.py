@@ -1,6 +1,6 @@
 """WebDataset as its documentation has it: a pipeline over the shards, a loader, the model, one Parquet file a rank.
 
-    python -m tests.benchmarks.peers.webdataset_loader SHARDS_FOLDER OUTPUT --images N [--null]
+    python -m tests.benchmarks.peers.webdataset_loader SHARDS_FOLDER OUTPUT --images N [--null] [--workers N]
 
 Shards are shared out over the ranks, as `nodesplitter` does it under torchrun, and over their loader's workers.
 """
@@ -13,16 +13,14 @@ import pyarrow.parquet as pq
 import webdataset
 
 from tests.benchmarks.peers import common
-from tests.benchmarks.peers.common import BATCH, Decoder, Encoder, Task
+from tests.benchmarks.peers.common import BATCH, IMAGE_ENDINGS, Decoder, Encoder, Task
 
 web: Any = webdataset  # what it exports is not known to type checkers
 
-RANKS = 2
-WORKERS = 0
 _ROW_GROUP_ROWS = 2048
 
 
-def tokenize(rank: int, task: Task, barrier: Any) -> None:
+def tokenize(rank: int, task: Task, barrier: Any, num_workers: int) -> None:
     encode = Encoder(task)
     dataset = (
         web.WebDataset(
@@ -32,7 +30,7 @@ def tokenize(rank: int, task: Task, barrier: Any) -> None:
         .map_tuple(str, Decoder(task))
         .batched(BATCH)
     )
-    loader = web.WebLoader(dataset, batch_size=None, num_workers=task.workers)
+    loader = web.WebLoader(dataset, batch_size=None, num_workers=num_workers)
     rows = []
     barrier.wait()
     with pq.ParquetWriter(task.output / f"{rank}.parquet", common.SCHEMA, compression="zstd") as writer:
@@ -46,13 +44,13 @@ def tokenize(rank: int, task: Task, barrier: Any) -> None:
 
 
 def is_image(name: str) -> bool:
-    return name.endswith((".jpg", ".jpeg", ".png"))
+    return name.endswith(IMAGE_ENDINGS)
 
 
 def main() -> None:
-    task, _ = common.parse_task(__doc__, ranks=RANKS, workers=WORKERS)
+    task, given = common.parse_task(__doc__, add=common.add_workers)
     with common.own_memory() as memory:
-        common.run_ranks(tokenize, task)
+        common.run_ranks(tokenize, task, given.workers)
     common.report_parquet(task, memory)
 
 
