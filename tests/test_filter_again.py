@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from tatok_pipe import storage
+from tatok_pipe.commands.edit_tokens import filter
 from tatok_pipe.commands.edit_tokens.filter import filter_records
 from tatok_pipe.edit_tokens import main
 from tatok_pipe.encoding.shard_tokenizer import ShardTokenizer, TokenizeJob, token_spec
@@ -25,6 +29,7 @@ from tatok_pipe.tokens.checking.verify import verify_dataset
 from tatok_pipe.tokens.dataset import TokenDataset
 from tatok_pipe.tokens.dataset_file import create_or_check
 from tatok_pipe.tokens.format import token_shard_name
+from tatok_pipe.tokens.joined import Joined
 from tatok_pipe.tokens.summary import write_summary
 from tests.entries import assert_told
 from tests.pictures import crop_members, hostile_members, small_tokenizer, write_shard
@@ -174,6 +179,48 @@ def test_what_was_removed_stays_out_and_the_same_command_does_the_rest(
     assert main([f"input.url={source}", f"remove.keys={other}"]) == EXIT_DONE
     assert_told(main, argv, r"out: was not begun on version 3 \(\w+\) of .*, which is there now", code=3)
     assert files(f"{tmp_path}/out") == expected
+
+
+def test_joined_columns_are_taken_along(
+    checkpoint: str, whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They stay beside their rows, but for those that were removed; damage is told, and a kill is made up for."""
+    source, again = str(shutil.copytree(whole["gain"], tmp_path / "source")), f"{tmp_path}/again"
+    keys = [row.key for row in TokenDataset(source).rows()]
+    scores = {key: 5 * number % len(keys) for number, key in enumerate(keys)}
+    table = {
+        "key": keys[::-1],
+        "score": [scores[key] for key in keys[::-1]],
+        "vector": [[0.5, 1.5]] * len(keys),
+    }
+    pq.write_table(pa.table(table), tmp_path / "table.parquet")
+    assert main([f"input.url={source}", f"join.table={tmp_path}/table.parquet"]) == EXIT_DONE
+    assert main([f"input.url={source}", "remove.where=score < 2"]) == EXIT_DONE
+    argv = [f"input.url={source}", f"output.url={again}", f"tokenizer.checkpoint={checkpoint}"]
+
+    def dies(url: str, joined: Joined) -> None:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(filter, "write_joined", dies)
+        with pytest.raises(RuntimeError):
+            main(argv)
+    assert main(argv) == EXIT_DONE
+    assert verify_dataset(again) == []
+    dataset = TokenDataset(again)
+    expected = [{"score": scores[key], "vector": [0.5, 1.5]} for key in keys if scores[key] >= 2]
+    found = [row for name in dataset.shards for row in dataset.joined(name).to_pylist()]
+    assert found == expected and len(expected) == len(keys) - 2
+    chosen = [row.key for row in dataset.rows(where="score > 5")]
+    assert chosen == [key for key in keys if scores[key] > 5] and 0 < len(chosen) < len(keys)
+    assert dataset.version.columns == TokenDataset(source).version.columns != ""
+    for name in ("_columns.json", *(f"columns/{path.name}" for path in Path(source, "columns").iterdir())):
+        assert Path(again, name).read_bytes() == Path(source, name).read_bytes()
+    # What is broken is not copied.
+    broken = next(Path(source, "columns").iterdir())
+    broken.write_bytes(broken.read_bytes()[:-1] + b"?")
+    argv[1] = f"output.url={tmp_path}/other"
+    assert_told(main, argv, rf"{broken}: is not what was written, by its SHA-256; once it and columns/ are")
 
 
 def test_a_mistake_is_one_line(

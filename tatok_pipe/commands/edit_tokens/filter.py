@@ -36,8 +36,8 @@ from tatok_pipe.tokens.dataset_file import create_or_check, read_dataset_file
 from tatok_pipe.tokens.editing.rewrite import write_changed
 from tatok_pipe.tokens.format import ShardWriter, read_quarantine, write_quarantine
 from tatok_pipe.tokens.index import refresh_index
-from tatok_pipe.tokens.joined import columns_file, read_joined, write_joined
-from tatok_pipe.tokens.layout import SUMMARY_FILE, data_url, quarantine_url
+from tatok_pipe.tokens.joined import columns_file, read_content, read_joined, write_joined
+from tatok_pipe.tokens.layout import COLUMNS_DIRECTORY, SUMMARY_FILE, data_url, quarantine_url
 from tatok_pipe.tokens.removed import read_removed, write_removed
 from tatok_pipe.tokens.spec import FilterSpec, TokenSpec
 from tatok_pipe.tokens.versions import record_version
@@ -169,10 +169,12 @@ def _take_along(dataset: TokenDataset, output_url: str) -> None:
     if removed.hashes and read_removed(output_url) != removed:
         write_removed(output_url, removed)
     joined = read_joined(dataset.url)
+    there = storage.list_files(storage.join(output_url, COLUMNS_DIRECTORY))
     for name, mark in joined.tables.items():
         file = columns_file(name, mark)
-        content = storage.read_bytes(storage.join(dataset.url, file))
-        storage.publish_bytes(content, storage.join(output_url, file), exclusive=True)
+        if file.removeprefix(f"{COLUMNS_DIRECTORY}/") not in there:
+            content = read_content(dataset.url, joined, name)
+            storage.publish_bytes(content, storage.join(output_url, file), exclusive=True)
     if joined.types:
         write_joined(output_url, joined)
     parts = storage.join(dataset.url, LIST_FILE)
