@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import torch
 
 from tatok_pipe import storage
 from tatok_pipe.commands.edit_tokens import filter
-from tatok_pipe.commands.edit_tokens.filter import filter_records
+from tatok_pipe.commands.edit_tokens.filter import filter_table
 from tatok_pipe.edit_tokens import main
 from tatok_pipe.encoding.shard_tokenizer import ShardTokenizer, TokenizeJob, token_spec
 from tatok_pipe.errors import EXIT_DONE
@@ -28,8 +27,10 @@ from tatok_pipe.tokenizer.scores.table import SCORES
 from tatok_pipe.tokens.checking.verify import verify_dataset
 from tatok_pipe.tokens.dataset import TokenDataset
 from tatok_pipe.tokens.dataset_file import create_or_check
-from tatok_pipe.tokens.format import token_shard_name
+from tatok_pipe.tokens.format import to_records, to_table, token_shard_name
 from tatok_pipe.tokens.joined import Joined
+from tatok_pipe.tokens.spec import token_schema
+from tatok_pipe.tokens.statistics import float32_toward_zero
 from tatok_pipe.tokens.summary import write_summary
 from tests.entries import assert_told
 from tests.pictures import crop_members, hostile_members, small_tokenizer, write_shard
@@ -251,16 +252,27 @@ def test_a_mistake_is_one_line(
 
 
 def test_filtering_goes_by_what_is_recorded(whole: dict[str, str]) -> None:
-    rows = list(TokenDataset(whole["gain"]).rows())
+    dataset = TokenDataset(whole["gain"])
+    spec, rows = dataset.spec, list(dataset.rows())
+    table = to_table(rows, token_schema(spec))
     costs = torch.from_numpy(np.stack([row.patch_score for row in rows if row.patch_score is not None]))
     assert costs.dtype == torch.float16 and torch.equal(round_cost(costs.float()), costs)
-    filter = Filter("top_k", 5.0, min_patches=0)
-    for row, kept in zip(filter_records(rows, filter, costs.shape[1]), keep_mask(costs, filter), strict=True):
-        assert row.patch_positions.tolist() == np.flatnonzero(kept.numpy()).tolist()
-    assert filter_records([], filter, costs.shape[1]) == []
-    lost = dataclasses.replace(rows[0], patch_codes=rows[0].patch_codes[:1], patch_positions=np.array([0]))
-    with pytest.raises(ValueError, match="would keep patches that were dropped"):
-        filter_records([lost], filter, costs.shape[1])
+    half = Filter("top_k", spec.num_patches // 2, min_patches=0)
+    filtered = filter_table(table, half, spec)
+    for row, before, kept in zip(to_records(filtered), rows, keep_mask(costs, half).numpy(), strict=True):
+        assert before.patch_entropy is not None
+        dropped = float32_toward_zero([before.patch_entropy.astype(np.float64)[~kept].sum()])
+        assert row.patch_positions.tolist() == np.flatnonzero(kept).tolist()
+        assert row.patch_codes.tolist() == before.patch_codes[kept].tolist()
+        assert row.entropy_dropped == dropped[0] > 0
+    changed = ("patch_codes", "patch_positions", "num_tokens", "entropy_dropped")
+    assert filtered.drop(changed).equals(table.drop(changed))
+    assert filtered["num_tokens"].to_pylist() == [spec.num_globals + spec.num_patches // 2] * len(rows)
+    assert filter_table(filtered, half, spec).equals(filtered)
+    assert filter_table(table.slice(0, 0), half, spec).num_rows == 0
+    one, other = filter_table(table, Filter("top_k", 1.0), spec), table.slice(1, 1)
+    with pytest.raises(ValueError, match=f"row '{rows[0].key}' would keep patches that were dropped"):
+        filter_table(pa.concat_tables([other, one]), half, spec)
     huge = round_cost(torch.tensor([[1e9, -1e9, 1.0]]))
     assert torch.isfinite(huge).all()
 
