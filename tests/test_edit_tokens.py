@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -160,6 +161,9 @@ def run_until(url: str, change: int, told: Path, *arguments: str, sent: int = si
 def test_killed_at_ten_points_and_run_again_it_comes_to_the_same_bytes(tmp_path: Path) -> None:
     shards = [make_rows(300, first=300 * number) for number in range(6)]
     whole = write_dataset(str(tmp_path / "whole"), tmp_path, shards, quarantined=BAD)
+    keys = keys_of(whole)
+    pq.write_table(pa.table({"key": keys, "place": range(len(keys))}), tmp_path / "places.parquet")
+    assert edit(whole, f"join.table={tmp_path}/places.parquet") == EXIT_DONE
     Path(whole, "report.html").write_text("<img alt='of image-000003'>")
     gone = [f"image-{number:06d}" for number in range(3, 1800, 50)]
     (tmp_path / "keys.txt").write_text("\n".join([*gone, f"{name_of(1)}/image-000310"]))

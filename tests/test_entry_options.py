@@ -29,7 +29,8 @@ TEXTS = {
     "evaluate": {"compare", "suite"},
     "generate": {"classes", "start.columns", "start.rows"},
     "study": {"account", "arms", "generator.options", "stage", "stages", "tokenizer.options"},
-    "train_ar": {"input.condition_column", "input.weight_changes", "input.where"},
+    "train_ar": {"input.condition_column", "input.weight_changes", "input.where", "logging.wandb_project"},
+    "train_tokenizer": {"logging.wandb_project"},
 }
 
 

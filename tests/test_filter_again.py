@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from tatok_pipe import storage
-from tatok_pipe.commands.edit_tokens.filter import filter_records
+from tatok_pipe.commands.edit_tokens import filter
+from tatok_pipe.commands.edit_tokens.filter import filter_table
 from tatok_pipe.edit_tokens import main
 from tatok_pipe.encoding.shard_tokenizer import ShardTokenizer, TokenizeJob, token_spec
 from tatok_pipe.errors import EXIT_DONE
@@ -24,7 +27,10 @@ from tatok_pipe.tokenizer.scores.table import SCORES
 from tatok_pipe.tokens.checking.verify import verify_dataset
 from tatok_pipe.tokens.dataset import TokenDataset
 from tatok_pipe.tokens.dataset_file import create_or_check
-from tatok_pipe.tokens.format import token_shard_name
+from tatok_pipe.tokens.format import to_records, to_table, token_shard_name
+from tatok_pipe.tokens.joined import Joined
+from tatok_pipe.tokens.spec import token_schema
+from tatok_pipe.tokens.statistics import float32_toward_zero
 from tatok_pipe.tokens.summary import write_summary
 from tests.entries import assert_told
 from tests.pictures import crop_members, hostile_members, small_tokenizer, write_shard
@@ -176,6 +182,48 @@ def test_what_was_removed_stays_out_and_the_same_command_does_the_rest(
     assert files(f"{tmp_path}/out") == expected
 
 
+def test_joined_columns_are_taken_along(
+    checkpoint: str, whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They stay beside their rows, but for those that were removed; damage is told, and a kill is made up for."""
+    source, again = str(shutil.copytree(whole["gain"], tmp_path / "source")), f"{tmp_path}/again"
+    keys = [row.key for row in TokenDataset(source).rows()]
+    scores = {key: 5 * number % len(keys) for number, key in enumerate(keys)}
+    table = {
+        "key": keys[::-1],
+        "score": [scores[key] for key in keys[::-1]],
+        "vector": [[0.5, 1.5]] * len(keys),
+    }
+    pq.write_table(pa.table(table), tmp_path / "table.parquet")
+    assert main([f"input.url={source}", f"join.table={tmp_path}/table.parquet"]) == EXIT_DONE
+    assert main([f"input.url={source}", "remove.where=score < 2"]) == EXIT_DONE
+    argv = [f"input.url={source}", f"output.url={again}", f"tokenizer.checkpoint={checkpoint}"]
+
+    def dies(url: str, joined: Joined) -> None:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(filter, "write_joined", dies)
+        with pytest.raises(RuntimeError):
+            main(argv)
+    assert main(argv) == EXIT_DONE
+    assert verify_dataset(again) == []
+    dataset = TokenDataset(again)
+    expected = [{"score": scores[key], "vector": [0.5, 1.5]} for key in keys if scores[key] >= 2]
+    found = [row for name in dataset.shards for row in dataset.joined(name).to_pylist()]
+    assert found == expected and len(expected) == len(keys) - 2
+    chosen = [row.key for row in dataset.rows(where="score > 5")]
+    assert chosen == [key for key in keys if scores[key] > 5] and 0 < len(chosen) < len(keys)
+    assert dataset.version.columns == TokenDataset(source).version.columns != ""
+    for name in ("_columns.json", *(f"columns/{path.name}" for path in Path(source, "columns").iterdir())):
+        assert Path(again, name).read_bytes() == Path(source, name).read_bytes()
+    # What is broken is not copied.
+    broken = next(Path(source, "columns").iterdir())
+    broken.write_bytes(broken.read_bytes()[:-1] + b"?")
+    argv[1] = f"output.url={tmp_path}/other"
+    assert_told(main, argv, rf"{broken}: is not what was written, by its SHA-256; once it and columns/ are")
+
+
 def test_a_mistake_is_one_line(
     checkpoint: str, shards: list[str], whole: dict[str, str], tmp_path: Path
 ) -> None:
@@ -204,16 +252,27 @@ def test_a_mistake_is_one_line(
 
 
 def test_filtering_goes_by_what_is_recorded(whole: dict[str, str]) -> None:
-    rows = list(TokenDataset(whole["gain"]).rows())
+    dataset = TokenDataset(whole["gain"])
+    spec, rows = dataset.spec, list(dataset.rows())
+    table = to_table(rows, token_schema(spec))
     costs = torch.from_numpy(np.stack([row.patch_score for row in rows if row.patch_score is not None]))
     assert costs.dtype == torch.float16 and torch.equal(round_cost(costs.float()), costs)
-    filter = Filter("top_k", 5.0, min_patches=0)
-    for row, kept in zip(filter_records(rows, filter, costs.shape[1]), keep_mask(costs, filter), strict=True):
-        assert row.patch_positions.tolist() == np.flatnonzero(kept.numpy()).tolist()
-    assert filter_records([], filter, costs.shape[1]) == []
-    lost = dataclasses.replace(rows[0], patch_codes=rows[0].patch_codes[:1], patch_positions=np.array([0]))
-    with pytest.raises(ValueError, match="would keep patches that were dropped"):
-        filter_records([lost], filter, costs.shape[1])
+    half = Filter("top_k", spec.num_patches // 2, min_patches=0)
+    filtered = filter_table(table, half, spec)
+    for row, before, kept in zip(to_records(filtered), rows, keep_mask(costs, half).numpy(), strict=True):
+        assert before.patch_entropy is not None
+        dropped = float32_toward_zero([before.patch_entropy.astype(np.float64)[~kept].sum()])
+        assert row.patch_positions.tolist() == np.flatnonzero(kept).tolist()
+        assert row.patch_codes.tolist() == before.patch_codes[kept].tolist()
+        assert row.entropy_dropped == dropped[0] > 0
+    changed = ("patch_codes", "patch_positions", "num_tokens", "entropy_dropped")
+    assert filtered.drop(changed).equals(table.drop(changed))
+    assert filtered["num_tokens"].to_pylist() == [spec.num_globals + spec.num_patches // 2] * len(rows)
+    assert filter_table(filtered, half, spec).equals(filtered)
+    assert filter_table(table.slice(0, 0), half, spec).num_rows == 0
+    one, other = filter_table(table, Filter("top_k", 1.0), spec), table.slice(1, 1)
+    with pytest.raises(ValueError, match=f"row '{rows[0].key}' would keep patches that were dropped"):
+        filter_table(pa.concat_tables([other, one]), half, spec)
     huge = round_cost(torch.tensor([[1e9, -1e9, 1.0]]))
     assert torch.isfinite(huge).all()
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
+from itertools import count
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tatok_pipe import storage
+from tatok_pipe.commands.edit_tokens import join as edit_join
+from tatok_pipe.commands.edit_tokens import run as edit_run
 from tatok_pipe.edit_tokens import main
 from tatok_pipe.errors import EXIT_DONE, UserError
 from tatok_pipe.tokens.checking.check import Damage
@@ -252,6 +258,48 @@ def test_rows_go_by_joined_columns_and_take_them_along(url: str, table: str, tmp
     assert not verify_dataset(url)
 
 
+class Killed(Exception):
+    """In place of a signal that nobody handles."""
+
+
+# Calls after the rows are gone, each with how many of its kind are made before the kill.
+@pytest.mark.parametrize(
+    ("module", "name", "calls_before"),
+    [
+        (edit_run, "prune_joined", 0),
+        (edit_join, "prune_side_table", 1),
+        (edit_join, "write_joined", 0),
+        (edit_join, "remove_unused", 0),
+        (edit_run, "renew_summary", 0),
+        (edit_run, "refresh_index", 1),
+        (edit_run, "record_version", 1),
+    ],
+    ids=lambda each: each if isinstance(each, str) else "",
+)  # fmt: skip
+def test_killed_after_rows_went_the_same_command_ends_as_if_nothing_had_been(
+    url: str, table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str,
+    calls_before: int,
+) -> None:  # fmt: skip
+    assert join(url, table) == EXIT_DONE
+    undisturbed = str(shutil.copytree(url, tmp_path / "undisturbed"))
+    request = "remove.where=aesthetic < 3"
+    assert main([f"input.url={undisturbed}", request]) == EXIT_DONE
+    call, calls = getattr(module, name), count()
+
+    def dies(*given: Any, **named: Any) -> Any:
+        if next(calls) == calls_before:
+            raise Killed
+        return call(*given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, dies)
+        with pytest.raises(Killed):
+            main([f"input.url={url}", request])
+    assert content(url) != content(undisturbed)
+    assert main([f"input.url={url}", request]) == EXIT_DONE
+    assert content(url) == content(undisturbed) and not verify_dataset(url)
+
+
 def test_damage_is_found(url: str, table: str) -> None:
     assert join(url, table) == EXIT_DONE
     first, second, _ = sorted(Path(url, "columns").iterdir())
@@ -270,12 +318,12 @@ def test_killed_before_the_commit_nothing_is_changed(
     url: str, table: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = TokenDataset(url).version
-    publish, count = storage.publish_bytes, Counter[str]()
+    publish, calls = storage.publish_bytes, Counter[str]()
 
     def dies(data: bytes, place: str, *, exclusive: bool) -> bool:
         if "/columns/" in place:
-            count["files"] += 1
-            if count["files"] > 2:
+            calls["files"] += 1
+            if calls["files"] > 2:
                 raise RuntimeError("killed")
         return publish(data, place, exclusive=exclusive)
 

@@ -171,6 +171,42 @@ def test_a_signal_makes_a_checkpoint_of_the_very_step(
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_weights_and_biases_has_the_curve_across_a_stop(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb", reason="tatok_pipe[wandb] is not installed")
+    from tests.wandb_files import read_config, read_history
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    words = ["logging.wandb_project=tests", f"output.url={tmp_path}/out", "training.steps=100"]
+    log = tmp_path / "log"
+    with running(command(folder, *words), log) as process:
+        wait_for(r"step 50/100", log, process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=90) == 4, log.read_text()
+    done = run(folder, *words)
+    assert done.returncode == 0, done.stderr
+    before, after = sorted((tmp_path / "out/wandb").glob("offline-run-*/run-*.wandb"))
+    assert before.name == after.name == f"run-{(tmp_path / 'out/wandb/run_id').read_text()}.wandb"
+    assert max(read_history(before)) < min(read_history(after))
+    told = read_history(before) | read_history(after)
+    expected: dict[int, dict[str, float]] = {}
+    for point in load_generator(f"{tmp_path}/out/generator").training["curve"]:
+        step, split = point.pop("step"), point.pop("split")
+        row = expected.setdefault(step, {})
+        row |= {f"{split}/{name}": pytest.approx(value) for name, value in point.items()}
+    found = {
+        step: {name: value for name, value in row.items() if not name.startswith("speed/")}
+        for step, row in told.items()
+    }
+    assert found == expected and list(found) == list(range(10, 101, 10))
+    assert all(row["speed/step_s"] > 0 for row in told.values())
+    assert read_config(after)["model"]["width"] == 32
+    assert "wandb: " not in log.read_text() + done.stdout + done.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with running(command(folder, f"output.url={out}"), tmp_path / "log") as process:

@@ -139,7 +139,7 @@ def train(world: World, folder: Path, *, kind: type[Counting] = Counting, **chan
     options: dict[str, Any] = {
         "entry": "train_x", "command": "", "config": {}, "settings": {"rate": 1}, "output_url": str(folder),
         "num_steps": 7, "log_every_steps": 2, "validate_every_steps": 3, "save_every_steps": 3,
-        "num_checkpoints": 2, "saves_async": False, "peak_option": "training.rate",
+        "num_checkpoints": 2, "saves_async": False, "peak_option": "training.rate", "wandb_project": None,
     }  # fmt: skip
     run = TrainingRun(**(options | changes))
 

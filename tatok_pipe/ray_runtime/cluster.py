@@ -27,11 +27,13 @@ from tatok_pipe.runs.stop_signal import signals_held
 from tatok_pipe.storage.settings import ENVIRONMENT as STORAGE_SETTINGS
 
 # What workers on a cluster that somebody else started need to know of the command's environment: where the object
-# store is. Not who we are there: Ray shows a job's environment to whoever sees its dashboard, so credentials are
-# the nodes' own (or the submitter's explicit choice, with --runtime-env). Embedded workers inherit everything.
+# store is, and Weights & Biases. Not who we are there: Ray shows a job's environment to whoever sees its dashboard, so
+# credentials are the nodes' own (or the submitter's explicit choice, with --runtime-env). Embedded workers inherit
+# everything.
 _FORWARDED = (
     "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "AWS_REGION", "FSSPEC_S3_ENDPOINT_URL",
     "FSSPEC_S3_ANON", "FSSPEC_S3_REQUESTER_PAYS", "HF_ENDPOINT", "AZURE_STORAGE_ACCOUNT_NAME", STORAGE_SETTINGS,
+    "WANDB_BASE_URL", "WANDB_ENTITY", "WANDB_MODE",
 )  # fmt: skip
 
 

@@ -16,11 +16,11 @@ import ray.train
 import ray.train.collective
 from ray.train import CheckpointUploadMode, PreemptionInfo
 
-from tatok_pipe import storage
 from tatok_pipe.ray_runtime.checkpoints import Checkpoints
 from tatok_pipe.ray_runtime.metrics import TrainingMetrics
 from tatok_pipe.ray_runtime.training_log import TrainingLog
 from tatok_pipe.ray_runtime.training_task import Checkpoint, StoppedError, Training, TrainingRun, Worker
+from tatok_pipe.training.curves import open_curves
 from tatok_pipe.training.finite import NotFiniteError
 from tatok_pipe.training.settings import find_changes, show_changes
 
@@ -57,8 +57,11 @@ class TrainingLoop:
         if checkpoint is not None:
             self._resume(checkpoint)
         if self._metrics is not None:
-            url, first_step = storage.join(run.output_url, "tensorboard"), training.num_steps_done
-            self._log = TrainingLog(url, self._metrics, first_step=first_step, num_steps=run.num_steps)
+            first_step = training.num_steps_done
+            curves = open_curves(
+                run.output_url, first_step=first_step, config=run.config, wandb_project=run.wandb_project
+            )
+            self._log = TrainingLog(curves, self._metrics, first_step=first_step, num_steps=run.num_steps)
         made = ""
         if self._train(is_ahead=is_ahead):
             self._save(CheckpointUploadMode.SYNC)

@@ -33,6 +33,7 @@ class TrainingRun:
     num_checkpoints: int  # that are kept
     saves_async: bool  # the training goes on while a checkpoint is uploaded
     peak_option: str  # that of the learning rate, for advice
+    wandb_project: str | None  # of Weights & Biases, where the curves go too
 
 
 class StoppedError(Exception):

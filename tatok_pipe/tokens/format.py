@@ -28,7 +28,7 @@ from tatok_pipe.errors import RefusedError, UserError, has_outside_cause
 from tatok_pipe.images.shard_errors import UnusableShard
 from tatok_pipe.records import Quarantined, TokenRecord
 from tatok_pipe.tokens.digest import ContentDigest
-from tatok_pipe.tokens.invariants import check_record
+from tatok_pipe.tokens.invariants import check_record, check_table
 from tatok_pipe.tokens.shard_file import check_texts, open_shard
 from tatok_pipe.tokens.spec import FORMAT_VERSION, TokenSpec, quarantine_schema, token_schema
 from tatok_pipe.tokens.statistics import ShardStatistics, float32_toward_zero
@@ -90,6 +90,7 @@ class ShardWriter:
         self._digest = ContentDigest()
         self._schema = token_schema(spec)
         self._pending: list[TokenRecord] = []
+        self._pending_table = self._schema.empty_table()
         self._writer = pq.ParquetWriter(self.path, self._schema, **_PARQUET)
 
     def append(self, records: Sequence[TokenRecord]) -> None:
@@ -103,6 +104,17 @@ class ShardWriter:
         while len(self._pending) >= ROW_GROUP_ROWS:
             self._write(self._pending[:ROW_GROUP_ROWS])
             del self._pending[:ROW_GROUP_ROWS]
+
+    def append_table(self, table: pa.Table) -> None:
+        """`append` for rows as they were read, of which no records are made. A writer is given either."""
+        assert not self._pending
+        table = table.cast(self._schema)
+        check_table(table, self.spec)
+        self._digest.update_from_table(table)
+        self._pending_table = pa.concat_tables([self._pending_table, table])
+        while self._pending_table.num_rows >= ROW_GROUP_ROWS:
+            self._write_table(self._pending_table.slice(0, ROW_GROUP_ROWS))
+            self._pending_table = self._pending_table.slice(ROW_GROUP_ROWS)
 
     def add_quarantined(self, rows: Sequence[Quarantined]) -> None:
         """Count source samples that have no row here, for the statistics."""
@@ -118,6 +130,9 @@ class ShardWriter:
         if self._pending:
             self._write(self._pending)
             self._pending = []
+        if self._pending_table.num_rows:
+            self._write_table(self._pending_table)
+            self._pending_table = self._schema.empty_table()
         values = {
             "format_version": FORMAT_VERSION,
             **self.spec.to_json(),
@@ -149,7 +164,13 @@ class ShardWriter:
 
     def _write(self, records: list[TokenRecord]) -> None:
         self.statistics.update(records)
-        table = to_table(records, self._schema)
+        self._write_group(to_table(records, self._schema))
+
+    def _write_table(self, table: pa.Table) -> None:
+        self.statistics.update_from_table(table)
+        self._write_group(table.combine_chunks())  # how the rows came in leaves no trace
+
+    def _write_group(self, table: pa.Table) -> None:
         try:
             check_texts(table)
         except ValueError as error:

@@ -141,9 +141,9 @@ def read_table(url: str, joined: Joined, shard: str, columns: Sequence[str] | No
         raise BrokenColumns(url, file, error) from error
 
 
-def check_table(url: str, joined: Joined, shard: str) -> pa.Table:
-    """All of the file of a token shard. Raises BrokenColumns where it is missing, is not what was written by its
-    SHA-256, or has other columns."""
+def read_content(url: str, joined: Joined, shard: str) -> bytes:
+    """The file of a token shard. Raises BrokenColumns where it is missing, or is not what was written by its
+    SHA-256."""
     file = columns_file(shard, joined.tables[shard])
     try:
         content = storage.read_bytes(storage.join(url, file))
@@ -151,8 +151,14 @@ def check_table(url: str, joined: Joined, shard: str) -> pa.Table:
         raise BrokenColumns(url, file, "is not there") from None
     if mark_of(content) != joined.tables[shard]:
         raise BrokenColumns(url, file, "is not what was written, by its SHA-256")
-    table = pq.read_table(pa.BufferReader(content))
+    return content
+
+
+def check_table(url: str, joined: Joined, shard: str) -> pa.Table:
+    """All of the file of a token shard. Raises BrokenColumns as `read_content`, and where it has other columns."""
+    table = pq.read_table(pa.BufferReader(read_content(url, joined, shard)))
     if table.schema != pa.schema([pa.field(KEY, pa.string()), *joined.schema]):
+        file = columns_file(shard, joined.tables[shard])
         raise BrokenColumns(
             url, file, f"has columns {table.schema.names}, expected key and {joined.schema.names}"
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from tatok_pipe.config.options import config_dataclass, option
 
+_NOT_IN_PROJECTS = r"/\#?%:"  # as W&B has it
+
 
 @config_dataclass
 class CheckpointsConfig:
@@ -20,3 +22,15 @@ class CheckpointsConfig:
 @config_dataclass
 class LoggingConfig:
     every_steps: int = option(20, at_least=1, help="a line of losses and speed this often", unit="steps")
+    wandb_project: str | None = option(
+        None,
+        help="what tensorboard/ has also goes to this project of Weights & Biases (tatok_pipe[wandb]), as one run for "
+        "an output; WANDB_MODE=offline keeps it in wandb/ of the output, for `wandb sync`",
+    )
+
+    def __post_init__(self) -> None:
+        project = self.wandb_project
+        if project is not None and (not 0 < len(project) <= 128 or set(project) & set(_NOT_IN_PROJECTS)):
+            raise ValueError(
+                f"wandb_project={project}: expected a name of 1 to 128 characters, none of {_NOT_IN_PROJECTS}"
+            )

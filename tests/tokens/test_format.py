@@ -103,6 +103,40 @@ def test_bytes_do_not_depend_on_the_batches(
     assert str(datetime.date.today().year).encode() + b"-" not in expected
 
 
+@pytest.mark.parametrize("has_scores", [False, True])
+def test_rows_as_they_were_read_give_the_bytes_of_records(
+    tmp_path: Path, token_spec: TokenSpec, make_token_records: MakeRecords, has_scores: bool
+) -> None:
+    """However the tables are cut, and after rows were taken out of them."""
+    records = make_token_records(token_spec, ROW_GROUP_ROWS + 500)
+    if has_scores:
+        token_spec = dataclasses.replace(token_spec, encoding={"scores": True})
+        scores = np.linspace(0, 1, token_spec.num_patches).astype(np.float16)
+        records = [
+            dataclasses.replace(record, patch_score=scores)
+            for record in records
+            if record.patch_entropy is not None
+        ]
+    write(tmp_path / "x.parquet", token_spec, [records])
+    table = pq.read_table(tmp_path / "x.parquet")
+    stays = np.arange(len(records)) % 7 != 3
+    left = [record for record, each in zip(records, stays, strict=True) if each]
+    expected = write(tmp_path / "left.parquet", token_spec, [left])
+    for step in (100, ROW_GROUP_ROWS, len(records)):
+        with ShardWriter(tmp_path / "y.parquet", token_spec, SOURCE) as writer:
+            for start in range(0, len(records), step):
+                part = table.slice(start, step)
+                writer.append_table(part.filter(pa.array(stays[start : start + step])))
+        assert Path(tmp_path / "y.parquet").read_bytes() == expected
+    place = table.schema.get_field_index("num_tokens")
+    wrong = pa.array([1] * table.num_rows, pa.int32())
+    with (
+        pytest.raises(ValueError, match=f"row '{records[0].key}': num_tokens=1, expected"),
+        ShardWriter(tmp_path / "y.parquet", token_spec, SOURCE) as writer,
+    ):
+        writer.append_table(table.set_column(place, table.schema.field(place), wrong))
+
+
 def test_metadata_from_the_footer(
     tmp_path: Path, token_spec: TokenSpec, make_token_records: MakeRecords, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -21,7 +20,6 @@ from tatok_pipe.commands.edit_tokens.shard_threads import Written, edit_shards
 from tatok_pipe.commands.inspect_tokens.run import find_tokenizer
 from tatok_pipe.errors import EXIT_DONE, EXIT_FAILED_SHARDS, EXIT_INTERRUPTED, RefusedError, UserError
 from tatok_pipe.images.loose.image_list import LIST_FILE
-from tatok_pipe.records import TokenRecord
 from tatok_pipe.report.figures import count, describe_filter
 from tatok_pipe.runs.job import JobSummary
 from tatok_pipe.runs.progress_file import ProgressFile, was_cut_short
@@ -30,16 +28,18 @@ from tatok_pipe.storage.temporary import temporary_folder
 from tatok_pipe.tokenizer.dtf import Filter, keep_mask
 from tatok_pipe.tokens.checking.check import verify_shard_file
 from tatok_pipe.tokens.checking.repair import renew_summary
+from tatok_pipe.tokens.columns import list_lengths
 from tatok_pipe.tokens.commit import commit_shard, committed_shards
 from tatok_pipe.tokens.dataset import TokenDataset
 from tatok_pipe.tokens.dataset_file import create_or_check, read_dataset_file
 from tatok_pipe.tokens.editing.rewrite import write_changed
 from tatok_pipe.tokens.format import ShardWriter, read_quarantine, write_quarantine
 from tatok_pipe.tokens.index import refresh_index
-from tatok_pipe.tokens.joined import columns_file, read_joined, write_joined
-from tatok_pipe.tokens.layout import SUMMARY_FILE, data_url, quarantine_url
+from tatok_pipe.tokens.joined import columns_file, read_content, read_joined, write_joined
+from tatok_pipe.tokens.layout import COLUMNS_DIRECTORY, SUMMARY_FILE, data_url, quarantine_url
 from tatok_pipe.tokens.removed import read_removed, write_removed
 from tatok_pipe.tokens.spec import FilterSpec, TokenSpec
+from tatok_pipe.tokens.statistics import float32_toward_zero
 from tatok_pipe.tokens.versions import record_version
 
 logger = logging.getLogger("tatok_pipe.edit_tokens")
@@ -100,29 +100,59 @@ def filter_dataset(config: EditTokensConfig, output_url: str, summary: JobSummar
     return EXIT_DONE
 
 
-def filter_records(records: Sequence[TokenRecord], filter: Filter, num_patches: int) -> list[TokenRecord]:
-    """The rows as they would be by another filter of the same score. Raises ValueError naming the key of a row that
-    would keep a patch which it does not have any more."""
-    if not records:
-        return []
-    cost = torch.from_numpy(np.stack([record.patch_score for record in records]))  # type: ignore[arg-type] # (B, N)
-    keep = keep_mask(cost, filter).numpy()  # (B, N)
-    filtered = []
-    for record, kept in zip(records, keep, strict=True):
-        codes = np.full(num_patches, -1, np.int64)
-        codes[record.patch_positions] = record.patch_codes
-        if (codes[kept] < 0).any():
-            raise ValueError(f"row {record.key!r} would keep patches that were dropped when it was tokenized")
-        assert record.patch_entropy is not None
-        filtered.append(
-            replace(
-                record,
-                patch_codes=codes[kept],
-                patch_positions=np.flatnonzero(kept),
-                entropy_dropped=float(record.patch_entropy.astype(np.float64)[~kept].sum()),
-            )
-        )
-    return filtered
+def filter_table(table: pa.Table, filter: Filter, spec: TokenSpec) -> pa.Table:
+    """Rows in the columns of `token_schema` as they would be by another filter of the same score. Raises ValueError
+    naming the key of a row that would keep a patch which it does not have any more."""
+    if not table.num_rows:
+        return table
+    (batch,) = table.combine_chunks().to_batches()
+    shape = batch.num_rows, spec.num_patches
+    scores, nats = (
+        batch.column(name).flatten().to_numpy().reshape(shape) for name in ("patch_score", "patch_entropy")
+    )  # (B, N)
+    keep = keep_mask(torch.from_numpy(scores.copy()), filter).numpy()  # (B, N)
+    codes = _spread(batch, spec.num_patches)  # (B, N)
+    lost = (keep & (codes < 0)).any(axis=1)
+    if lost.any():
+        key = batch.column("key")[int(lost.argmax())].as_py()
+        raise ValueError(f"row {key!r} would keep patches that were dropped when it was tokenized")
+    num_kept = keep.sum(axis=1)  # (B,)
+    changed = {
+        "patch_codes": (codes[keep], num_kept),
+        "patch_positions": (np.nonzero(keep)[1], num_kept),
+    }
+    for name, (values, lengths) in changed.items():
+        table = _with_column(table, name, _to_lists(values, lengths, table.schema.field(name).type))
+    dropped = float32_toward_zero(_sums(nats.astype(np.float64)[~keep], spec.num_patches - num_kept))
+    table = _with_column(table, "entropy_dropped", pa.array(dropped))
+    return _with_column(table, "num_tokens", pa.array((spec.num_globals + num_kept).astype(np.int32)))
+
+
+def _spread(batch: pa.RecordBatch, num_patches: int) -> np.ndarray:
+    """The code of each patch, (B, N) int64; -1 where it was dropped."""
+    positions = batch.column("patch_positions").flatten().to_numpy()
+    rows = np.repeat(np.arange(batch.num_rows), list_lengths(batch.column("patch_codes")))
+    codes = np.full((batch.num_rows, num_patches), -1, np.int64)
+    codes[rows, positions] = batch.column("patch_codes").flatten().to_numpy()
+    return codes
+
+
+def _to_lists(values: np.ndarray, lengths: np.ndarray, data_type: pa.DataType) -> pa.Array:
+    """The `values` (sum of lengths,), end to end, as lists."""
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+    items = pa.array(values.astype(data_type.value_type.to_pandas_dtype()))
+    return pa.ListArray.from_arrays(offsets, items, type=data_type)
+
+
+def _sums(values: np.ndarray, lengths: np.ndarray) -> list[float]:
+    """Of each stretch of `values`, summed as tokenize_corpus sums it: in another order a last bit may differ."""
+    ends = np.cumsum(lengths)
+    return [float(values[end - length : end].sum()) for end, length in zip(ends, lengths, strict=True)]
+
+
+def _with_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    place = table.schema.get_field_index(name)
+    return table.set_column(place, table.schema.field(name), values)
 
 
 def _filtered_spec(config: EditTokensConfig, dataset: TokenDataset, output_url: str) -> TokenSpec:
@@ -169,10 +199,12 @@ def _take_along(dataset: TokenDataset, output_url: str) -> None:
     if removed.hashes and read_removed(output_url) != removed:
         write_removed(output_url, removed)
     joined = read_joined(dataset.url)
+    there = storage.list_files(storage.join(output_url, COLUMNS_DIRECTORY))
     for name, mark in joined.tables.items():
         file = columns_file(name, mark)
-        content = storage.read_bytes(storage.join(dataset.url, file))
-        storage.publish_bytes(content, storage.join(output_url, file), exclusive=True)
+        if file.removeprefix(f"{COLUMNS_DIRECTORY}/") not in there:
+            content = read_content(dataset.url, joined, name)
+            storage.publish_bytes(content, storage.join(output_url, file), exclusive=True)
     if joined.types:
         write_joined(output_url, joined)
     parts = storage.join(dataset.url, LIST_FILE)
@@ -188,9 +220,9 @@ def _filter_shard(dataset: TokenDataset, name: str, output_url: str, spec: Token
     spec = replace(metadata.spec, dtf=spec.dtf)
     filter = Filter(**asdict(spec.dtf))
 
-    def change(records: list[TokenRecord]) -> list[TokenRecord]:
+    def change(table: pa.Table) -> pa.Table:
         try:
-            return filter_records(records, filter, spec.num_patches)
+            return filter_table(table, filter, spec)
         except ValueError as error:
             raise UserError(
                 f"{storage.redact(data_url(dataset.url, name))}: {error}; give a filter that keeps fewer, or "

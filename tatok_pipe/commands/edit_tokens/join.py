@@ -23,6 +23,7 @@ from tatok_pipe.runs.job import JobSummary
 from tatok_pipe.runs.lease import hold_output
 from tatok_pipe.runs.progress_file import ProgressFile
 from tatok_pipe.runs.stop_signal import StopSignal
+from tatok_pipe.tokens.checking.verify import TEMPORARY_NAME
 from tatok_pipe.tokens.dataset_file import read_dataset_file
 from tatok_pipe.tokens.editing.join import (
     JoinCheck,
@@ -34,8 +35,8 @@ from tatok_pipe.tokens.editing.join import (
     write_side_table,
 )
 from tatok_pipe.tokens.index import refresh_index
-from tatok_pipe.tokens.joined import FILE_NAME, Joined, read_joined, read_table, write_joined
-from tatok_pipe.tokens.layout import COLUMNS_DIRECTORY
+from tatok_pipe.tokens.joined import FILE_NAME, Joined, read_joined, write_joined
+from tatok_pipe.tokens.layout import COLUMNS_DIRECTORY, COLUMNS_FILE
 from tatok_pipe.tokens.removed import Removed
 from tatok_pipe.tokens.spec import token_schema
 from tatok_pipe.tokens.versions import record_version
@@ -165,20 +166,21 @@ class _Join:
 def prune_joined(url: str, removed: Removed) -> None:
     """Take what was removed out of the joined columns of the dataset at `url`, too."""
     joined = read_joined(url)
-    tables: dict[str, str] = {}
-    for name in joined.tables:
-        table = read_table(url, joined, name)
-        assert table is not None
-        tables[name] = prune_side_table(url, joined, name, table, removed)
+    tables = {name: prune_side_table(url, joined, name, removed) for name in joined.tables}
     if tables != joined.tables:
         write_joined(url, Joined(joined.types, tables))
     remove_unused(url)
 
 
 def remove_unused(url: str) -> None:
-    """Remove the files of joined columns that `_columns.json` does not name. No other edit may be at work."""
+    """Remove the files of joined columns that `_columns.json` does not name, and what a killed edit left of files that
+    it was writing. No other edit may be at work."""
     tables = read_joined(url).tables
     for file in storage.list_files(storage.join(url, COLUMNS_DIRECTORY)):
         match = FILE_NAME.fullmatch(file)
-        if match and tables.get(match[1]) != match[2]:
+        if TEMPORARY_NAME.fullmatch(file) or (match and tables.get(match[1]) != match[2]):
             storage.remove(storage.join(url, f"{COLUMNS_DIRECTORY}/{file}"))
+    for file in storage.list_files(url):
+        match = TEMPORARY_NAME.fullmatch(file)
+        if match and match[1] == COLUMNS_FILE:
+            storage.remove(storage.join(url, file))

@@ -132,6 +132,9 @@ class _Edit:
         url, spec, request = self._url, self._spec, self._request
         names = [match.name for match in self._matches]
         remove_leftovers(url, names)
+        if self._removed.hashes:
+            # Of an edit that was killed when its rows were gone: they are no version with their joined columns.
+            prune_joined(url, self._removed)
         if not any(match.num_pending for match in self._matches):
             record_version(url, self._index, by=COMMAND)  # what it was before
         new = frozenset[bytes]().union(*(match.hashes for match in self._matches))

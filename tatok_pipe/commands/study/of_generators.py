@@ -71,6 +71,7 @@ def _begin_training(workshop: Workshop) -> GeneratorTraining:
         entry="study", command="", config=to_dict(load_config(TrainArConfig, words, prog="", description="")),
         settings={}, output_url="", num_steps=_STEPS_BEFORE + settings["timed_steps"], log_every_steps=1,
         validate_every_steps=None, save_every_steps=1, num_checkpoints=1, saves_async=False, peak_option="",
+        wandb_project=None,
         tokens=dataset.spec.to_json(), dataset=data.to_json(), sources=data.sources(), mixing=data.mixing,
         unigram_nats=dataset.unigram_nats, elements_per_sequence=dataset.num_elements / dataset.num_sequences,
         untrained_classes=[],

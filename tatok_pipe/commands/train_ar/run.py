@@ -35,6 +35,7 @@ from tatok_pipe.tokens.spec import TokenSpec
 from tatok_pipe.tokens.summary import tell_unfinished
 from tatok_pipe.training.checkpoint_folder import newest_manifest
 from tatok_pipe.training.settings import check_changes, flatten
+from tatok_pipe.training.weights_and_biases import check_wandb
 
 logger = logging.getLogger("tatok_pipe.train_ar")
 
@@ -54,6 +55,7 @@ def run(config: TrainArConfig, *, argv: list[str], summary: JobSummary) -> int:
     Raises UserError for what it cannot be given.
     """
     storage.configure(config.storage)
+    check_wandb(config.logging.wandb_project)
     check_ray_can_start()
     output_url = storage.canonical_url(config.output.url)
     earlier = newest_manifest(storage.join(output_url, "checkpoints"))
@@ -88,6 +90,7 @@ def run(config: TrainArConfig, *, argv: list[str], summary: JobSummary) -> int:
         validate_every_steps=config.validation.every_steps if split.has_held_out else None,
         save_every_steps=config.checkpoints.every_steps, num_checkpoints=config.checkpoints.keep,
         saves_async=config.checkpoints.upload == "async", peak_option="training.schedule.peak",
+        wandb_project=config.logging.wandb_project,
         tokens=dataset.spec.to_json(), dataset=dataset.to_json(),
         sources=dataset.sources([storage.canonical_url(url) for url in config.input.all_condition_urls]),
         mixing=dataset.mixing,

@@ -26,6 +26,7 @@ from tatok_pipe.tokenizer.training_cost import estimate_training_cost
 from tatok_pipe.tokenizer.training_options import STAGES, TrainingConfig
 from tatok_pipe.training.checkpoint_folder import newest_manifest
 from tatok_pipe.training.settings import check_changes, flatten
+from tatok_pipe.training.weights_and_biases import check_wandb
 
 logger = logging.getLogger("tatok_pipe.train_tokenizer")
 
@@ -38,6 +39,7 @@ def run(config: TrainTokenizerConfig, *, argv: list[str], summary: JobSummary) -
     Raises UserError for what it cannot be given.
     """
     storage.configure(config.storage)
+    check_wandb(config.logging.wandb_project)
     check_ray_can_start()
     for key, value in (
         ("input.shards", config.input.shards),
@@ -67,7 +69,7 @@ def run(config: TrainTokenizerConfig, *, argv: list[str], summary: JobSummary) -
         output_url=output_url, num_steps=config.training.num_steps, log_every_steps=config.logging.every_steps,
         validate_every_steps=config.validation.every_steps, save_every_steps=config.checkpoints.every_steps,
         num_checkpoints=config.checkpoints.keep, saves_async=config.checkpoints.upload == "async",
-        peak_option="training.learning_rate",
+        peak_option="training.learning_rate", wandb_project=config.logging.wandb_project,
         train_shards=train_shards, held_out_shards=held_out,
     )  # fmt: skip
     _check_earlier(run)

@@ -28,6 +28,7 @@ from tatok_pipe.tokens.joined import (
     kept_type,
     mark_of,
     read_columns,
+    read_table,
     to_file,
 )
 from tatok_pipe.tokens.layout import data_url
@@ -229,12 +230,21 @@ def write_side_table(
     return _publish(url, shard, pa.table({KEY: array, **columns}))
 
 
-def prune_side_table(url: str, joined: Joined, shard: str, table: pa.Table, removed: Removed) -> str:
-    """Publish the file of a token shard, whose content is `table`, without the keys that were removed; its mark."""
-    gone = removed.find(shard, table[KEY].to_pylist())
+def prune_side_table(url: str, joined: Joined, shard: str, removed: Removed) -> str:
+    """Publish the file of a token shard without the keys that were removed; its mark. Where none of them was, that is
+    as it is, and only its keys are read."""
+    gone = removed.find(shard, _read_joined_table(url, joined, shard, [])[KEY].to_pylist())
     if not gone.any():
         return joined.tables[shard]
-    return _publish(url, shard, table.filter(pa.array(~gone)))
+    return _publish(url, shard, _read_joined_table(url, joined, shard).filter(pa.array(~gone)))
+
+
+def _read_joined_table(
+    url: str, joined: Joined, shard: str, columns: Sequence[str] | None = None
+) -> pa.Table:
+    table = read_table(url, joined, shard, columns)
+    assert table is not None, shard
+    return table
 
 
 def _publish(url: str, shard: str, table: pa.Table) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from tatok_pipe import storage
-from tatok_pipe.records import Quarantined, TokenRecord
+from tatok_pipe.records import Quarantined
 from tatok_pipe.runs.lease import LEASE
 from tatok_pipe.runs.progress_file import PROGRESS_FILE
 from tatok_pipe.storage.temporary import temporary_folder
@@ -27,7 +27,7 @@ from tatok_pipe.tokens.checking.check import (
     verify_written,
 )
 from tatok_pipe.tokens.checking.verify import TEMPORARY_NAME
-from tatok_pipe.tokens.format import ShardWriter, to_records, write_quarantine
+from tatok_pipe.tokens.format import ShardWriter, write_quarantine
 from tatok_pipe.tokens.layout import (
     DATA_DIRECTORY,
     INDEX_FILE,
@@ -72,7 +72,7 @@ def rewrite_shard(url: str, name: str, spec: TokenSpec, removed: Removed) -> Rew
         write_changed(
             writer,
             content,
-            lambda records: [record for record in records if not removed.has(name, record.key)],
+            lambda table: table.filter(pa.array(~removed.find(name, table["key"].to_pylist()))),
             quarantined=bad,
         )
         storage.publish_file(path, data_url(url, name), exclusive=False)
@@ -95,7 +95,7 @@ def rewrite_shard(url: str, name: str, spec: TokenSpec, removed: Removed) -> Rew
 def write_changed(
     writer: ShardWriter,
     content: pa.Buffer,
-    change: Callable[[list[TokenRecord]], list[TokenRecord]],
+    change: Callable[[pa.Table], pa.Table],
     *,
     quarantined: Sequence[Quarantined],
 ) -> None:
@@ -105,7 +105,7 @@ def write_changed(
     with pa.BufferReader(content) as source, writer:
         file = ShardFile(source)
         for group in range(file.num_row_groups):
-            writer.append(change(to_records(file.read([group]))))
+            writer.append_table(change(file.read([group])))
         writer.add_quarantined(quarantined)
     verify_written(writer)
 
