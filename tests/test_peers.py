@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,13 +37,23 @@ def run_side(name: str, corpus: peers_bench.Corpus, output: Path) -> Tokens:
     return peers_bench.read_tokens(output)
 
 
+def peers() -> list[Any]:
+    """Names, those skipped for which no Python is named."""
+    return [
+        pytest.param(
+            name,
+            marks=pytest.mark.skipif(
+                peer.python is None, reason=f"{peer.program.python} names no Python that has {name}"
+            ),
+        )
+        for name, peer in peers_bench.PEERS["model"].items()
+    ]
+
+
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("name", peers_bench.PEERS["model"])
+@pytest.mark.parametrize("name", peers())
 def test_a_peer_has_our_tokens(name: str, corpus: peers_bench.Corpus, ours: Tokens, tmp_path: Path) -> None:
-    peer = peers_bench.PEERS["model"][name]
-    if peer.python is None:
-        pytest.skip(f"{peer.program.python} names no Python that has {name}")
     peers_bench.check_equal(name, run_side(name, corpus, tmp_path / "out"), ours)
 
 
