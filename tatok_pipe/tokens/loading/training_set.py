@@ -92,8 +92,8 @@ def read_training_set(
     condition = read_condition(url, spec, where, option=where_option)
     if condition is not None and condition.joined_digest not in ("", chosen.columns):
         raise UserError(
-            f"{where_option}={where}: {storage.redact(url)} has other joined columns now than {chosen} had; give the version "
-            "that is there now, or a condition on other columns"
+            f"{where_option}={where}: {storage.redact(url)} has other joined columns now than {chosen} had; give the "
+            "version that is there now, or a condition on other columns"
         )
     rows = index.table["num_rows"].to_pylist()
     shards = [
@@ -114,7 +114,8 @@ def read_training_set(
 
 def count_chosen(dataset: TrainingSet, *, where_option: str = "where") -> TrainingSet:
     """The dataset with the rows counted that its condition is true of; as it is where it has none. Reads the columns
-    that it names of all shards. `where_option` is what the user calls it. Raises UserError where it is true of no row, or a shard cannot be read."""
+    that it names of all shards. `where_option` is what the user calls it. Raises UserError where it is true of no row,
+    or a shard cannot be read."""
     condition = read_condition(dataset.url, dataset.spec, dataset.where)
     if condition is None:
         return dataset
