@@ -75,7 +75,8 @@ clean: ## remove the environment, caches and build output (never datasets or run
 
 # torch first, alone and by its exact version: pip then takes the build this machine's index offers (CPU or CUDA),
 # and nothing that follows replaces it.
-$(INSTALLED): pyproject.toml constraints.txt
+# A link to the .venv of another checkout stays as it is: what is installed into it would be this one's package there.
+$(INSTALLED): $(if $(shell test -L $(VENV) && echo linked),,pyproject.toml constraints.txt)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "needs Python >= 3.11: make PYTHON=python3.11")'
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): some minutes the first time"

@@ -212,6 +212,10 @@ def test_what_is_refused(url: str, tmp_path: Path) -> None:
         main, [*asked, f"output.url={tmp_path}/mine"], r"holds other files \(first thesis.tex\)", code=3
     )
     assert_told(main, [*asked, f"output.url={url}"], "is input.url")
+    assert_told(main, [*asked, f"output.url={url}/data"], "/data: is inside input.url=")
+    assert_told(
+        main, [*asked, f"output.url={tmp_path}/x", "remove.keys=a"], "is for filter and export; remove"
+    )
     assert_told(main, asked, "export=mds: expected output.url with it")
     assert_told(main, [*asked, f"output.url={tmp_path}/x", "filter.rule=none"], "and no filter")
     assert export(url, "mds", tmp_path / "out") == EXIT_DONE

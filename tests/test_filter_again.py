@@ -236,7 +236,7 @@ def test_a_mistake_is_one_line(
             "its rows hold no scores of their patches; tokenize with record.scores=true",
         ),
         (["filter.target_tokens=20"], "^filter: expected output.url with it"),
-        ([out, "remove.keys=a"], "is for filter alone; remove changes input.url itself"),
+        ([out, "remove.keys=a"], "is for filter and export; remove changes input.url itself"),
         (
             [out, "filter.score=entropy"],
             "filter.score=entropy: .* holds scores by gain; give filter.score=gain",
@@ -244,6 +244,7 @@ def test_a_mistake_is_one_line(
         ([out, "filter.target_tokens=9999"], "filter.target_tokens=9999.0: kept patches on average"),
         ([out, "filter.rule=top_k", "filter.value=2.5"], "filter.value=2.5: top_k expects a whole number"),
         ([f"output.url={whole['gain']}"], r"is input.url; give another one"),
+        ([f"output.url={whole['gain']}/80"], r"/80: is inside input.url=.*, a dataset"),
         ([out, "tokenizer.checkpoint=packaged"], "tokens were made by tokenizer"),
     ):
         argv = [f"input.url={whole['gain']}", made_by, *given]

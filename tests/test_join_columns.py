@@ -117,6 +117,7 @@ def test_columns_come_one_after_the_other(url: str, table: str, tmp_path: Path) 
         ({"key": KEYS, "many": [[["a"]]] * NUM_ROWS}, (), r"is list<.*>, which is not kept"),
         ({"key": KEYS}, (), r"has no column but key"),
         ({"id": KEYS, "x": KEYS}, (), r"join\.key=key: .* has 0 such columns; it has id, x"),
+        ({"key": KEYS, "x": KEYS}, ("join.columns=[x,x]",), r"join\.columns=\[x, x\]: names a column twice"),
         ({"key": KEYS, "x": KEYS}, ("join.columns=[y]",), r"join\.columns=y: .* has 0 such columns; it has key, x"),
         ({"key": [*KEYS[:-1], KEYS[0]], "x": KEYS}, (), rf"1 keys come more than once, first '{KEYS[0]}'"),
         ({"key": [*KEYS[:-1], None], "x": KEYS}, (), r"1 rows have no key"),
@@ -137,8 +138,10 @@ def test_what_cannot_be_joined(
 def test_what_is_no_table(url: str, tmp_path: Path) -> None:
     (tmp_path / "text.parquet").write_text("key,score")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "scores.csv").write_text("key,score")
     for given, message in (
-        ("text.parquet", "cannot be read"), ("absent.parquet", "not found"), ("empty", "no Parquet file there")
+        ("text.parquet", "cannot be read"), ("absent.parquet", "not found"), ("empty", "no Parquet file there"),
+        ("scores.csv", "no Parquet file there; expected one, or a folder of them"),
     ):  # fmt: skip
         assert_told(main, [f"input.url={url}", f"join.table={tmp_path}/{given}"], message)
 

@@ -20,6 +20,7 @@ from tatok_pipe import pack_images
 from tatok_pipe.commands.pack_images.shard_packer import PackJob, ShardPacker
 from tatok_pipe.encoding.image_input import ListPlace, class_names_of, find_image_shards
 from tatok_pipe.errors import RefusedError
+from tatok_pipe.images.formats.table import NAMES
 from tatok_pipe.images.limits import DEFAULT_LIMITS
 from tatok_pipe.images.source import open_samples, shard_info
 from tatok_pipe.records import ImageSample, Quarantined
@@ -146,6 +147,15 @@ def test_parquet_has_images_and_names_as_datasets_writes_them(photos: ShardFile,
     row = datasets.Dataset.from_parquet(str(path), features=features, cache_dir=str(tmp_path / "cache"))[0]
     assert row["image"].size == Image.open(io.BytesIO(pq.read_table(path)["image"][0]["bytes"].as_py())).size
     assert features["label"].int2str(row["label"]) == "beagle"
+
+
+@pytest.mark.parametrize("layout", ["webdataset", "parquet"])
+def test_images_of_every_format_are_packed_and_found_again(tmp_path: Path, layout: str) -> None:
+    image = Image.open(io.BytesIO(crop_members(1)[0][1])).convert("RGB")
+    images = {name: encode(image, name) for name in NAMES}
+    write_shard(tmp_path / "in.tar", [(f"{name}.png", data) for name, data in images.items()])
+    packed = read(str(pack(str(tmp_path / "in.tar"), tmp_path / "out", layout)))
+    assert {each.key: each.image for each in packed if isinstance(each, ImageSample)} == images
 
 
 def test_what_is_no_image_is_quarantined(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ import pytest
 from tatok_pipe import storage
 from tatok_pipe.errors import EXIT_DONE, EXIT_FAILED_SHARDS, EXIT_INTERRUPTED, UserError
 from tatok_pipe.inspect_tokens import main as inspect_tokens
+from tatok_pipe.report.progress_page import render_progress
 from tatok_pipe.runs.job import job_summary
 from tatok_pipe.runs.log_format import log_to_file
 from tatok_pipe.runs.progress import RunState
@@ -189,6 +190,18 @@ def test_watching_a_run_that_died_or_failed(tmp_path: Path, capsys: pytest.Captu
     assert watch(str(tmp_path)) == EXIT_FAILED_SHARDS
     failed, died = capsys.readouterr().out.splitlines()
     assert failed.startswith("failed (exit code 1)") and died.startswith("seems to have died: process")
+
+
+def test_a_run_that_counts_no_tokens_tells_of_none(tmp_path: Path) -> None:
+    for number, tokens in ((0, 0), (1, 30_000)):
+        url = str(tmp_path / str(number))
+        file = begin(url)
+        file.show(replace(STATE, num_tokens=tokens))
+        file.close("done", 0)
+        page = render_progress(
+            told_by(url, lambda progress: progress.status == "done"), url=url, told="", is_over=True
+        )
+        assert ("tokens/image" in page) == bool(tokens) and "600, 20.0 images/s" in page
 
 
 def test_what_cannot_be_watched(tmp_path: Path) -> None:

@@ -67,7 +67,9 @@ def test_progress_tells_rate_and_time_left() -> None:
     line = progress_line(replace(state, num_failed=1, num_actors=3, num_actors_wanted=4))
     assert line.startswith("1/6 shards, 1 failed, 300 images") and "3 of 4 actors" in line
     nothing = replace(state, num_done=0, num_images=0, num_tokens=0, num_quarantined=0, share=0.0)
-    assert progress_line(nothing).endswith("0.0 tokens/image, 0 quarantined, ? left")
+    assert progress_line(nothing).endswith("0 images, 0.0 images/s, 0 quarantined, ? left")
+    untold = progress_line(replace(state, num_tokens=0), has_quarantine=False)
+    assert untold == "1/6 shards, 300 images, 30.0 images/s, 30 s left"
     line = progress_line(state, row_name="crop")
     assert line == "1/6 shards, 300 crops, 30.0 crops/s, 40.0 tokens/crop, 2 quarantined, 30 s left"
     assert [format_duration(s) for s in (0.4, 59.6, 61, 3725)] == [

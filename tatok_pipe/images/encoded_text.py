@@ -9,14 +9,15 @@ from __future__ import annotations
 import binascii
 import re
 
+from tatok_pipe.images.formats.table import FORMATS, UNREAD_FORMATS
+
 NOTICE = "the images are base64 text or data: URIs: decoded"
 _DATA_URI = re.compile(rb"\s*data:image/[^,]{0,200};base64,", re.IGNORECASE)
 _BASE64 = re.compile(rb"\s*[A-Za-z0-9+/_-]{16}")
 _FROM_URL_SAFE = bytes.maketrans(b"-_", b"+/")
-# What JPEG, PNG, GIF, WebP, BMP, TIFF, AVIF and HEIF, JPEG 2000 and JPEG XL begin with.
+# Formats that are not read are told by their names then; ISO media files by the word that all of them have.
 _IMAGE = re.compile(
-    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF.{4}WEBP|BM.{4}\0\0\0\0|II[*+]\0|MM\0[*+]"
-    rb"|.{4}ftyp|.{4}jP  |.{4}JXL |\xff\x0a",
+    b"|".join([*(each.begins for each in (*FORMATS, *UNREAD_FORMATS) if each.begins), rb".{4}ftyp"]),
     re.DOTALL,
 )
 

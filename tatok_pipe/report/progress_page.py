@@ -72,7 +72,7 @@ def _facts(progress: Progress) -> list[tuple[str, str]]:
     facts = [
         ("shards", f"{progress.shards_done} of {progress.shards_planned}{failed}"),
         (f"{name}s", f"{progress.images}, {progress.images_per_s:.1f} {name}s/s"),
-        (f"tokens/{name}", f"{progress.tokens_per_image:.1f}"),
+        *([(f"tokens/{name}", f"{progress.tokens_per_image:.1f}")] if progress.tokens else []),
         ("quarantined", str(progress.quarantined)),
     ]
     if progress.actors_wanted:

@@ -60,10 +60,11 @@ def progress_line(state: RunState, *, has_quarantine: bool = True, row_name: str
     )
     quarantined = f"{state.num_quarantined} quarantined" if has_quarantine else ""
     quarantined = f"{(quarantined + actors).removeprefix(', ')}, " if quarantined + actors else ""
+    # Packing images and joining columns count none.
+    tokens = f"{state.tokens_per_image:.1f} tokens/{row_name}, " if state.num_tokens else ""
     return (
         f"{state.num_done}/{state.num_shards} shards{failed}, {state.num_images} {row_name}s, "
-        f"{state.images_per_s:.1f} {row_name}s/s, {state.tokens_per_image:.1f} tokens/{row_name}, "
-        f"{quarantined}{format_duration(state.left_s)} left"
+        f"{state.images_per_s:.1f} {row_name}s/s, {tokens}{quarantined}{format_duration(state.left_s)} left"
     )
 
 

@@ -380,8 +380,9 @@ def test_decoder_version_names_the_libraries():
     torch_version = torch.__version__.split("+")[0]
     avif_version = features.version_module("avif")
     jpeg = f"simplejpeg-{simplejpeg.__version__}"
-    expected = f"pillow-{PIL.__version__}/{jpeg}/avif-{avif_version}/torch-{torch_version}/box-bicubic-4"
-    assert decoder_version() == expected
+    expected = f"pillow-{PIL.__version__}/{jpeg}/avif-{avif_version}/torch-{torch_version}/box-bicubic"
+    libraries, _, number = decoder_version().rpartition("-")
+    assert libraries == expected and int(number) >= 4
 
 
 @pytest.mark.parametrize("fields", [{"image_size": 0}, {"max_pixels": 0}, {"max_pixels": 10**9}])

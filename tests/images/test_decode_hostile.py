@@ -22,6 +22,8 @@ from tatok_pipe.images.formats import png
 from tatok_pipe.images.formats.table import NAMES
 from tatok_pipe.images.options import PreprocessConfig
 
+from ..image_files.all import all_cases
+
 CONFIG = PreprocessConfig(image_size=16)
 ERRORS = {
     "EmptyFile",
@@ -34,6 +36,7 @@ ERRORS = {
     "TooManyBytes",
     "OutOfMemory",
 }
+Image.init()  # SAVE has all of its formats from then on
 OPTIONS = {"WEBP": {"lossless": True}, "JPEG": {"quality": 90}, "TIFF": {"compression": "tiff_lzw"}}
 
 
@@ -45,6 +48,8 @@ def encode(image: Image.Image, format: str, **options) -> bytes:
 
 @cache
 def valid(format: str) -> bytes:
+    if format not in Image.SAVE:
+        return next(case.data for case in all_cases() if case.format == format)
     noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     return encode(Image.fromarray(noise), format, **OPTIONS.get(format, {}))
 

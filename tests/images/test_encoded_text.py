@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tatok_pipe.images.encoded_text import decode_text
+from tatok_pipe.images.formats.table import NAMES
 
 
 def picture(format: str) -> bytes:
@@ -18,7 +19,7 @@ def picture(format: str) -> bytes:
     return out.getvalue()
 
 
-PICTURES = [picture(format) for format in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")]
+PICTURES = [*map(picture, NAMES), b"<svg xmlns='http://www.w3.org/2000/svg'></svg>"]
 
 
 @pytest.mark.parametrize("image", PICTURES)

@@ -79,6 +79,7 @@ def test_what_is_no_mix_is_told() -> None:
         ([3, 0], r"weights=\[3, 0\]: expected more than 0 each"),
         ([3, -1], r"weights=\[3, -1\]: expected more than 0 each"),
         ([3, math.inf], "expected more than 0 each"),
+        ([1e-300, 1e300], r"=\[1e-300, 1e\+300\]: expected none more than 1e\+12 times another"),
         ([3, 1, 1], r"weights=\[3, 1, 1\]: expected 2 weights, one for each dataset"),
     ):
         with pytest.raises(ValueError, match=told):

@@ -332,9 +332,7 @@ def test_what_cannot_be_mixed_is_told(
     with pytest.raises(ValueError, match="epochs=1 with 2 datasets: expected none"):
         TokenLoader([url, other_url], epochs=1)
     for version in (1, [None]):
-        with pytest.raises(
-            ValueError, match="with 2 datasets: expected at least one dataset, and a version of each"
-        ):
+        with pytest.raises(ValueError, match="with 2 datasets: expected a version of each"):
             TokenLoader([url, other_url], version=version)
     with pytest.raises(UserError, match="has no version 7"):
         TokenLoader([url, other_url], version=[None, 7])
@@ -353,6 +351,31 @@ def test_what_cannot_be_mixed_is_told(
     Path(other_url, "data/s1.parquet").unlink()  # another version
     with pytest.raises(UserError, match="another stream"):
         TokenLoader([url, other_url], **SETTINGS, weights=[3, 1]).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"rows_per_step": 2.5}, "^rows_per_step=2.5: expected a whole number"),
+        ({"rows_per_step": "2"}, "^rows_per_step='2': expected a whole number"),
+        ({"seed": "0"}, "^seed='0': expected a whole number"),
+        ({"version": "1"}, "^version of .*tokens='1': expected a whole number"),
+        ({"weight_changes": {"5": [1]}}, "^weight_changes at step '5'='5': expected a whole number"),
+    ],
+)
+def test_numbers_of_another_kind_are_told_at_once(url: str, given: dict[str, Any], told: str) -> None:
+    with pytest.raises(TypeError, match=told):
+        TokenLoader(url, **given)
+
+
+def test_a_condition_that_no_row_has_is_told(url: str) -> None:
+    loader = TokenLoader(url, where="label = 77", rows_per_step=np.int64(2))
+    with pytest.raises(
+        UserError, match=r"in this split and has label = 77; change where, or held_out_share=0.0, or"
+    ):
+        next(iter(loader))
+    with pytest.raises(ValueError, match=r"url=\[\]: expected at least one dataset"):
+        TokenLoader([])
 
 
 def test_under_workers_an_epoch_is_the_same_steps_in_order(url: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -96,3 +97,37 @@ def test_anything_else_is_told_in_one_line(text: str, told: str) -> None:
     with pytest.raises(ValueError, match=told) as caught:
         parse_where(text, SCHEMA)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("type", "values"),
+    [
+        ("int64", [2**53, 2**53 + 1, -(2**63), 2**63 - 1]),
+        ("uint64", [2**53, 2**53 + 1, 2**64 - 2, 2**64 - 1]),
+        ("float16", [0.5, 0.1, 2.5, -3.5, 65504.0]),
+        ("float32", [0.5, 1.5, 2.5, -3.5]),
+        ("bool", [False, True]),
+    ],
+)
+def test_every_value_of_a_joined_column_is_its_own(type: str, values: list[Any]) -> None:
+    column = np.array(values, np.float16) if type == "float16" else pa.array(values, pa.type_for_alias(type))
+    table = pa.table({"x": column})
+    for number, value in enumerate(values):
+        text = str(int(value)) if type == "bool" else str(value)
+        assert parse_where(f"x = {text}", table.schema).rows(table).tolist() == [number]
+        assert parse_where(f"x in ({text})", table.schema).rows(table).tolist() == [number]
+        larger = [place for place, each in enumerate(values) if each > value]
+        assert parse_where(f"x > {text}", table.schema).rows(table).tolist() == larger
+
+
+def test_what_truth_values_and_whole_numbers_are_told() -> None:
+    schema = pa.schema([("good", pa.bool_()), ("id", pa.uint64())])
+    for text, told in (
+        ("good = true", "good is 0 or 1, not true"),
+        ("good = 2", "good is 0 or 1, not 2"),
+        ("id = 18446744073709551616", "id is a whole number of 64 bits"),
+        ("id = 1e999999", "id is a whole number of 64 bits"),
+        ("id = 1e-999999", "id is a whole number of 64 bits"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            parse_where(text, schema)

@@ -9,6 +9,7 @@ from typing import Any
 from tatok_pipe import storage
 from tatok_pipe.commands.edit_tokens.finished import check_finished
 from tatok_pipe.commands.edit_tokens.options import EditTokensConfig
+from tatok_pipe.commands.edit_tokens.places import check_apart
 from tatok_pipe.commands.edit_tokens.shard_threads import Written, edit_shards
 from tatok_pipe.errors import EXIT_DONE, EXIT_INTERRUPTED, RefusedError, UserError
 from tatok_pipe.report.figures import count
@@ -30,8 +31,7 @@ _FORMAT = 1
 def export_dataset(config: EditTokensConfig, format: str, output_url: str, summary: JobSummary) -> int:
     """Exit code. Raises UserError for what it cannot be given."""
     dataset, exporter = TokenDataset(config.input.url), EXPORTERS[format]
-    if storage.canonical_url(output_url) == storage.canonical_url(dataset.url):
-        raise UserError(f"output.url={storage.redact(output_url)}: is input.url; give another one")
+    check_apart(dataset.url, output_url)
     check_finished(dataset.url, dataset.shards)
     shown = storage.redact(output_url)
     told = f"{count(len(dataset.shards), 'token shard')} of {storage.redact(dataset.url)}, {dataset.version}"

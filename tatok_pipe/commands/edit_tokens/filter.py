@@ -16,6 +16,7 @@ import torch
 from tatok_pipe import storage
 from tatok_pipe.commands.edit_tokens.finished import check_finished
 from tatok_pipe.commands.edit_tokens.options import EditTokensConfig
+from tatok_pipe.commands.edit_tokens.places import check_apart
 from tatok_pipe.commands.edit_tokens.shard_threads import Written, edit_shards
 from tatok_pipe.commands.inspect_tokens.run import find_tokenizer
 from tatok_pipe.errors import EXIT_DONE, EXIT_FAILED_SHARDS, EXIT_INTERRUPTED, RefusedError, UserError
@@ -93,10 +94,8 @@ def filter_dataset(config: EditTokensConfig, output_url: str, summary: JobSummar
     version = record_version(output_url, index, by="edit_tokens")
     statistics = index.statistics
     summary.add({"dataset_images": statistics.num_images, "dataset_version": version.number})
-    logger.info(
-        "%s: %s, %.1f tokens/%s; %s", shown, count(statistics.num_images, spec.row_name), statistics.mean_tokens,
-        spec.row_name, version,
-    )  # fmt: skip
+    mean = f", {statistics.mean_tokens:.1f} tokens/{spec.row_name}" if statistics.num_images else ""
+    logger.info("%s: %s%s; %s", shown, count(statistics.num_images, spec.row_name), mean, version)
     return EXIT_DONE
 
 
@@ -158,8 +157,7 @@ def _with_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
 def _filtered_spec(config: EditTokensConfig, dataset: TokenDataset, output_url: str) -> TokenSpec:
     """What the rows will be. Raises UserError where they cannot be had from the dataset."""
     shown, spec = storage.redact(dataset.url), dataset.spec
-    if storage.canonical_url(output_url) == storage.canonical_url(dataset.url):
-        raise UserError(f"output.url={storage.redact(output_url)}: is input.url; give another one")
+    check_apart(dataset.url, output_url)
     check_finished(dataset.url, dataset.shards)
     if not spec.has_scores:
         raise UserError(

@@ -100,7 +100,8 @@ class EditTokensConfig:
             raise ValueError("filter: expected output.url with it, where the filtered dataset goes")
         if self.output.url is not None and (self.remove.keys, self.remove.where) != (None, None):
             raise ValueError(
-                f"output.url={self.output.url}: is for filter alone; remove changes input.url itself, give one of them"
+                f"output.url={self.output.url}: is for filter and export; remove changes input.url itself, give one "
+                "of them"
             )
         if self.export is not None and (self.output.url is None or self.filter != DTFConfig()):
             raise ValueError(

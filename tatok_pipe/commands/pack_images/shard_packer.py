@@ -27,6 +27,7 @@ from tatok_pipe.commands.pack_images.options import LAYOUTS
 from tatok_pipe.encoding.shard_tokenizer import check_images
 from tatok_pipe.images.errors import DecodeError
 from tatok_pipe.images.formats.signatures import find_format
+from tatok_pipe.images.formats.table import FORMATS
 from tatok_pipe.images.limits import ShardLimits
 from tatok_pipe.images.notices import Notices
 from tatok_pipe.images.shard_errors import InterleavedShard, ShardError
@@ -41,10 +42,7 @@ logger = logging.getLogger(__name__)
 
 PACKED_FILE, NAMES_FILE = "_packed.json", "names.txt"
 SOURCES_DIRECTORY, QUARANTINE_DIRECTORY = "_sources", "_quarantine"
-_EXTENSIONS = {
-    "JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "PPM": "ppm",
-    "AVIF": "avif",
-}  # fmt: skip
+_EXTENSIONS = {each.name: each.extensions[0] for each in FORMATS}
 _ROWS_PER_GROUP = 100  # what viewers of Parquet files with images can load at once
 
 

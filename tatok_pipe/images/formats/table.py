@@ -21,7 +21,7 @@ class ImageFormat:
     among the files of a shard by their extension."""
 
     name: str  # Pillow's
-    extensions: tuple[str, ...]
+    extensions: tuple[str, ...]  # the first is that of files which are written
     begins: bytes = b""  # a regular expression; `.` is any byte
     brands: tuple[bytes, ...] = ()
 

@@ -85,7 +85,10 @@ def read_join_table(url: str, *, key: str, columns: Sequence[str], taken: Sequen
 def _files(url: str, shown: str) -> list[str]:
     if url.endswith(".parquet"):
         return [url]
-    names = sorted(name for name in storage.list_files(url) if name.endswith(".parquet"))
+    try:
+        names = sorted(name for name in storage.list_files(url) if name.endswith(".parquet"))
+    except NotADirectoryError:
+        names = []
     if not names:
         raise UserError(f"join.table={shown}: no Parquet file there; expected one, or a folder of them")
     return [storage.join(url, name) for name in names]
@@ -126,6 +129,8 @@ def _read_file(place: str, names: list[str], schema: pa.Schema) -> pa.Table:
 def _check_columns(
     schema: pa.Schema, shown: str, *, key: str, wanted: Sequence[str], taken: Sequence[str]
 ) -> None:
+    if len(set(wanted)) < len(wanted):
+        raise UserError(f"join.columns=[{', '.join(wanted)}]: names a column twice; give each once")
     for option, name in [("join.key", key), *(("join.columns", name) for name in wanted)]:
         if schema.names.count(name) != 1:
             raise UserError(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -117,11 +118,11 @@ class _Parser:
             while self._take(","):
                 values.append(self._value(name))
             self._expect(")")
-            return column.isin(pa.array(values, self._schema.field(name).type))
+            return column.isin(pa.array(values, self._type(name)))
         sign = self._next("a comparison")[1]
         if sign not in _COMPARISONS:
             raise ValueError(f"{sign!r} after {name}: expected =, !=, <, <=, >, >=, in (…) or is null")
-        return _COMPARISONS[sign](column, pa.scalar(self._value(name), self._schema.field(name).type))
+        return _COMPARISONS[sign](column, pa.scalar(self._value(name), self._type(name)))
 
     def _column(self, name: str) -> Any:
         known = [each.name for each in self._schema if not _is_list(each.type)]
@@ -130,7 +131,13 @@ class _Parser:
         if name not in known:
             raise ValueError(f"column {name} holds lists; expected one of {', '.join(known)}")
         self.columns.append(name)
-        return pc.field(name)
+        field = pc.field(name)
+        return field.cast(self._type(name)) if self._type(name) != self._schema.field(name).type else field
+
+    def _type(self, name: str) -> pa.DataType:
+        """In which a column is compared: Arrow cannot compare halves, each of which is a float of 32 bits too."""
+        data_type = self._schema.field(name).type
+        return pa.float32() if pa.types.is_float16(data_type) else data_type
 
     def _value(self, name: str) -> Any:
         """A value of the type of the column."""
@@ -140,17 +147,19 @@ class _Parser:
             if kind != "text":
                 raise ValueError(f"{name} is text, not {text}; write '{text}'")
             return text[1:-1].replace(text[0] * 2, text[0])
-        if kind != "number":
-            raise ValueError(f"{name} is a number, not {text}")
-        if pa.types.is_floating(data_type):
-            return float(text)
         if pa.types.is_boolean(data_type):
             if text not in ("0", "1"):
                 raise ValueError(f"{name} is 0 or 1, not {text}")
             return text == "1"
-        number, bits = float(text), data_type.bit_width
+        if kind != "number":
+            raise ValueError(f"{name} is a number, not {text}")
+        if pa.types.is_floating(data_type):
+            with np.errstate(over="ignore"):  # what is larger than all halves is infinite among them
+                return float(np.float16(text)) if pa.types.is_float16(data_type) else float(text)
+        # Not by way of a float, which has no numbers of more than 53 bits.
+        number, bits = Decimal(text), data_type.bit_width
         lowest = 0 if pa.types.is_unsigned_integer(data_type) else -(2 ** (bits - 1))
-        if not number.is_integer() or not lowest <= number < lowest + 2**bits:
+        if not lowest <= number < lowest + 2**bits or number != number.to_integral_value():
             raise ValueError(f"{name} is a whole number of {bits} bits, not {text}")
         return int(number)
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# Of weights. Far beyond it a share is 0 in floats, and its images would come at no order.
+_MAX_RATIO = 1e12
 _EXPECTED_CHANGE = "STEP:WEIGHT:WEIGHT…, such as 10000:1:3, a weight for each dataset"
 
 
@@ -52,6 +54,11 @@ class Mixing:
         if not all(weight > 0 and math.isfinite(weight) for weight in weights):
             raise ValueError(
                 f"{name}=[{shown}]: expected more than 0 each; leave out a dataset that is not to be trained on"
+            )
+        if max(weights) > _MAX_RATIO * min(weights):
+            raise ValueError(
+                f"{name}=[{shown}]: expected none more than {_MAX_RATIO:g} times another; leave out a dataset that is "
+                "not to be trained on"
             )
 
 

@@ -61,6 +61,11 @@ class SequenceReader:
         if chosen is not None:
             self._columns += [name for name in chosen.columns if name not in self._columns]
 
+    @property
+    def where(self) -> str:
+        """The condition on its rows; empty where there is none."""
+        return self._chosen.text if self._chosen is not None else ""
+
     def read(self, group: RowGroup) -> Sequences:
         """The sequences of a row group that are in the split, in order; all have a condition that is not hidden.
 

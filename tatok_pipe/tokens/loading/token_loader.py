@@ -9,6 +9,7 @@ import dataclasses
 import os
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from tatok_pipe import storage
 from tatok_pipe.records import Kind, PackedBatch
 from tatok_pipe.tokens.loading.batches import join
 from tatok_pipe.tokens.loading.conditions import ConditionConfig
@@ -121,6 +123,11 @@ class TokenLoader(IterableDataset[TokenBatch]):
         rank: int | None = None,
         num_ranks: int | None = None,
     ) -> None:
+        _check_whole(
+            rows_per_step=rows_per_step, row_tokens=row_tokens, num_classes=num_classes, seed=seed, epochs=epochs,
+            window_sequences=window_sequences, rank=rank, num_ranks=num_ranks,
+            **{f"weight_changes at step {step!r}": step for step in weight_changes or {}},
+        )  # fmt: skip
         if epochs is not None and epochs < 1:
             raise ValueError(f"epochs={epochs}: expected at least 1, or None to go on endlessly")
         if (rank is None) != (num_ranks is None):
@@ -293,14 +300,24 @@ def _begins(batch: PackedBatch) -> np.ndarray:
     return begins[batch.kinds[begins] == Kind.CONDITION]
 
 
+def _check_whole(**values: object) -> None:
+    """Numbers that come as text or as floats, from files of settings, would be told of by whatever meets them first."""
+    for name, value in values.items():
+        if value is not None and not isinstance(value, Integral):
+            raise TypeError(f"{name}={value!r}: expected a whole number")
+
+
 def _pair_versions(
     urls: Sequence[str], version: int | None | Sequence[int | None]
 ) -> list[tuple[str, int | None]]:
+    if not urls:
+        raise ValueError("url=[]: expected at least one dataset")
     versions = [version] * len(urls) if version is None or isinstance(version, int) else list(version)
-    if not urls or len(versions) != len(urls) or (isinstance(version, int) and len(urls) > 1):
-        raise ValueError(
-            f"version={version} with {len(urls)} datasets: expected at least one dataset, and a version of each or none"
-        )
+    _check_whole(
+        **{f"version of {storage.redact(url)}": each for url, each in zip(urls, versions, strict=False)}
+    )
+    if len(versions) != len(urls) or (isinstance(version, int) and len(urls) > 1):
+        raise ValueError(f"version={version} with {len(urls)} datasets: expected a version of each, or none")
     return list(zip(urls, versions, strict=True))
 
 

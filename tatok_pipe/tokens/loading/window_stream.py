@@ -229,8 +229,10 @@ class WindowStream:
         return low
 
     def _nothing(self, num_rows: int) -> UserError:
+        where = next((reader.where for reader in self._readers if reader.where), "")
+        told, advice = (f" and has {where}", "where, or ") if where else ("", "")
         return UserError(
-            f"none of the {num_rows} sequences is in this split; change held_out_share="
+            f"none of the {num_rows} sequences is in this split{told}; change {advice}held_out_share="
             f"{self._config.held_out_share}, or give a dataset with more images"
         )
 
