@@ -47,26 +47,20 @@ def make_table(output: str, *, is_short: bool) -> str:
     arms, claims, seconds = (_read(output, name) for name in ("arms", "claims", "seconds"))
     first = arms[0]["arm"]
     networks = [name[1:] for name in arms[0] if name.startswith("g") and not name.endswith("interval")]
-    head = [
-        "arm",
-        "tokens",
-        *(f"g{name}" for name in networks),
-        *(f"times better, {name}" for name in networks),
-    ]
-    head += ["class right", "images/s drawn"]
+    distances = [f"{kind}{name}" for kind in "gr" for name in networks]
+    head = ["tokens", *(f"times better, {name}" for name in networks), "class right", "images/s drawn"]
     if not is_short:
-        head = ["arm", "equal", "seeds", "steps", *head[1:], *(f"r{name}" for name in networks), "nats"]
-    lines = [head, ["---"] * len(head)]
+        head = ["equal", "seeds", "steps", *head, *distances, "nats"]
+    lines = [["arm", *head], ["---"] * (1 + len(head))]
     for arm, clock in zip(arms, seconds, strict=True):
         if is_short and arm["equal"] != "seconds":
             continue
         better = [_ratio(claims, arm, first, name) for name in networks]
-        cells = [_number(arm["tokens, real"]), *(_number(arm[f"g{name}"]) for name in networks), *better]
         speed = f"{_number(clock['images/s'])} ({_number(clock[f'times {first}'])} ×)"
-        cells += [f"{float(arm['class right']):.1%}", speed]
+        cells = [_number(arm["tokens, real"]), *better, f"{float(arm['class right']):.1%}", speed]
         if not is_short:
-            cells = [arm["equal"], arm["seeds"], arm["steps"], *cells]
-            cells += [*(_number(arm[f"r{name}"]) for name in networks), _number(arm["nats an image"])]
+            measured = [_number(arm[column]) for column in [*distances, "nats an image"]]
+            cells = [arm["equal"], arm["seeds"], arm["steps"], *cells, *measured]
         lines.append([f"`{arm['arm']}`", *cells])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
@@ -81,7 +75,8 @@ def _ratio(claims: Rows, arm: dict[str, str], first: str, network: str) -> str:
         if (claim["arm"], claim["than"], claim["at equal"], claim["distance"]) == (
             arm["arm"], first, arm["equal"], network,
         ):  # fmt: skip
-            return f"{_number(claim['times better'])} ({claim['interval']})"
+            low, high = map(_number, claim["interval"].split(" … "))
+            return f"{_number(claim['times better'])} ({low} … {high})"
     return "1"
 
 
