@@ -124,6 +124,7 @@ def test_the_exit_code_is_the_commands_own_wherever_a_signal_comes(
         [sys.executable, "-m", "entry", where],  # of a script Python would tell the code
         env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # the tests may run under nohup
     )  # fmt: skip
     assert command.stdout is not None and command.stdout.readline() == "here\n"
     command.send_signal(number)
