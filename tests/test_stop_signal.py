@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,17 @@ from tatok_pipe.runs.stop_signal import StopSignal, signals_held
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def no_nohup() -> Iterator[None]:
+    """Signals that the tests were started to ignore, by nohup or a shell's `&`, are not here, nor in children."""
+    ignored = [number for number in SIGNALS if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -124,7 +136,6 @@ def test_the_exit_code_is_the_commands_own_wherever_a_signal_comes(
         [sys.executable, "-m", "entry", where],  # of a script Python would tell the code
         env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
-        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # the tests may run under nohup
     )  # fmt: skip
     assert command.stdout is not None and command.stdout.readline() == "here\n"
     command.send_signal(number)
