@@ -25,11 +25,16 @@ def main() -> None:
     parser.add_argument("output", help="the output of a study, on any URL")
     parser.add_argument("--write", type=Path, nargs="*", default=[], help="pages; without them it is printed")
     arguments = parser.parse_args()
-    table = make_table(arguments.output, is_short=False)
+    if not storage.exists(storage.join(arguments.output, "claims.csv")):
+        parser.error(f"{arguments.output}: expected the output of a study that has finished a generator")
     if not arguments.write:
-        print(table)
-    for page in arguments.write:
-        page.write_text(replace(page.read_text(encoding="utf-8"), arguments.output), encoding="utf-8")
+        print(make_table(arguments.output, is_short=False))
+    for path in arguments.write:
+        try:
+            page = replace(path.read_text(encoding="utf-8"), arguments.output)
+        except ValueError as error:
+            parser.error(f"{path}: {error}")
+        path.write_text(page, encoding="utf-8")
 
 
 def replace(page: str, output: str) -> str:
@@ -40,7 +45,7 @@ def replace(page: str, output: str) -> str:
             before, _, rest = page.partition(begin)
             _, _, after = rest.partition(_END)
             return f"{before}{begin}\n\n{make_table(output, is_short=bool(told))}\n\n{_END}{after}"
-    raise ValueError(f"a page without {_BEGIN.format('')}")
+    raise ValueError(f"a page without {_BEGIN.format('')}; put it where the table is to be")
 
 
 def make_table(output: str, *, is_short: bool) -> str:

@@ -65,6 +65,7 @@ class StopSignal:
         return time.monotonic() - self._requested_s if self._requested_s is not None else 0.0
 
     def __enter__(self) -> StopSignal:
+        assert not self._before, "entered twice"
         self._before = _handle(self._note)
         outers = {getattr(handler, "__self__", None) for handler in self._before.values()}
         self._outer = next((outer for outer in outers if isinstance(outer, StopSignal)), None)

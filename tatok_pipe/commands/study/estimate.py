@@ -49,7 +49,7 @@ def show_estimate(declaration: Declaration, design: Design, done: set[str], url:
         seconds = sum(each or _seconds(part, declaration, num_train, num_test) for part in todo)
         size = sum(_bytes(part, num_train, num_test) for part in todo)
         total_s, total_bytes = total_s + seconds, total_bytes + size
-        basis = "as timed here" if known else "as on two cores"
+        basis = "as timed here" if known else "as it took on two cores"
         print(
             f"{kind:15} {len(todo):4} of {len(parts):4} to make, about {format_duration(seconds)} ({basis})"
         )
