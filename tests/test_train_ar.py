@@ -25,11 +25,14 @@ from tatok_pipe.commands.train_ar.options import TrainArConfig
 from tatok_pipe.config.load import load_config
 from tatok_pipe.runs.lease import LEASE, hold_output
 from tatok_pipe.runs.stop_signal import StopSignal
+from tatok_pipe.tokenizer.checkpoint import save_tokenizer
+from tatok_pipe.tokenizer.model import TaTok
 from tatok_pipe.tokens.index import refresh_index
 from tatok_pipe.tokens.versions import record_version
 from tests.entries import assert_told, error_lines
 from tests.jobs import IN_A_HURRY, running, wait_for
 from tests.token_datasets import TINY, make_rows, write_token_dataset
+from tests.tokenizer.conftest import small_config
 
 CONFIG = """
 model: {width: 32, depth: 1, heads: 2, num_classes: 4}
@@ -263,6 +266,11 @@ def test_a_bad_label_met_in_training_is_one_line_and_not_tried_again(folder: Pat
         (["workers.min=3", "workers.max=2"], "max=2: expected at least min=3"),
         (["input.where=lable=3"], r"^input\.where=lable=3: no column lable; expected one of"),
         (["input.where=label=99"], r"^input\.where=label=99: is true of none of the"),
+        (
+            ["tokenizer=packaged"],
+            r"tokenizer=packaged: has the fingerprint [0-9a-f]{12}, the tokens were made by 121212121212; give",
+        ),
+        (["tokenizer=/nowhere"], r"tokenizer=/nowhere: no tokenizer.json there"),
     ],
 )
 def test_a_mistake_is_told(folder: Path, tmp_path: Path, changes: list[str], message: str) -> None:
@@ -346,6 +354,35 @@ def test_another_model_or_tokenizer_does_not_go_on_in_an_output(
         given = command(folder, f"output.url={undisturbed}", change)[3:]
         assert_told(train_ar.main, given, told, code=3)
         assert (undisturbed / "generator/generator.json").read_bytes() == description
+
+
+@pytest.mark.ray
+def test_codes_begin_as_the_codewords_of_their_tokenizer(folder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = TaTok(small_config("vq"))
+    tokenizer = f"{tmp_path}/tokenizer"
+    fingerprint = save_tokenizer(tokenizer, model, ladders={}, training={})
+    config = model.config
+    spec = replace(
+        TINY, tokenizer_fingerprint=fingerprint, num_globals=config.num_globals, num_patches=model.config.num_patches,
+        global_vocab=config.global_codebook.vocab_size, patch_vocab=config.patch_codebook.vocab_size,
+    )  # fmt: skip
+    write_token_dataset(f"{tmp_path}/tokens", [make_rows(40, spec=spec)], spec=spec)
+    given = [
+        f"input.url={tmp_path}/tokens",
+        f"output.url={tmp_path}/out",
+        "training.steps=1",
+        "validation.share=0",
+    ]
+    given += ["packing.row_tokens=128", "training.optimizer.ema_decay=0", "training.schedule.peak=1e-9"]
+    done = run(folder, *given, f"tokenizer={tokenizer}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = load_generator(f"{tmp_path}/out").model.patch_codes.weight
+    codewords = model.patch_quantizer.codes_to_vectors(torch.arange(config.patch_codebook.vocab_size))
+    far, expected = torch.cdist(rows, rows), torch.cdist(codewords, codewords)
+    torch.testing.assert_close(far / far.max(), expected / expected.max(), rtol=0, atol=1e-3)
+    told = r"codes began from codewords, and not at random, as tokenizer=null would; give another output.url"
+    assert_told(train_ar.main, command(folder, *given, "training.steps=2")[3:], told, code=3)
 
 
 @pytest.mark.ray

@@ -6,6 +6,7 @@ condition embedding, Q stretches of sequences and padding.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tatok_pipe.nn.rotary import grid_coordinates
 from tatok_pipe.records import Kind, PackedBatch
 
 if TYPE_CHECKING:
@@ -42,15 +44,26 @@ class Vocabulary:
         """Elements of the longest sequence: condition, globals, and a patch at every place."""
         return 1 + self.num_globals + self.num_patches
 
+    def coordinates(self) -> Tensor:
+        """Row and column of every spot, (max_length, 2) float32: what precedes the patches is in the middle, a patch
+        at its cell of the smallest square grid that has all places."""
+        side = math.isqrt(self.num_patches - 1) + 1
+        middle = torch.full((1 + self.num_globals, 2), (side - 1) / 2)
+        return torch.cat([middle, grid_coordinates(side)[: self.num_patches]])
+
 
 @dataclass(frozen=True)
 class BatchTensors:
-    """A `PackedBatch` on a device. What each element predicts is the next element of its sequence."""
+    """A `PackedBatch` on a device. What each element predicts is the next element of its sequence.
+
+    An element's spot is where it would be in a sequence that has a patch at every place: 0 for the condition, 1 … K for
+    globals, 1 + K + position for patches.
+    """
 
     kinds: Tensor  # (T,) uint8, `Kind`
     codes: Tensor  # (T,) int64, of globals and patches; 0 elsewhere
     places: Tensor  # (T,) int64, index of a global, position of a patch; 0 elsewhere
-    order: Tensor  # (T,) int64, index in the stretch, below `Vocabulary.max_length`
+    spots: Tensor  # (T,) int64, below `Vocabulary.max_length`; 0 for padding
     boundaries: Tensor  # (Q + 1,) int32, cumulative starts, then T, which may repeat
     condition_at: Tensor  # (S,) int64, elements
     global_at: Tensor  # (G,) int64, elements
@@ -120,7 +133,7 @@ def to_tensors(
         kinds=move(kinds, np.uint8),
         codes=move(batch.codes),
         places=move(batch.places),
-        order=move(np.where(kinds == Kind.PADDING, batch.order % longest, batch.order)),
+        spots=move(_spots(batch, vocabulary)),
         boundaries=move(boundaries, np.int32),
         condition_at=move(condition_at),
         global_at=move(global_at),
@@ -133,6 +146,13 @@ def to_tensors(
         asked_patches=move(np.where(batch.has_budget, lengths - 1 - vocabulary.num_globals, -1)),
         embeddings=None if batch.embeddings is None else move(batch.embeddings, np.float32),
     )
+
+
+def _spots(batch: PackedBatch, vocabulary: Vocabulary) -> np.ndarray:
+    """(T,)"""
+    first = np.zeros(len(Kind), np.int64)
+    first[Kind.GLOBAL], first[Kind.PATCH] = 1, 1 + vocabulary.num_globals
+    return first[batch.kinds] + batch.places
 
 
 def _check(batch: PackedBatch, vocabulary: Vocabulary, *, longest: int) -> None:

@@ -22,7 +22,7 @@ from tatok_pipe.tokens.spec import TokenSpec
 FOLDER = WeightsFolder(
     weights="generator.safetensors",
     description="generator.json",
-    format=2,
+    format=3,
     option="checkpoint",
     origin="give the output.url of a finished train_ar run, or its generator/",
 )

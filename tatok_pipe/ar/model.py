@@ -27,6 +27,7 @@ from tatok_pipe.nn.norm import RMSNorm
 from tatok_pipe.nn.packed import attend_packed
 from tatok_pipe.nn.rotary import rotary_table, rotate
 
+WEIGHT_STD = 0.02  # that weights begin with
 # Queries, keys and values of elements, (T, H, D) each, to what they attend to, (T, H, D).
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -77,7 +78,9 @@ class Generator(nn.Module):
     """The model and its parts: training calls it on a batch, a sampler calls `embed_*`, `blocks`, `norm` and the heads
     one step at a time."""
 
-    rotary: Tensor  # (max_length, D/2, 2) float32
+    # (max_length, D/2, 2) float32, by spot. Of the place in the image, as in LlamaGen, and not of the index in the
+    # sequence: how far away in it the patch above is depends on how many were dropped between.
+    rotary: Tensor
 
     def __init__(self, config: GeneratorConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
@@ -90,16 +93,16 @@ class Generator(nn.Module):
             self.classes = nn.Embedding(config.num_classes + 1, width)  # the last: no class
         elif config.condition == "embedding":
             self.project = nn.Linear(config.embedding_dim, width)
-            self.no_embedding = nn.Parameter(torch.randn(width) * 0.02)
+            self.no_embedding = nn.Parameter(torch.randn(width) * WEIGHT_STD)
         else:
-            self.start = nn.Parameter(torch.randn(width) * 0.02)
+            self.start = nn.Parameter(torch.randn(width) * WEIGHT_STD)
         if config.num_budgets:
             self.budgets = nn.Embedding(config.num_budgets + 1, width)  # the last: any number of patches
         self.global_codes = nn.Embedding(vocabulary.global_vocab, width)
         self.global_slots = nn.Embedding(max(1, vocabulary.num_globals), width)
         self.patch_codes = nn.Embedding(vocabulary.patch_vocab, width)
-        # A row a place and not one a row and one a column of the grid: every batch trains all of them, they are
-        # less than 1 % of the weights, and the generator need not know the shape of the grid.
+        # A row a place and not one a row and one a column of the grid: every batch trains all of them, and they are
+        # less than 1 % of the weights.
         self.patch_places = nn.Embedding(vocabulary.num_patches, width)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(
@@ -109,8 +112,7 @@ class Generator(nn.Module):
         self.global_head = nn.Linear(width, vocabulary.global_vocab, bias=False)
         self.position_head = PositionHead(width, num_patches=vocabulary.num_patches)
         self.code_head = CodeHead(width, num_patches=vocabulary.num_patches, vocab=vocabulary.patch_vocab)
-        order = torch.arange(vocabulary.max_length, dtype=torch.float32)[:, None]
-        table = rotary_table(order, head_dim=width // config.heads, base=10_000.0)
+        table = rotary_table(vocabulary.coordinates(), head_dim=width // config.heads)
         self.register_buffer("rotary", table, persistent=False)
         self._init_weights()
 
@@ -157,7 +159,7 @@ class Generator(nn.Module):
         ):
             x = x.index_copy(0, at, embedded.to(x.dtype))
         x = self.dropout(x)
-        rotary = self.rotary[batch.order]  # (T, D/2, 2)
+        rotary = self.rotary[batch.spots]  # (T, D/2, 2)
         attend = partial(attend_packed, boundaries=batch.boundaries, max_length=self.vocabulary.max_length)
         for block in self.blocks:
             x = block(x, rotary, attend)
@@ -233,14 +235,14 @@ class Generator(nn.Module):
     def _init_weights(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
+                nn.init.normal_(module.weight, std=WEIGHT_STD)
                 if isinstance(module, nn.Linear) and module.bias is not None:
                     nn.init.zeros_(module.bias)
         for block in self.blocks:
             assert isinstance(block, Block)
             # Residual branches start small, so that depth does not change the variance at the output.
             for projection in (block.out, block.mlp.down):
-                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.depth))
+                nn.init.normal_(projection.weight, std=WEIGHT_STD / math.sqrt(2 * self.config.depth))
 
 
 def _matrix_weights(module: nn.Module) -> int:

@@ -241,7 +241,8 @@ class Sampler:
         if self.config.is_guided:
             without = self._steps.embed(*state, table.unconditions, self._request)
             elements = torch.cat([elements, without])
-        return self._steps.hidden(elements, self._per_row(order))
+        spots = torch.where(order <= self._num_globals, order, 1 + self._num_globals + self._place)
+        return self._steps.hidden(elements, self._per_row(order), self._per_row(spots))
 
     def _draw_patch(self, hidden: Tensor, at: Slots) -> tuple[Tensor, Tensor, Tensor]:
         """Whether the images in these slots end, else position and code of their next patches."""

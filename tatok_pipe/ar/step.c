@@ -36,7 +36,7 @@ struct model {
     float eps;
     const struct layer *layers;
     const float *norm;   /* (W,) */
-    const float *rotary; /* (L, D / 2, 2) */
+    const float *rotary; /* (spots, D / 2, 2) */
 };
 
 struct embedding {
@@ -211,12 +211,12 @@ static void attend(const float *query, const float *keys, const float *values, i
 
 /* Queries, keys and values (R, 3, H, D), rows padded, to what heads see, (R, H, D), rows padded. */
 static void attend_rows(const struct model *model, const struct layer *layer, int64_t rows, const int64_t *orders,
-                        const float *qkv, float *scores, float *out) {
+                        const int64_t *spots, const float *qkv, float *scores, float *out) {
     const int64_t width = model->width, size = width / model->num_heads, length = model->length;
 #pragma omp for
     for (int64_t at = 0; at < rows * model->num_heads; at++) {
         const int64_t row = at / model->num_heads, head = at % model->num_heads, order = orders[row];
-        const float *own = qkv + row * padded(3 * width) + head * size, *rotary = model->rotary + order * size;
+        const float *own = qkv + row * padded(3 * width) + head * size, *rotary = model->rotary + spots[row] * size;
         float *keys = layer->keys + at * length * size, *values = layer->values + at * length * lanes(size);
         float query[MAX_SIZE], key[MAX_SIZE];
         turn(own, size, model->eps, layer->query_norm, rotary, query);
@@ -271,9 +271,10 @@ void embed(const struct embedding *model, int64_t rows, const int64_t *orders, c
     }
 }
 
-/* Elements (R, W), each with its order in its sequence, to hidden states (R, W), normalised; keys and values are kept. */
-void run_blocks(const struct model *model, int64_t rows, const int64_t *orders, const float *elements, float *out,
-                float *scratch, int threads) {
+/* Elements (R, W), each with its order in its sequence and its spot, to hidden states (R, W), normalised; keys and values
+   are kept. */
+void run_blocks(const struct model *model, int64_t rows, const int64_t *orders, const int64_t *spots,
+                const float *elements, float *out, float *scratch, int threads) {
     const int64_t width = model->width, stride = padded(width);
     float *x = scratch, *spare = x + rows * stride, *mixed = spare + rows * stride, *qkv = mixed + rows * stride;
     float *inner = qkv + rows * padded(3 * width), *scores = inner + rows * padded(2 * model->hidden);
@@ -285,7 +286,7 @@ void run_blocks(const struct model *model, int64_t rows, const int64_t *orders, 
         const struct layer *layer = model->layers + depth;
         normalise_rows(x, rows, width, model->eps, spare);
         product(spare, stride, rows, width, layer->qkv, 3 * width, qkv);
-        attend_rows(model, layer, rows, orders, qkv, scores, mixed);
+        attend_rows(model, layer, rows, orders, spots, qkv, scores, mixed);
         product(mixed, stride, rows, width, layer->out, width, spare);
         add(x, spare, rows * stride);
         mlp(x, rows, width, model->hidden, model->eps, layer->gate_up, layer->down, spare, inner);

@@ -43,8 +43,9 @@ class Steps(Protocol):
         come globals and patches, by code and index or position. All but the second last are (B,) int64."""
         ...
 
-    def hidden(self, elements: Tensor, order: Tensor) -> Tensor:
-        """Elements (R, W) with their order (R,) int64 in their sequences to normalised hidden states (R, W)."""
+    def hidden(self, elements: Tensor, order: Tensor, spots: Tensor) -> Tensor:
+        """Elements (R, W) with their order in their sequences and their spots (`BatchTensors`), (R,) int64 both, to
+        normalised hidden states (R, W)."""
         ...
 
     def global_logits(self, hidden: Tensor) -> Tensor: ...
@@ -90,8 +91,8 @@ class PlainSteps:
             x = torch.where((order <= vocabulary.num_globals)[:, None], as_global, x)
         return torch.where((order == 0)[:, None], conditions[requests], x)
 
-    def hidden(self, elements: Tensor, order: Tensor) -> Tensor:
-        x, rotary = elements, self._rotary[order]
+    def hidden(self, elements: Tensor, order: Tensor, spots: Tensor) -> Tensor:
+        x, rotary = elements, self._rotary[spots]
         for block, attend in zip(self._model.blocks, self._cache.attends(order), strict=True):
             x = block(x, rotary, attend)
         return self._model.norm(x)
@@ -141,7 +142,7 @@ _CodeHead = _structure(
 )
 _FUNCTIONS = {
     "embed": [c_void_p, c_int64, *[c_void_p] * 6],
-    "run_blocks": [c_void_p, c_int64, *[c_void_p] * 4, c_int],
+    "run_blocks": [c_void_p, c_int64, *[c_void_p] * 5, c_int],
     "project": [c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int],
     "project_codes": [c_void_p, c_int64, *[c_void_p] * 4, c_int],
 }
@@ -197,11 +198,11 @@ class CompiledSteps:
         )  # fmt: skip
         return out
 
-    def hidden(self, elements: Tensor, order: Tensor) -> Tensor:
+    def hidden(self, elements: Tensor, order: Tensor, spots: Tensor) -> Tensor:
         out = torch.empty(len(order), self._width)
         self._library.run_blocks(
-            self._blocks, len(order), order.data_ptr(), elements.data_ptr(), out.data_ptr(), self._scratch,
-            self._num_threads(),
+            self._blocks, len(order), order.data_ptr(), spots.data_ptr(), elements.data_ptr(), out.data_ptr(),
+            self._scratch, self._num_threads(),
         )  # fmt: skip
         return out
 

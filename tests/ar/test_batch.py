@@ -30,6 +30,16 @@ def test_what_elements_predict_in_a_worked_example() -> None:
     assert batch.labels.tolist() == [2, 1] and batch.is_conditional.tolist() == [True, True]
 
 
+def test_a_spot_is_where_an_element_is_in_a_sequence_of_all_places() -> None:
+    batch = tensors([[Tokens([1, 0], [(2, 4), (7, 1)])]], row_tokens=7)
+    assert batch.spots.tolist() == [0, 1, 2, 3 + 2, 3 + 7, 0, 0]  # the last two are padding
+    middle = [[1.0, 1.0]] * 3
+    cells = [[float(row), float(column)] for row in range(3) for column in range(3)]
+    assert VOCABULARY.coordinates().tolist() == middle + cells
+    seven = replace(VOCABULARY, num_globals=0, num_patches=7)  # no square: rows of three, the last one short
+    assert seven.coordinates().tolist() == [[1.0, 1.0], *cells[:7]]
+
+
 def test_shapes_depend_on_the_shape_of_the_batch_alone() -> None:
     drawn = draw(7)
     full, single, empty = (
@@ -39,7 +49,7 @@ def test_shapes_depend_on_the_shape_of_the_batch_alone() -> None:
         assert batch.boundaries.shape == (60 // 3 + 2 + 1,)
         assert batch.boundaries[0] == 0 and batch.boundaries[-1] == 60
         assert batch.boundaries.diff().max() <= VOCABULARY.max_length
-        assert batch.order.max() < VOCABULARY.max_length
+        assert batch.spots.max() < VOCABULARY.max_length
     assert empty.boundaries.unique().tolist() == [0, 12, 24, 30, 42, 54, 60]
 
 

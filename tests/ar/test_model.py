@@ -88,7 +88,7 @@ def test_the_nats_are_those_of_the_logits_one_step_at_a_time(model: Generator) -
     nats = model(tensors([[tokens]], row_tokens=20))
     keys, values = ([[] for _ in model.blocks] for _ in range(2))
 
-    def step(x: Tensor, order: int) -> Tensor:
+    def step(x: Tensor, spot: int) -> Tensor:
         for block, seen_keys, seen_values in zip(model.blocks, keys, values, strict=True):
 
             def attend(query: Tensor, key: Tensor, value: Tensor, k=seen_keys, v=seen_values) -> Tensor:
@@ -97,7 +97,7 @@ def test_the_nats_are_those_of_the_logits_one_step_at_a_time(model: Generator) -
                 scores = torch.einsum("bhd,nbhd->bhn", query, torch.stack(k)) / query.shape[-1] ** 0.5
                 return torch.einsum("bhn,nbhd->bhd", scores.softmax(-1), torch.stack(v))
 
-            x = block(x, model.rotary[[order]], attend)
+            x = block(x, model.rotary[[spot]], attend)
         return model.norm(x)
 
     def one(value: int) -> Tensor:
@@ -111,16 +111,15 @@ def test_the_nats_are_those_of_the_logits_one_step_at_a_time(model: Generator) -
     hidden = step(
         model.embed_condition(one(tokens.label), torch.tensor([tokens.is_conditional]), one(asked)), 0
     )
-    code, position, order, last = [], [], 1, -1
+    code, position, last = [], [], -1
     for slot, target in enumerate(tokens.globals):
         code.append(cost(model.global_logits(hidden), target))
-        hidden = step(model.embed_global(one(target), one(slot)), order)
-        order += 1
+        hidden = step(model.embed_global(one(target), one(slot)), 1 + slot)
     for place, target in tokens.patches:
         position.append(cost(model.position_logits(hidden, one(last)), place))
         code.append(cost(model.code_logits(hidden, one(place)), target))
-        hidden = step(model.embed_patch(one(target), one(place)), order)
-        order, last = order + 1, place
+        hidden = step(model.embed_patch(one(target), one(place)), 1 + VOCABULARY.num_globals + place)
+        last = place
     position.append(cost(model.position_logits(hidden, one(last)), VOCABULARY.num_patches))
     assert nats.code[: len(code)].tolist() == pytest.approx(code, abs=1e-4)
     assert nats.position[2 : 2 + len(position)].tolist() == pytest.approx(position, abs=1e-4)

@@ -59,7 +59,8 @@ def run(made: Steps, model: Generator, *, num_rows: int, num_steps: int) -> list
         if vocabulary.num_globals:
             places = torch.where(order <= vocabulary.num_globals, places % vocabulary.num_globals, places)
         elements = made.embed(order, codes, places, conditions, torch.arange(num_rows) % 5)
-        hidden = made.hidden(elements, order)
+        spots = torch.where(order <= vocabulary.num_globals, order, 1 + vocabulary.num_globals + places)
+        hidden = made.hidden(elements, order, spots)
         logits = made.global_logits(hidden), made.position_logits(hidden)
         found.append((elements, hidden, *logits, made.code_logits(hidden, places)))
     return found

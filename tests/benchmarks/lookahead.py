@@ -175,7 +175,9 @@ class Sequences:
             q, k, v = (each.unflatten(0, (count, length)).transpose(1, 2) for each in (query, key, value))
             return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(0, 1)
 
-        x, rotary = x.flatten(0, 1), model.rotary[:length].repeat(count, 1, 1)
+        spots = torch.arange(length).expand(count, -1)
+        spots = torch.where(spots <= self._num_globals, spots, 1 + self._num_globals + places)
+        x, rotary = x.flatten(0, 1), model.rotary[spots.flatten()]
         for block in model.blocks:
             x = block(x, rotary, attend)
         return model.norm(x).unflatten(0, (count, length))
@@ -210,7 +212,7 @@ class _Rows:
     def step_s(self) -> float:
         start, done = time.perf_counter(), 0
         while time.perf_counter() - start < _SECONDS:
-            hidden = self._steps.hidden(self._elements, self._order)
+            hidden = self._steps.hidden(self._elements, self._order, self._order)
             self._steps.position_logits(hidden)
             self._steps.code_logits(hidden, self._places)
             done += 1

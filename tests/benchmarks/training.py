@@ -111,7 +111,8 @@ def padded_nats(model: Generator, batch: PaddedBatch) -> Tensor:
         heads = (each.unflatten(0, (count, length)).transpose(1, 2) for each in (query, key, value))
         return attend(*heads, causal=True).transpose(1, 2).flatten(0, 1)
 
-    rotary = model.rotary[torch.arange(length)].repeat(count, 1, 1)
+    spots = torch.where(is_patch, 1 + num_globals + batch.places, torch.arange(length))
+    rotary = model.rotary[spots.flatten()]
     x = x.flatten(0, 1)
     for block in model.blocks:
         x = block(x, rotary, dense)

@@ -156,7 +156,7 @@ def _look_at_generator(words: list[str]) -> dict[str, Any]:
     config = load_config(TrainArConfig, words, prog="", description="")
     if config.model.condition == "embedding":
         raise UserError("model.condition=embedding: expected class or none, the labels of the images")
-    without = (*_PLACES, "input", "packing", "validation")
+    without = (*_PLACES, "input", "tokenizer", "packing", "validation")
     settings = {key: value for key, value in to_dict(config).items() if key not in without}
     for key in ("steps", "epochs", "batch_tokens"):
         del settings["training"][key]

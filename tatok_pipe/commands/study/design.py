@@ -133,6 +133,7 @@ class _Builder:
         networks = {"classifier": self._classifier, "real": self._real, "tokenizer": found["tokenizer"]}
         measures = self._config.measures
         drawn = {"num_images": measures.num_drawn, "slots": measures.slots, "seed": seed}
+        drawn["guidance"] = measures.guidance
         drawn["gives_places"] = arm.config.dtf.rule == "none"  # a grid is no choice of places
         models = {"generator": generator, "tokenizer": found["tokenizer"]}
         found["draw"] = self._add("draw", drawn, models, label)
@@ -161,7 +162,8 @@ class _Builder:
         options, first = self._config.generator, self._declaration.arms[0]
         settings = {"generator": arm.generator, "images_per_step": options.images_per_step, "seed": seed}
         settings["steps"] = options.steps
-        inputs = {"tokens": found["tokens"]}
+        settings["start"] = "codewords"
+        inputs = {"tokens": found["tokens"], "tokenizer": found["tokenizer"]}
         if (
             budget == "seconds" and arm.name != first.name
         ):  # the first arm's own seconds are those of its steps

@@ -165,6 +165,7 @@ def _train_generator(part: Part, config: StudyConfig, url: str) -> int:
     )  # fmt: skip
     steps = num_steps(part, url)
     words += [
+        f"tokenizer={tokenizer_url(url, part.inputs['tokenizer'])}",
         f"training.steps={steps}",
         f"output.url={part_folder(url, part.id)}",
         f"workers.cpus={_null(config.cpus)}",

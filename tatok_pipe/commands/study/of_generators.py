@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from tatok_pipe.ar.batch import BatchTensors, to_tensors
 from tatok_pipe.ar.checkpoint import LoadedGenerator, load_generator
 from tatok_pipe.ar.generation.conditions import trained_classes
 from tatok_pipe.ar.generation.job import GenerationPlan, Requests
-from tatok_pipe.ar.options import SamplingConfig, TrainingConfig
+from tatok_pipe.ar.options import DrawConfig, SamplingConfig, TrainingConfig
 from tatok_pipe.ar.ragged_tokens import RaggedTokens
 from tatok_pipe.ar.requests import ImageRequest, ImageTokens, Place
 from tatok_pipe.ar.sampler import Sampler
@@ -74,7 +75,7 @@ def _begin_training(workshop: Workshop) -> GeneratorTraining:
         wandb_project=None,
         tokens=dataset.spec.to_json(), dataset=data.to_json(), sources=data.sources(), mixing=data.mixing,
         unigram_nats=dataset.unigram_nats, elements_per_sequence=dataset.num_elements / dataset.num_sequences,
-        untrained_classes=[],
+        untrained_classes=[], codewords=None,
     )  # fmt: skip
     training = GeneratorTraining(run, Worker(0, 1, workshop.device, Driver(board=None)))
     training.begin(None)
@@ -85,7 +86,7 @@ def draw(workshop: Workshop) -> Result:
     """Images by number, each a function of the seed and its number: the same noise for every generator."""
     settings = workshop.settings
     generator = load_generator(workshop.input("generator"), device=workshop.device)
-    plan = _plan_drawing(generator, num_images=settings["num_images"], seed=settings["seed"])
+    plan = _plan_drawing(generator, settings)
     requests = list(_requests(workshop, plan))
     sampler = Sampler(generator.model, plan.sampling, num_slots=settings["slots"])
     drawn: list[ImageTokens] = []
@@ -107,10 +108,12 @@ def draw(workshop: Workshop) -> Result:
     return Result(figures, {"sampling": sampling_s, "decoding": decoding_s})
 
 
-def _plan_drawing(generator: LoadedGenerator, *, num_images: int, seed: int) -> GenerationPlan:
+def _plan_drawing(generator: LoadedGenerator, settings: dict[str, Any]) -> GenerationPlan:
+    num_images = settings["num_images"]
     return GenerationPlan(
-        num_images=num_images, images_per_shard=num_images, seed=seed, classes=trained_classes(generator),
-        sampling=SamplingConfig(), num_patches=None, embeddings_url=None, start=None,
+        num_images=num_images, images_per_shard=num_images, seed=settings["seed"], classes=trained_classes(generator),
+        sampling=SamplingConfig(codes=DrawConfig(guidance=settings["guidance"])), num_patches=None,
+        embeddings_url=None, start=None,
     )  # fmt: skip
 
 

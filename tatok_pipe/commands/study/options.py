@@ -106,6 +106,11 @@ class MeasuresConfig:
         10_000, at_least=16, help="test images at most, as many of each shard", unit="images"
     )
     slots: int = option(64, at_least=1, help="images that are drawn at once, of every arm", unit="images")
+    guidance: float = option(
+        1.0,
+        at_least=0,
+        help="classifier-free guidance of the codes of drawn images, of every arm alike; 1: none, and half the work",
+    )
     features: FeaturesConfig = section(FeaturesConfig, help="network of distances between sets of images")
     classifier_epochs: int = option(
         10,

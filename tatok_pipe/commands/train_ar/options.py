@@ -141,6 +141,12 @@ class TrainArConfig:
     input: InputConfig = section(InputConfig, help="what to train on")
     output: OutputConfig = section(OutputConfig, help="where the results go")
     model: GeneratorConfig = section(GeneratorConfig, help="the generator")
+    tokenizer: str | None = option(
+        None,
+        help="the tokenizer that the tokens were made with, as generate has it: codes begin as its codewords, as input "
+        "and as output, so that those that look alike begin alike; null: at random",
+        is_url=True,
+    )
     packing: PackingConfig = section(PackingConfig, help="sequences of many lengths in rows of one")
     training: TrainingConfig = section(TrainingConfig, help="how it is trained")
     drop_condition: float = option(

@@ -17,6 +17,7 @@ from tatok_pipe.ar.model import Generator
 from tatok_pipe.ar.parallel import is_sharded
 from tatok_pipe.commands.train_ar.dataset_version import WHERE, check_mix, choose_datasets
 from tatok_pipe.commands.train_ar.options import TrainArConfig
+from tatok_pipe.commands.train_ar.start import read_start
 from tatok_pipe.commands.train_ar.worker import GeneratorRun, GeneratorTraining
 from tatok_pipe.config.load import to_dict
 from tatok_pipe.config.number_lists import format_numbers
@@ -26,6 +27,7 @@ from tatok_pipe.ray_runtime.training import plan_workers, run_training
 from tatok_pipe.runs.job import JobSummary
 from tatok_pipe.runs.lease import hold_output
 from tatok_pipe.runs.stop_signal import StopSignal
+from tatok_pipe.tokenizer.options import PACKAGED
 from tatok_pipe.tokens.loading.mixing import Mixing
 from tatok_pipe.tokens.loading.sources import TrainingData, join_sets
 from tatok_pipe.tokens.loading.splits import Split, join_splits, survey_split
@@ -80,6 +82,7 @@ def run(config: TrainArConfig, *, argv: list[str], summary: JobSummary) -> int:
     settings = list_settings(to_dict(config), num_steps=num_steps) | list_data(dataset)
     if earlier is not None:
         _check_earlier(output_url, earlier, config, dataset.spec, settings, num_steps=num_steps)
+    start = read_start(config.tokenizer, dataset.spec)
     split = _survey(config, dataset)
     _show_fill(config, dataset, num_workers=plan_workers(config.workers)[1])
     run = GeneratorRun(
@@ -97,6 +100,7 @@ def run(config: TrainArConfig, *, argv: list[str], summary: JobSummary) -> int:
         unigram_nats=dataset.unigram_nats,
         elements_per_sequence=dataset.num_elements / dataset.num_sequences,
         untrained_classes=_untrained(config, split),
+        codewords=start,
     )  # fmt: skip
     if config.dry_run:
         _start(config, dataset, num_steps=num_steps)
@@ -132,7 +136,9 @@ def list_data(dataset: TrainingData) -> dict[str, Any]:
 
 def _with_canonical_urls(config: dict[str, Any]) -> dict[str, Any]:
     """As it is written down: not by the folder that the command was started in."""
-    given = config["input"]
+    given, tokenizer = config["input"], config["tokenizer"]
+    if tokenizer not in (None, PACKAGED):
+        config = config | {"tokenizer": storage.canonical_url(tokenizer)}
     if given["urls"]:
         return config | {"input": given | {"urls": list(map(storage.canonical_url, given["urls"]))}}
     return config | {"input": given | {"url": storage.canonical_url(given["url"])}}
@@ -221,6 +227,12 @@ def _check_earlier(
             f"{output}: holds a training on tokens of tokenizer {found.tokenizer_fingerprint}, "
             f"what is given has {spec.tokenizer_fingerprint}; give another output.url (its "
             f"{'; its '.join(differences)})"
+        )
+    starts = {True: "from codewords", False: "at random"}
+    if (has := extra["from_codewords"]) != (wants := config.tokenizer is not None):
+        raise RefusedError(
+            f"{output}: holds a training whose codes began {starts[has]}, and not {starts[wants]}, as "
+            f"tokenizer={config.tokenizer or 'null'} would; give another output.url, or tokenizer as before"
         )
     model = to_dict(config.model)
     if changed := [key for key, value in extra["model"].items() if model.get(key) != value]:

@@ -19,6 +19,7 @@ from tatok_pipe import storage
 from tatok_pipe.ar import training_state
 from tatok_pipe.ar.batch import BatchTensors, Vocabulary, to_tensors
 from tatok_pipe.ar.checkpoint import save_generator
+from tatok_pipe.ar.codeword_start import start_from_codewords
 from tatok_pipe.ar.loss_parts import LossParts
 from tatok_pipe.ar.model import Generator
 from tatok_pipe.ar.parallel import parallelize
@@ -50,6 +51,7 @@ class GeneratorRun(TrainingRun):
     elements_per_sequence: float  # mean
     unigram_nats: dict[str, float]  # entropy of single codes, "global" and "patch"
     untrained_classes: list[int]  # that no image to be trained on has
+    codewords: np.ndarray | None  # (V, C) float32 of the patch codes, which begin as them; None: at random
 
 
 class GeneratorTraining:
@@ -72,7 +74,10 @@ class GeneratorTraining:
         run, config, worker = self._run, self._config, self._worker
         torch.manual_seed(config.seed)
         vocabulary = Vocabulary.from_spec(TokenSpec.from_json(run.tokens))
-        self._model = Generator(config.model, vocabulary).to(worker.device)
+        model = Generator(config.model, vocabulary)
+        if run.codewords is not None:
+            start_from_codewords(model, torch.from_numpy(run.codewords))
+        self._model = model.to(worker.device)
         parallel = parallelize(self._model, config.training, device=worker.device, num_ranks=worker.num_ranks)
         self._trainer = GeneratorTrainer(
             self._model, parallel.network, config.training, num_steps=run.num_steps, device=worker.device,
@@ -154,6 +159,7 @@ class GeneratorTraining:
             "model": self._run.config["model"],
             "tokens": self._run.tokens,
             "dataset": self._run.dataset,
+            "from_codewords": self._run.codewords is not None,
         }
 
     def finish(self, changes: list[dict[str, Any]]) -> str:

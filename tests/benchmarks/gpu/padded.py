@@ -65,7 +65,9 @@ def padded_nats(model: Generator, batch: PaddedBatch) -> Tensor:
     x[:, 1 : 1 + num_globals] = model.embed_global(
         batch.codes[:, 1 : 1 + num_globals], torch.arange(num_globals, device=device).expand(count, -1)
     )
-    rotary = model.rotary[:length].repeat(count, 1, 1)
+    spots = torch.arange(length, device=device).expand(count, -1)
+    spots = torch.where(batch.places >= 0, 1 + num_globals + batch.places, spots)
+    rotary = model.rotary[spots.flatten()]
     dense = partial(_attend_padded, count=count)
     x = x.flatten(0, 1)
     for block in model.blocks:
