@@ -270,7 +270,7 @@ def test_a_bad_label_met_in_training_is_one_line_and_not_tried_again(folder: Pat
             ["tokenizer=packaged"],
             r"tokenizer=packaged: has the fingerprint [0-9a-f]{12}, the tokens were made by 121212121212; give",
         ),
-        (["tokenizer=/nowhere"], r"tokenizer=/nowhere: no tokenizer.json there"),
+        (["tokenizer=/nowhere"], "tokenizer=/nowhere: expected a folder with tokenizer.json"),
     ],
 )
 def test_a_mistake_is_told(folder: Path, tmp_path: Path, changes: list[str], message: str) -> None:
@@ -381,7 +381,7 @@ def test_codes_begin_as_the_codewords_of_their_tokenizer(folder: Path, tmp_path:
     codewords = model.patch_quantizer.codes_to_vectors(torch.arange(config.patch_codebook.vocab_size))
     far, expected = torch.cdist(rows, rows), torch.cdist(codewords, codewords)
     torch.testing.assert_close(far / far.max(), expected / expected.max(), rtol=0, atol=1e-3)
-    told = r"codes began from codewords, and not at random, as tokenizer=null would; give another output.url"
+    told = r"codes began from codewords, and not at random, as with tokenizer=auto; give another output.url"
     assert_told(train_ar.main, command(folder, *given, "training.steps=2")[3:], told, code=3)
 
 

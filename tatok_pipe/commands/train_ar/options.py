@@ -7,8 +7,11 @@ from tatok_pipe.config.options import config_dataclass, option, section
 from tatok_pipe.ray_runtime.options import ElasticWorkersConfig
 from tatok_pipe.seeds import MAX_SEED
 from tatok_pipe.storage.settings import STORAGE_HELP, StorageConfig
+from tatok_pipe.tokenizer.options import PACKAGED
 from tatok_pipe.tokens.loading.mixing import make_mixing, parse_changes
 from tatok_pipe.training.options import CheckpointsConfig, LoggingConfig
+
+AUTO, NONE = "auto", "none"  # in place of a tokenizer
 
 
 @config_dataclass
@@ -141,10 +144,11 @@ class TrainArConfig:
     input: InputConfig = section(InputConfig, help="what to train on")
     output: OutputConfig = section(OutputConfig, help="where the results go")
     model: GeneratorConfig = section(GeneratorConfig, help="the generator")
-    tokenizer: str | None = option(
-        None,
+    tokenizer: str = option(
+        AUTO,
         help="the tokenizer that the tokens were made with, as generate has it: codes begin as its codewords, as input "
-        "and as output, so that those that look alike begin alike; null: at random",
+        f"and as output, so that those that look alike begin alike; {NONE}: at random; {AUTO}: {PACKAGED} where the "
+        f"tokens are its, else {NONE}",
         is_url=True,
     )
     packing: PackingConfig = section(PackingConfig, help="sequences of many lengths in rows of one")

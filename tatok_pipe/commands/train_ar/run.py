@@ -16,7 +16,7 @@ from tatok_pipe.ar.memory import MemoryEstimate, estimate_memory
 from tatok_pipe.ar.model import Generator
 from tatok_pipe.ar.parallel import is_sharded
 from tatok_pipe.commands.train_ar.dataset_version import WHERE, check_mix, choose_datasets
-from tatok_pipe.commands.train_ar.options import TrainArConfig
+from tatok_pipe.commands.train_ar.options import AUTO, NONE, TrainArConfig
 from tatok_pipe.commands.train_ar.start import read_start
 from tatok_pipe.commands.train_ar.worker import GeneratorRun, GeneratorTraining
 from tatok_pipe.config.load import to_dict
@@ -80,9 +80,12 @@ def run(config: TrainArConfig, *, argv: list[str], summary: JobSummary) -> int:
         1, math.ceil(config.training.epochs * steps_per_epoch(config, dataset))
     )
     settings = list_settings(to_dict(config), num_steps=num_steps) | list_data(dataset)
-    if earlier is not None:
-        _check_earlier(output_url, earlier, config, dataset.spec, settings, num_steps=num_steps)
     start = read_start(config.tokenizer, dataset.spec)
+    if earlier is not None:
+        _check_earlier(
+            output_url, earlier, config, dataset.spec, settings, num_steps=num_steps,
+            from_codewords=start is not None,
+        )  # fmt: skip
     split = _survey(config, dataset)
     _show_fill(config, dataset, num_workers=plan_workers(config.workers)[1])
     run = GeneratorRun(
@@ -137,7 +140,7 @@ def list_data(dataset: TrainingData) -> dict[str, Any]:
 def _with_canonical_urls(config: dict[str, Any]) -> dict[str, Any]:
     """As it is written down: not by the folder that the command was started in."""
     given, tokenizer = config["input"], config["tokenizer"]
-    if tokenizer not in (None, PACKAGED):
+    if tokenizer not in (AUTO, NONE, PACKAGED):
         config = config | {"tokenizer": storage.canonical_url(tokenizer)}
     if given["urls"]:
         return config | {"input": given | {"urls": list(map(storage.canonical_url, given["urls"]))}}
@@ -217,6 +220,7 @@ def _check_earlier(
     settings: dict[str, Any],
     *,
     num_steps: int,
+    from_codewords: bool,
 ) -> None:
     """Raise where the training at the output, of which `earlier` is a manifest, is one of another model, on tokens of
     another tokenizer, or done with other settings."""
@@ -229,10 +233,10 @@ def _check_earlier(
             f"{'; its '.join(differences)})"
         )
     starts = {True: "from codewords", False: "at random"}
-    if (has := extra["from_codewords"]) != (wants := config.tokenizer is not None):
+    if (has := extra["from_codewords"]) != from_codewords:
         raise RefusedError(
-            f"{output}: holds a training whose codes began {starts[has]}, and not {starts[wants]}, as "
-            f"tokenizer={config.tokenizer or 'null'} would; give another output.url, or tokenizer as before"
+            f"{output}: holds a training whose codes began {starts[has]}, and not {starts[from_codewords]}, as with "
+            f"tokenizer={storage.redact(config.tokenizer)}; give another output.url, or tokenizer as before"
         )
     model = to_dict(config.model)
     if changed := [key for key, value in extra["model"].items() if model.get(key) != value]:
