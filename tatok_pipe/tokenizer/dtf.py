@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,11 +49,21 @@ class Filter:
 def keep_mask(cost: Tensor, filter: Filter) -> Tensor:
     """Which patches stay by one of `RULES`: cost (B, N) finite floats to (B, N) bool. Under every rule the
     `min_patches` most important ones stay."""
+    order = _most_important_first(cost)
     cost = cost.double()
-    order = cost.argsort(dim=1, descending=True, stable=True)  # most important first
     rank = torch.arange(cost.shape[1], device=cost.device).expand_as(order)
     keep = RULES[filter.rule].keep(cost.gather(1, order), rank, filter.value) | (rank < filter.min_patches)
     return torch.zeros_like(keep).scatter_(1, order, keep)
+
+
+def _most_important_first(cost: Tensor) -> Tensor:
+    """(B, N) to the places of each row, int64, in the order of their costs; of equal ones the first comes first."""
+    if cost.dtype != torch.float16 or cost.device.type != "cpu":
+        return cost.double().argsort(dim=1, descending=True, stable=True)
+    # As integers in the same order: NumPy sorts those of 16 bits by their digits, in a tenth of the time.
+    bits = cost.contiguous().view(torch.int16).numpy()
+    keys = np.where(bits < 0, bits & 0x7FFF, -bits)  # of minus the cost, both zeros alike
+    return torch.from_numpy(keys.argsort(axis=1, kind="stable"))
 
 
 def round_cost(cost: Tensor) -> Tensor:

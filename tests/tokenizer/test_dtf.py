@@ -73,6 +73,19 @@ def batches(draw: st.DrawFn) -> tuple[list[list[float]], Filter]:
     return rows, Filter(rule, draw(value), min_patches=draw(st.integers(0, 3)))
 
 
+@settings(deadline=None)
+@given(
+    st.lists(st.lists(st.one_of(TIED, st.just(-0.0), st.floats(width=16, allow_nan=False, allow_infinity=False)),
+                      min_size=5, max_size=5), min_size=1, max_size=3),
+    st.integers(0, 5),
+)  # fmt: skip
+def test_costs_of_16_bits_are_in_the_same_order(rows: list[list[float]], num_kept: int) -> None:
+    """Negative ones, which scores may have, and both zeros, which are equal, among them."""
+    filter = Filter("top_k", num_kept, min_patches=0)
+    expected = [oracle(row, filter) for row in rows]
+    assert keep_mask(torch.tensor(rows, dtype=torch.float16), filter).tolist() == expected
+
+
 @settings(max_examples=600, deadline=None)
 @given(batches())
 def test_every_rule_agrees_with_the_oracle(case: tuple[list[list[float]], Filter]) -> None:

@@ -27,7 +27,7 @@ from tatok_pipe.runs.progress_file import ProgressFile, was_cut_short
 from tatok_pipe.runs.stop_signal import StopSignal
 from tatok_pipe.storage.temporary import temporary_folder
 from tatok_pipe.tokenizer.dtf import Filter, keep_mask
-from tatok_pipe.tokens.checking.check import verify_shard_file
+from tatok_pipe.tokens.checking.check import ShardChecking, open_shard_file
 from tatok_pipe.tokens.checking.repair import renew_summary
 from tatok_pipe.tokens.columns import list_lengths
 from tatok_pipe.tokens.commit import commit_shard, committed_shards
@@ -213,7 +213,14 @@ def _take_along(dataset: TokenDataset, output_url: str) -> None:
 def _filter_shard(dataset: TokenDataset, name: str, output_url: str, spec: TokenSpec) -> Written:
     """Write and commit one token shard. Raises CorruptShard where that of the dataset is not whole."""
     content = pa.py_buffer(storage.read_bytes(data_url(dataset.url, name)))
-    metadata = verify_shard_file(content, spec=dataset.spec).metadata
+    with open_shard_file(content, spec=dataset.spec) as checking:
+        return _filter_rows(dataset, name, checking, output_url, spec)
+
+
+def _filter_rows(
+    dataset: TokenDataset, name: str, checking: ShardChecking, output_url: str, spec: TokenSpec
+) -> Written:
+    metadata = checking.metadata
     bad = read_quarantine(quarantine_url(dataset.url, name)) if metadata.statistics.num_quarantined else []
     spec = replace(metadata.spec, dtf=spec.dtf)
     filter = Filter(**asdict(spec.dtf))
@@ -230,7 +237,7 @@ def _filter_shard(dataset: TokenDataset, name: str, output_url: str, spec: Token
     with temporary_folder() as folder:
         path, bad_path = os.path.join(folder, "data.parquet"), os.path.join(folder, "quarantine.parquet")
         writer = ShardWriter(path, spec, metadata.source)
-        write_changed(writer, content, change, quarantined=bad)
+        write_changed(writer, checking, change, quarantined=bad)
         if bad:
             write_quarantine(bad_path, bad)
         commit_shard(output_url, name, path, bad_path if bad else None, spec=spec, source=metadata.source)

@@ -77,6 +77,56 @@ class CheckedShard:
     keys: list[str] = field(repr=False)  # of the rows, in order
 
 
+class ShardChecking:
+    """A token shard whose rows are checked as they are read: nothing is known to be whole before the last of them has
+    been, and `checked` was called."""
+
+    def __init__(self, file: ShardFile, metadata: ShardMetadata) -> None:
+        self.metadata = metadata
+        self._file = file
+        self._statistics, self._digest = empty_statistics(metadata.spec), ContentDigest()
+        self._keys: list[str] = []
+        self._crops: list[int] = []
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Its row groups. Raises CorruptShard at the first that is not as it should be."""
+        for group in range(self._file.num_row_groups):
+            try:
+                table = self._file.read([group]).combine_chunks()
+                table.validate(full=True)
+            except (pa.ArrowException, OSError, ValueError) as error:
+                raise CorruptShard(
+                    f"row group {group} cannot be read: {_one_line(error)}", Damage.UNREADABLE
+                ) from error
+            try:
+                check_table(table, self.metadata.spec)
+            except ValueError as error:
+                raise CorruptShard(str(error), Damage.ROWS) from error
+            self._statistics.update_from_table(table)
+            self._digest.update_from_table(table)
+            self._keys += table.column("key").to_pylist()
+            self._crops += table.column("crop").to_pylist()
+            yield table
+
+    def checked(self) -> CheckedShard:
+        """Once all tables were read: all of it. Raises CorruptShard where they are not what the footer says."""
+        metadata, statistics = self.metadata, self._statistics
+        _check_keys(self._keys, self._crops)
+        _check_crops(self._keys, self._crops, metadata.spec.crops_per_image)
+        # What the rows cannot tell: the size of the source stands beside, the quarantined are in a file of their own.
+        statistics.bytes_in = metadata.source.size_bytes
+        statistics.num_quarantined = sum(metadata.statistics.quarantine_reasons.values())
+        statistics.quarantine_reasons = metadata.statistics.quarantine_reasons
+        _compare_statistics(metadata, statistics.differences(metadata.statistics))
+        if (found := self._digest.hexdigest()) != metadata.content_digest:
+            raise CorruptShard(
+                f"its rows have digest {found[:12]}, its footer says {metadata.content_digest[:12]}: they are not "
+                "those that were written, or not in their order",
+                Damage.CONTENT,
+            )
+        return CheckedShard(metadata, found, self._keys)
+
+
 def verify_shard_file(
     source: Source, *, spec: TokenSpec | None = None, num_rows: int | None = None
 ) -> CheckedShard:
@@ -85,6 +135,17 @@ def verify_shard_file(
     Raises CorruptShard for what is wrong first; FileNotFoundError and other errors of the system where a local file
     cannot be read. Holds one row group, the keys, and no more of a local file.
     """
+    with open_shard_file(source, spec=spec, num_rows=num_rows) as checking:
+        for _ in checking.tables():
+            pass
+        return checking.checked()
+
+
+@contextmanager
+def open_shard_file(
+    source: Source, *, spec: TokenSpec | None = None, num_rows: int | None = None
+) -> Iterator[ShardChecking]:
+    """The same for who needs the rows: they are read once. Raises as it does for all but the rows themselves."""
     with _open(source) as file:
         try:
             metadata = parse_footer(file.metadata, "footer")
@@ -95,7 +156,7 @@ def verify_shard_file(
         _check_schema(file, token_schema(metadata.spec))
         if num_rows is not None and metadata.num_rows != num_rows:
             raise CorruptShard(f"{metadata.num_rows} rows, expected {num_rows}", Damage.CONTENT)
-        return _check_rows(file, metadata)
+        yield ShardChecking(file, metadata)
 
 
 def verify_written(writer: ShardWriter) -> CheckedShard:
@@ -161,42 +222,6 @@ def _check_schema(file: ShardFile, expected: pa.Schema) -> None:
             )
     if len(found) != len(expected):
         raise CorruptShard(f"{len(found)} columns, expected {len(expected)}", Damage.SCHEMA)
-
-
-def _check_rows(file: ShardFile, metadata: ShardMetadata) -> CheckedShard:
-    statistics, digest = empty_statistics(metadata.spec), ContentDigest()
-    keys: list[str] = []
-    crops: list[int] = []
-    for group in range(file.num_row_groups):
-        try:
-            table = file.read([group]).combine_chunks()
-            table.validate(full=True)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise CorruptShard(
-                f"row group {group} cannot be read: {_one_line(error)}", Damage.UNREADABLE
-            ) from error
-        try:
-            check_table(table, metadata.spec)
-        except ValueError as error:
-            raise CorruptShard(str(error), Damage.ROWS) from error
-        statistics.update_from_table(table)
-        digest.update_from_table(table)
-        keys += table.column("key").to_pylist()
-        crops += table.column("crop").to_pylist()
-    _check_keys(keys, crops)
-    _check_crops(keys, crops, metadata.spec.crops_per_image)
-    # What the rows cannot tell: the size of the source stands beside, the quarantined are in a file of their own.
-    statistics.bytes_in = metadata.source.size_bytes
-    statistics.num_quarantined = sum(metadata.statistics.quarantine_reasons.values())
-    statistics.quarantine_reasons = metadata.statistics.quarantine_reasons
-    _compare_statistics(metadata, statistics.differences(metadata.statistics))
-    if (found := digest.hexdigest()) != metadata.content_digest:
-        raise CorruptShard(
-            f"its rows have digest {found[:12]}, its footer says {metadata.content_digest[:12]}: they are not those "
-            "that were written, or not in their order",
-            Damage.CONTENT,
-        )
-    return CheckedShard(metadata, found, keys)
 
 
 def _check_keys(keys: list[str], crops: list[int]) -> None:

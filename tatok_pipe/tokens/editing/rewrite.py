@@ -21,9 +21,10 @@ from tatok_pipe.storage.temporary import temporary_folder
 from tatok_pipe.tokens.checking.check import (
     CorruptShard,
     Damage,
+    ShardChecking,
     count_reasons,
+    open_shard_file,
     read_checked_quarantine,
-    verify_shard_file,
     verify_written,
 )
 from tatok_pipe.tokens.checking.verify import TEMPORARY_NAME
@@ -40,7 +41,6 @@ from tatok_pipe.tokens.layout import (
     quarantine_url,
 )
 from tatok_pipe.tokens.removed import Removed
-from tatok_pipe.tokens.shard_file import ShardFile
 from tatok_pipe.tokens.spec import TokenSpec
 
 
@@ -63,7 +63,12 @@ def rewrite_shard(url: str, name: str, spec: TokenSpec, removed: Removed) -> Rew
     would be made of is not what was written.
     """
     content = pa.py_buffer(storage.read_bytes(data_url(url, name)))
-    before = verify_shard_file(content, spec=spec).metadata
+    with open_shard_file(content, spec=spec) as checking:
+        return _rewrite(url, name, checking, removed)
+
+
+def _rewrite(url: str, name: str, checking: ShardChecking, removed: Removed) -> Rewritten:
+    before = checking.metadata
     all_bad = _read_quarantine(url, name, before.statistics.quarantine_reasons, removed)
     bad = [row for row in all_bad if not removed.has(name, row.key)]
     with temporary_folder() as folder:
@@ -71,7 +76,7 @@ def rewrite_shard(url: str, name: str, spec: TokenSpec, removed: Removed) -> Rew
         writer = ShardWriter(path, before.spec, before.source)
         write_changed(
             writer,
-            content,
+            checking,
             lambda table: table.filter(pa.array(~removed.find(name, table["key"].to_pylist()))),
             quarantined=bad,
         )
@@ -94,19 +99,20 @@ def rewrite_shard(url: str, name: str, spec: TokenSpec, removed: Removed) -> Rew
 
 def write_changed(
     writer: ShardWriter,
-    content: pa.Buffer,
+    checking: ShardChecking,
     change: Callable[[pa.Table], pa.Table],
     *,
     quarantined: Sequence[Quarantined],
 ) -> None:
-    """Have the `writer`, and close it, write what `change` makes of the rows of the token shard `content`, a row group
-    at a time, and read the file back. Raises CorruptShard where that is not what was written, and what `change` does.
+    """Have the `writer`, and close it, write what `change` makes of the rows of a token shard, a row group at a time,
+    and read the file back. Raises CorruptShard where that is not what was written, or the token shard is not whole,
+    and what `change` does: then what was written is of no use.
     """
-    with pa.BufferReader(content) as source, writer:
-        file = ShardFile(source)
-        for group in range(file.num_row_groups):
-            writer.append_table(change(file.read([group])))
+    with writer:
+        for table in checking.tables():
+            writer.append_table(change(table))
         writer.add_quarantined(quarantined)
+    checking.checked()
     verify_written(writer)
 
 
