@@ -13,7 +13,7 @@ import pytest
 from tatok_pipe.config.load import from_dict
 from tatok_pipe.config.options import config_dataclass, option, section
 from tatok_pipe.errors import UserError
-from tests.test_config import DtfConfig, load, refuse
+from tests.config.declared import DtfConfig, load, refuse
 
 
 @config_dataclass

@@ -23,6 +23,7 @@ from tatok_pipe.images.notices import Notices
 from tatok_pipe.images.parquet.samples import read_parquet
 from tatok_pipe.images.shard_errors import ShardError, UnusableShard
 from tatok_pipe.records import ImageSample, Quarantined
+from tests.images.tars import pack
 
 IMAGES = [b"\xff\xd8\xff" + bytes([i]) for i in range(3)]
 
@@ -333,8 +334,6 @@ def test_text_that_is_no_image(tmp_path: Path) -> None:
 
 def test_tars_and_parquet_have_the_same_labels(read_columns: Any) -> None:
     from tatok_pipe.images.webdataset.samples import read_samples
-
-    from .test_shards import pack
 
     for value in (b"3", b"3.0", b" 3\n", b"true", b"None", b"cat", b"", b"0.5", b"99999999999", b"-1"):
         tar = pack(("a.jpg", IMAGES[0]), ("a.cls", value))
