@@ -129,6 +129,6 @@ def test_the_floors_of_the_architecture_are_those_of_the_walls() -> None:
 def test_the_pages_that_commands_write_are_where_the_makefile_says() -> None:
     written = re.findall(r"--write (\S+)", (ROOT / "Makefile").read_text())
     assert len(written) >= 4 and all((ROOT / page).is_file() for page in written)
-    # As tests/benchmarks/tokenizer.py looks for them.
+    # As tests/benchmarks/tokenizer looks for them.
     begin, end = "<!-- begin: make bench-tokenizer -->", "<!-- end: make bench-tokenizer -->"
     assert begin in (ROOT / "docs/results.md").read_text("utf-8").partition(end)[0]

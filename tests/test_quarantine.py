@@ -15,8 +15,8 @@ from tatok_pipe.tokens.checking.verify import verify_dataset
 from tatok_pipe.tokens.dataset import TokenDataset
 from tatok_pipe.tokens.format import token_shard_name
 from tests.entries import assert_told
+from tests.inspect_tokens.small import tokenize
 from tests.pictures import Member, crop_members, hostile_members, small_tokenizer, write_shard
-from tests.test_inspect_tokens import tokenize
 
 BROKEN: list[Member] = [
     ("dir/a é.jpg", b"\xff\xd8\xff and no more"),

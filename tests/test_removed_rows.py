@@ -24,7 +24,7 @@ from tatok_pipe.tokens.checking.verify import verify_dataset
 from tatok_pipe.tokens.dataset import TokenDataset
 from tatok_pipe.tokens.layout import data_url, quarantine_url
 from tatok_pipe.tokens.removed import Removed, hash_key, write_removed
-from tests.test_inspect_tokens import BAD_SAMPLES, Made, save_random_tokenizer, tokenize
+from tests.inspect_tokens.small import BAD_SAMPLES, Made, save_random_tokenizer, tokenize
 from tests.tokens.damage import flip
 
 

@@ -29,7 +29,8 @@ from tatok_pipe.tokenizer.options import GlobalQuantizerConfig, GridStackConfig,
 from tatok_pipe.tokenizer.prior import surprisal_nats
 from tatok_pipe.tokenizer.trainer import TokenizerTrainer, to_model_input
 from tatok_pipe.tokenizer.training_options import LossConfig, MixConfig, TrainingConfig
-from tests.benchmarks.tokenizer import log_choices, table
+from tests.benchmarks.tokenizer.measured import log_choices
+from tests.benchmarks.tokenizer.report import table
 
 WEIGHTS = (0.0, 0.0005, 0.002, 0.008)
 KEEP_RATES = (1.0, 0.75, 0.5, 0.35, 0.25, 0.15)

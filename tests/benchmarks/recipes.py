@@ -20,7 +20,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from tatok_pipe.tokenizer.training_options import DecoderMixConfig
-from tests.benchmarks.tokenizer import table
+from tests.benchmarks.tokenizer.report import table
 
 SCORE = "gain"
 PREFIX = "prefix (nested dropout)"

@@ -20,7 +20,7 @@ from torch import Tensor
 from tatok_pipe.evaluation.textbook import Textbook, enlarge, mean_colours, nearest, patchify
 from tatok_pipe.images.decode import decode_image
 from tatok_pipe.images.options import PreprocessConfig
-from tests.benchmarks.tokenizer import read_samples, to_images
+from tests.benchmarks.tokenizer.measured import read_samples, to_images
 
 NUM_COLOURS, NUM_RESIDUALS = 512, 2048
 

@@ -11,7 +11,7 @@ from PIL import Image
 from tatok_pipe.evaluation.textbook import enlarge, load_textbook
 from tatok_pipe.images.demo import held_out_crops
 from tests.benchmarks.textbook import fit
-from tests.benchmarks.tokenizer import to_images
+from tests.benchmarks.tokenizer.measured import to_images
 
 
 @pytest.fixture(scope="module")

@@ -1,51 +1,35 @@
-"""How good the packaged tokenizer's adaptive tokens are on images it never saw: every score beside every control.
-
-    python -m tests.benchmarks.tokenizer [--shards GLOB | --photographs] [--baseline URL] [--write docs/results.md]
-
-Without --shards it measures on the pictures that the demo corpus leaves out; with --photographs on ten crops of each of
-its ten photographs, whose intervals go by photograph: crops of one are alike. --baseline is a tokenizer without
-globals, of the same size and training. --write puts the tables between the markers of a Markdown file.
-
-Letters: M images, K globals, N patches.
-"""
+"""The tables and sentences of the report, in Markdown."""
 
 from __future__ import annotations
 
-import argparse
-import io
 import math
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from scipy import stats
 from torch import Tensor
 
-from tatok_pipe import storage
-from tatok_pipe.encoding.image_input import find_image_shards
 from tatok_pipe.evaluation.pictures import to_pixels
 from tatok_pipe.evaluation.suites.reconstruction.suite import CODECS, codec_at
-from tatok_pipe.evaluation.textbook import PACKAGED as TEXTBOOK
-from tatok_pipe.evaluation.textbook import load_textbook, position_bits
+from tatok_pipe.evaluation.textbook import load_textbook
 from tatok_pipe.images.crops import CropConfig
-from tatok_pipe.images.decode import decode_crops, decode_image
-from tatok_pipe.images.demo import SOURCES, crops_of, held_out_crops
-from tatok_pipe.images.options import PreprocessConfig
-from tatok_pipe.images.source import open_samples
-from tatok_pipe.records import ImageSample
-from tatok_pipe.runs.job import run_entry
-from tatok_pipe.tokenizer.analysis import CONTROLS, Analysis, analyse, decode, psnr
-from tatok_pipe.tokenizer.checkpoint import Tokenizer, load_tokenizer
+from tatok_pipe.images.decode import decode_crops
+from tatok_pipe.tokenizer.analysis import CONTROLS, analyse, decode, psnr
+from tatok_pipe.tokenizer.checkpoint import Tokenizer
 from tatok_pipe.tokenizer.dtf import Filter, calibrate, keep_mask
 from tatok_pipe.tokenizer.heldout import KEEP_RATES
-from tatok_pipe.tokenizer.options import PACKAGED, DTFConfig
-from tatok_pipe.tokenizer.perceptual import build_perceptual
-from tatok_pipe.tokenizer.prior import entropy_nats, surprisal_nats
+from tatok_pipe.tokenizer.options import DTFConfig
 from tatok_pipe.tokenizer.scores.table import SCORES
+from tests.benchmarks.tokenizer.measured import (
+    Measured,
+    jpeg_bytes,
+    log_choices,
+    pooled,
+    to_images,
+    worst_decile,
+)
 
 NAMES = (*SCORES, *CONTROLS)
 TOLD = {
@@ -53,98 +37,11 @@ TOLD = {
     "variance": "lowest variance", "neighbours": "error to the neighbours' mean", "one_shot": "one-shot oracle",
     "prefix": "fixed prefix",
 }  # fmt: skip
-BEGIN, END = "<!-- begin: make bench-tokenizer -->", "<!-- end: make bench-tokenizer -->"
 CONFIDENCE = 0.95
-TIMED_IMAGES = 16
 
 
-def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--tokenizer", default=PACKAGED, help="folder that train_tokenizer wrote")
-    parser.add_argument("--baseline", help="the same without globals and filtering")
-    parser.add_argument("--shards", help="image shards that neither was trained on")
-    parser.add_argument("--photographs", action="store_true", help="crops of the demo's photographs")
-    parser.add_argument("--max-images", type=int, help="the first of them alone")
-    parser.add_argument("--write", help="Markdown file to put the tables in")
-    parser.add_argument(
-        "--textbook",
-        type=Path,
-        default=TEXTBOOK,
-        help="folder that tests.benchmarks.textbook wrote for patches of another size",
-    )
-    parser.add_argument("--beside", action="store_true", help="the first table alone")
-    options = parser.parse_args(argv)
-    tokenizer = load_tokenizer(options.tokenizer)
-    if options.photographs:
-        names = [source.name for source in SOURCES if source.kind == "photo"]
-        samples, told = crops_of(names, crops_per_source=10), "the demo's photographs"
-    elif options.shards:
-        samples, told = read_samples(options.shards), f"`{options.shards}`"
-    else:
-        samples, told = held_out_crops(), "the photographs that the demo corpus leaves out"
-    samples = samples[: options.max_images]
-    groups = [photograph_of(sample) for sample in samples] if options.photographs else None
-    report = Report(tokenizer, samples, groups)
-    sections = [report.heading(told), report.beside(options.textbook)]
-    sections += (
-        []
-        if options.beside
-        else [
-            report.scores(),
-            report.thresholds(),
-            report.globals(load_tokenizer(options.baseline) if options.baseline else None),
-            report.codes(),
-            report.content(),
-        ]
-    )
-    text = "\n\n".join(section for section in sections if section)
-    print(text)
-    if options.write:
-        path = Path(options.write)
-        before, _, rest = path.read_text().partition(BEGIN)
-        _, found, after = rest.partition(END)
-        if not found:
-            print(f"{path}: expected the markers {BEGIN} and {END}", file=sys.stderr)
-            return 2
-        path.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
-    return 0
-
-
-def photograph_of(sample: ImageSample) -> str:
-    """The two views of a stereo pair are one."""
-    return sample.key.partition("_")[0]
-
-
-def read_samples(shards: str) -> list[ImageSample]:
-    found = []
-    for shard in find_image_shards(shards, option="--shards"):
-        with open_samples(shard.url, info=storage.file_info(shard.url)) as samples:
-            found += [sample for sample in samples if isinstance(sample, ImageSample)]
-    return found
-
-
-def to_images(pixels: Sequence[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
-
-
-class Report:
-    """One tokenizer on one set of images; each method is a section of the report."""
-
-    def __init__(
-        self, tokenizer: Tokenizer, samples: list[ImageSample], groups: list[str] | None = None
-    ) -> None:
-        self.model = tokenizer.model
-        self.tokenizer = tokenizer
-        self.samples = samples
-        self.groups = groups
-        self.preprocess = PreprocessConfig(image_size=self.model.config.image_size)
-        self.images = to_images([decode_image(sample.image, self.preprocess)[0] for sample in samples])
-        self.found: Analysis = analyse(self.model, self.images)
-        distance = build_perceptual("efficientnet_lite0", "cpu")
-        assert distance is not None
-        self.distance = distance
-        self.num_patches = self.model.config.num_patches
-        self.num_globals = self.model.config.num_globals
+class Report(Measured):
+    """What was measured, told; each method is a section of the report."""
 
     def heading(self, source: str) -> str:
         by_group = f", over means of the {len(set(self.groups))} photographs" if self.groups else ""
@@ -153,13 +50,6 @@ class Report:
             f"over images, dB; perceptual distance is of EfficientNet-Lite0's features (not LPIPS), lower is better; "
             f"± is half of the {CONFIDENCE:.0%} interval of the mean paired difference to random dropping{by_group}."
         )
-
-    def quality(self, keep: Tensor) -> tuple[Tensor, Tensor]:
-        """PSNR and perceptual distance of every image, (M,) each."""
-        decoded = decode(self.model, self.found, keep)
-        parts = zip(decoded.split(16), self.images.split(16), strict=True)
-        with torch.no_grad():
-            return psnr(decoded, self.images), torch.cat([self.distance(a, b) for a, b in parts])
 
     def beside(self, folder: Path) -> str:
         """The default score beside what needs no network, at equal bits and bytes."""
@@ -207,12 +97,6 @@ class Report:
             "or the smallest file where that is larger:\n\n" + table(header, rows)
         )
 
-    def bits(self, num_kept: Tensor) -> Tensor:
-        """Of images with so many kept patches, (M,) to (M,), codes of fixed length."""
-        fixed = self.num_globals * math.log2(self.model.global_quantizer.vocab_size)
-        each = math.log2(self.model.patch_quantizer.vocab_size)
-        return fixed + num_kept.double() * each + position_bits(num_kept, self.num_patches)
-
     def scores(self) -> str:
         prices = self.prices()
         everything = torch.ones_like(self.found.patch_codes, dtype=torch.bool)
@@ -252,31 +136,6 @@ class Report:
                 table(header[:-1], by_distance),
             ]
         )
-
-    def prices(self) -> dict[str, str]:
-        """Time of encoding with each score, over encoder and quantizers alone; measured in turn."""
-        batch = self.images[:TIMED_IMAGES]
-        model = self.model
-
-        def encode_only() -> None:
-            model.encode(batch)
-
-        def with_score(name: str) -> Callable[[], None]:
-            def run() -> None:
-                model.cost(name, batch, model.encode(batch))
-
-            return run
-
-        runs = {"": encode_only} | {name: with_score(name) for name in SCORES}
-        seconds: dict[str, list[float]] = {name: [] for name in runs}
-        with torch.no_grad():
-            for _ in range(6):
-                for name, run in runs.items():
-                    start = time.perf_counter()
-                    run()
-                    seconds[name].append(time.perf_counter() - start)
-        base = np.median(seconds[""][1:])
-        return {name: f"{np.median(seconds[name][1:]) / base:.2f} ×" for name in SCORES}
 
     def thresholds(self) -> str:
         rows = []
@@ -342,16 +201,6 @@ class Report:
         if baseline is not None:
             lines += self.against(baseline, whole)
         return "\n".join(["What globals do:", "", *lines])
-
-    def code_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        yield from zip(self.found.global_codes.split(16), self.found.patch_codes.split(16), strict=True)
-
-    @torch.no_grad()
-    def without_globals(self, global_codes: Tensor, patch_codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Entropy and surprisal of patch codes (B, N) that the entropy model predicts without globals, nats."""
-        hidden = torch.ones(len(patch_codes), dtype=torch.bool)
-        logits = self.model.predict(global_codes, patch_codes, without_globals=hidden).patch_logits
-        return entropy_nats(logits), surprisal_nats(logits, patch_codes)
 
     def against(self, baseline: Tokenizer, whole: Tensor) -> list[str]:
         """Global and patch tokens against patch tokens alone, at equal total tokens."""
@@ -444,32 +293,6 @@ def difference(values: Tensor, reference: Tensor, digits: int, groups: list[str]
     return f"{paired.mean():+.{digits}f} ± {half:.{digits}f}"
 
 
-def pooled(values: Tensor) -> float:
-    """PSNR of the mean squared error over all images, from the PSNR of each, dB."""
-    return -10 * torch.log10((10 ** (-values.double() / 10)).mean()).item()
-
-
-def worst_decile(values: Tensor) -> float:
-    """Mean of the lowest tenth."""
-    return values.sort().values[: max(1, len(values) // 10)].mean().item()
-
-
-def log_choices(total: int, kept: int) -> float:
-    return math.lgamma(total + 1) - math.lgamma(kept + 1) - math.lgamma(total - kept + 1)
-
-
-def jpeg_bytes(image: Tensor) -> int:
-    """Size of an image (3, H, W) as a JPEG of quality 75."""
-    pixels = (image.permute(1, 2, 0) * 255).round().byte().numpy()
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=75)
-    return file.tell()
-
-
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-if __name__ == "__main__":
-    run_entry(main)
