@@ -132,7 +132,7 @@ class _Builder:
         generator = found["generator"] = self._add_generator(arm, seed, budget, found, label)
         networks = {"classifier": self._classifier, "real": self._real, "tokenizer": found["tokenizer"]}
         measures = self._config.measures
-        drawn = {"num_images": measures.num_drawn, "slots": measures.slots, "seed": seed}
+        drawn: dict[str, Any] = {"num_images": measures.num_drawn, "slots": measures.slots, "seed": seed}
         drawn["guidance"] = measures.guidance
         drawn["gives_places"] = arm.config.dtf.rule == "none"  # a grid is no choice of places
         models = {"generator": generator, "tokenizer": found["tokenizer"]}
