@@ -44,5 +44,6 @@ def test_memory_taken_again_costs_no_page_faults() -> None:
         )
         for how in ("kept", "returned")
     }
-    # Once through 39 MiB in pages of 4 KiB are 10,000.
-    assert found["kept"] < 12_000 < found["returned"], found
+    # All 20 times through 39 MiB in pages of 4 KiB would be 200,000. By default, how much of it is given back each time
+    # depends on where the blocks happen to lie: 5,000 faults and more have been seen.
+    assert found["kept"] < 100 < 2_000 < found["returned"], found
