@@ -7,19 +7,20 @@ Here the answer's head is looked at first, and no more is read than was asked fo
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import aiohttp
 from fsspec.asyn import sync
 
 from tatok_pipe.storage.faults import LastingError
+
+if TYPE_CHECKING:
+    import aiohttp  # a fifth of a second, which only a file of a web server is worth
 
 Result = TypeVar("Result")
 
 _NO_RANGES = "the server gave the whole file where a part of it was asked for (it ignores Range)"
 _PIECE_BYTES = 1 << 20
-# A stream may take hours; only a server that is silent is given up.
-_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
+_CONNECT_S, _SILENCE_S = 30, 60  # a stream may take hours; only a server that is silent is given up
 
 
 class RangesIgnored(LastingError):
@@ -93,12 +94,9 @@ class Download:
     def __init__(self, filesystem: Any, url: str, *, silence_s: float | None = None) -> None:
         self._filesystem = filesystem
         self.position = 0
-        timeout = _TIMEOUT
-        if silence_s is not None:
-            timeout = aiohttp.ClientTimeout(total=None, sock_connect=silence_s, sock_read=silence_s)
 
         async def start() -> aiohttp.ClientResponse:
-            answer = await _request(filesystem, "GET", url, {}, timeout)
+            answer = await _request(filesystem, "GET", url, {}, silence_s)
             try:
                 _check(answer, url)
             except BaseException:
@@ -137,12 +135,15 @@ async def _request(
     method: str,
     url: str,
     headers: Mapping[str, str],
-    timeout: aiohttp.ClientTimeout = _TIMEOUT,
+    silence_s: float | None = None,
 ) -> aiohttp.ClientResponse:
+    from aiohttp import ClientTimeout
+
     session = await filesystem.set_session()
     options = dict(filesystem.kwargs)
     options["headers"] = {"Accept-Encoding": "identity", **options.get("headers", {}), **headers}
-    options.setdefault("timeout", timeout)
+    connect_s, read_s = (_CONNECT_S, _SILENCE_S) if silence_s is None else (silence_s, silence_s)
+    options.setdefault("timeout", ClientTimeout(total=None, sock_connect=connect_s, sock_read=read_s))
     return await session.request(method, filesystem.encode_url(url), allow_redirects=True, **options)
 
 

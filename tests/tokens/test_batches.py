@@ -123,6 +123,21 @@ def test_cutting_and_joining() -> None:
     assert_equal(join(parts), rows.cut(0, packing.num_rows))
 
 
+def test_rows_no_longer_than_the_fullest_of_them() -> None:
+    sequences, packing, rows = lay_out_all(2)
+    fills = [
+        int(sequences.lengths[packing.sequences[start:stop]].sum())
+        for start, stop in zip(packing.starts[:-1], packing.starts[1:], strict=True)
+    ]
+    first = fills.index(min(fills))  # a row with padding, alone
+    for start, stop in ((first, first + 1), (0, packing.num_rows), (2, 2)):
+        width = rows.fullest(start, stop)
+        assert width == max(fills[start:stop], default=0)
+        narrow = dataclasses.replace(packing, row_tokens=width)
+        expected = expected_batch(sequences, narrow, list(range(start, stop)))
+        assert_equal(rows.cut(start, stop, row_tokens=width), expected)
+
+
 def test_empty_rows() -> None:
     none = Packing(np.zeros(0, np.int64), np.zeros(3, np.int64), row_tokens=40, num_tokens=0)
     empty = empty_rows(2, row_tokens=40, embedding_size=2)

@@ -68,20 +68,37 @@ class PackedRows:
     def num_rows(self) -> int:
         return len(self.rows)
 
-    def cut(self, start: int, stop: int) -> PackedBatch:
-        """Those from `start` to `stop`."""
-        return lay_out(self.sequences, self.packing, self.rows[start:stop])
+    def cut(self, start: int, stop: int, *, row_tokens: int | None = None) -> PackedBatch:
+        """Those from `start` to `stop`, as `lay_out`."""
+        return lay_out(self.sequences, self.packing, self.rows[start:stop], row_tokens=row_tokens)
+
+    def fullest(self, start: int, stop: int) -> int:
+        """The most elements that one of those from `start` to `stop` has; 0 where there are none."""
+        _, first_sequences, lengths = _choose(self.sequences, self.packing, self.rows[start:stop])
+        return int(np.diff(cumulative(lengths)[first_sequences]).max(initial=0))
 
 
-def lay_out(sequences: Sequences, packing: Packing, rows: np.ndarray) -> PackedBatch:
-    """The given `rows`, (R,), of a packing of `sequences`, in that order."""
-    row_tokens, num_globals = packing.row_tokens, sequences.global_codes.shape[1]
+def _choose(
+    sequences: Sequences, packing: Packing, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of the given `rows`, (R,): the sequences that are in them, (S,), where those of each begin, (R + 1,), and how
+    many elements each has, (S,)."""
     per_row = packing.starts[rows + 1] - packing.starts[rows]  # (R,)
-    chosen = packing.sequences[ranges(packing.starts[rows], per_row)]  # (S,)
-    lengths = sequences.num_patches[chosen] + (1 + num_globals)  # (S,)
+    chosen = packing.sequences[ranges(packing.starts[rows], per_row)]
+    return chosen, cumulative(per_row), sequences.num_patches[chosen] + (1 + sequences.global_codes.shape[1])
+
+
+def lay_out(
+    sequences: Sequences, packing: Packing, rows: np.ndarray, *, row_tokens: int | None = None
+) -> PackedBatch:
+    """The given `rows`, (R,), of a packing of `sequences`, in that order, of `row_tokens` elements each, which must be
+    enough for all of them; the packing's where none is given."""
+    row_tokens = packing.row_tokens if row_tokens is None else row_tokens
+    num_globals = sequences.global_codes.shape[1]
+    chosen, first_sequences, lengths = _choose(sequences, packing, rows)
+    per_row = np.diff(first_sequences)  # (R,)
 
     # Segments are the sequences of each row and, where it is not full, its padding.
-    first_sequences = cumulative(per_row)  # (R + 1,)
     used = np.diff(cumulative(lengths)[first_sequences])  # (R,)
     is_padded = used < row_tokens
     first_boundaries = cumulative(per_row + is_padded)

@@ -66,6 +66,11 @@ class SequenceReader:
         """The condition on its rows; empty where there is none."""
         return self._chosen.text if self._chosen is not None else ""
 
+    @property
+    def is_local(self) -> bool:
+        """Whether its files are on a disk of this machine."""
+        return storage.is_local(storage.open_filesystem(self._url)[0])
+
     def read(self, group: RowGroup) -> Sequences:
         """The sequences of a row group that are in the split, in order; all have a condition that is not hidden.
 

@@ -53,7 +53,7 @@ class StepBatch:
     num_codes: int  # codes to be predicted: sum of K + M
     num_positions: int  # positions, or the end, to be predicted: sum of M + 1
     num_elements: int  # sum of 1 + K + M
-    num_slots: int  # elements with padding and empty rows
+    num_slots: int  # elements with padding and empty rows, of rows of `row_tokens`
 
     @property
     def num_sequences(self) -> int:
@@ -72,6 +72,7 @@ class StepLoader:
     its own, and there are no epochs of the whole; a pass over what is held out has every image once. A step takes the
     next `rows_per_step` rows of the epoch, and the last one of an epoch what is left. All ranks share one stream of
     rows, as `rank_rows` says. With split "held_out" the order is always that of epoch 0, and no condition is hidden.
+    Where a step `ends_with_longest`, the rows of a rank have no more elements than its fullest needs.
     `state_dict` after a step and `load_state_dict` before iterating go on exactly there, with any number of ranks and
     any `rows_per_step`.
 
@@ -90,6 +91,7 @@ class StepLoader:
         rank: int = 0,
         num_ranks: int = 1,
         split: str = "train",
+        ends_with_longest: bool = False,
     ) -> None:
         if not 0 <= rank < num_ranks:
             raise ValueError(
@@ -109,6 +111,7 @@ class StepLoader:
         self.config = config
         self.condition = condition
         self.num_ranks = num_ranks
+        self._ends_with_longest = ends_with_longest
         self._num_globals = spec.num_globals
         self._is_held_out = split == "held_out"
         share = config.held_out_share if self._is_held_out else 1 - config.held_out_share
@@ -249,23 +252,26 @@ class StepLoader:
 
     def _microbatches(self, pieces: Sequence[_Piece], num_microbatches: int) -> Iterator[PackedBatch]:
         """This rank's rows of the pieces, a few at a time, and empty ones after them."""
-        size = self.config.rows_per_microbatch
+        size, row_tokens = self.config.rows_per_microbatch, self.config.row_tokens
         ranges = [piece.own_range() for piece in pieces]
+        if self._ends_with_longest:
+            row_tokens = max(
+                1, *(piece.window.own.fullest(*own) for piece, own in zip(pieces, ranges, strict=True))
+            )
         begins = np.cumsum(
             [0] + [stop - start for start, stop in ranges]
         )  # of the pieces in this rank's rows
+        embedding_size = self.condition.embedding_size if self.condition.kind == "embedding" else None
         for first in range(0, num_microbatches * size, size):
             parts = []
             for piece, (start, stop), begin in zip(pieces, ranges, begins[:-1].tolist(), strict=True):
                 low, high = max(start, start + first - begin), min(stop, start + first + size - begin)
                 if low < high:
-                    parts.append(piece.window.own.cut(low, high))
+                    parts.append(piece.window.own.cut(low, high, row_tokens=row_tokens))
             num_missing = size - sum(part.num_rows for part in parts)
-            yield join([*parts, self._empty_rows(num_missing)] if num_missing else parts)
-
-    def _empty_rows(self, num_rows: int) -> PackedBatch:
-        embedding_size = self.condition.embedding_size if self.condition.kind == "embedding" else None
-        return empty_rows(num_rows, row_tokens=self.config.row_tokens, embedding_size=embedding_size)
+            if num_missing:
+                parts.append(empty_rows(num_missing, row_tokens=row_tokens, embedding_size=embedding_size))
+            yield join(parts)
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,6 @@ class TokenLoader(IterableDataset[TokenBatch]):
         self.spec = data.spec
         self.num_classes = num_classes
         self.epochs = epochs
-        self._layout = layout
         if row_tokens is None:
             row_tokens = self.num_positions if layout == "padded" else max(_ROW_TOKENS, self.num_positions)
         self._steps = StepLoader(
@@ -175,6 +174,7 @@ class TokenLoader(IterableDataset[TokenBatch]):
             rank=found_rank,
             num_ranks=found_ranks,
             split=split,
+            ends_with_longest=layout == "padded",
         )
         self._state: dict[str, Any] = {**self._steps.state_dict(), "step": 0}
 
@@ -243,13 +243,6 @@ class TokenLoader(IterableDataset[TokenBatch]):
         ids = self._ids(batch)
         columns = [ids, self._targets(batch, ids), self._positions(batch), batch.kinds, batch.order]
         columns = [each.reshape(batch.num_rows, -1) for each in columns]
-        boundaries = batch.boundaries
-        if self._layout == "padded":
-            is_sequence = batch.kinds[boundaries[:-1]] != Kind.PADDING
-            longest = max(1, int(np.diff(boundaries)[is_sequence].max(initial=0)))
-            columns = [np.ascontiguousarray(each[:, :longest]) for each in columns]
-            begins = np.flatnonzero(columns[-1].ravel() == 0)
-            boundaries = np.append(begins, columns[-1].size).astype(np.int32)
         sources = np.searchsorted(self._steps.source_rows, batch.sequences, "right") - 1
         ids, targets, positions, kinds, order = map(torch.from_numpy, columns)
         return TokenBatch(
@@ -258,7 +251,7 @@ class TokenLoader(IterableDataset[TokenBatch]):
             positions=positions,
             kinds=kinds,
             order=order,
-            boundaries=torch.from_numpy(boundaries),
+            boundaries=torch.from_numpy(batch.boundaries),
             labels=torch.from_numpy(batch.labels.astype(np.int64)),
             sequences=torch.from_numpy(batch.sequences - self._steps.source_rows[sources]),
             sources=torch.from_numpy(sources),

@@ -19,7 +19,9 @@ from tatok_pipe.tokens.loading.packing import Packing, count_rows, one_a_row, pa
 from tatok_pipe.tokens.loading.sequences import SequenceReader, concatenate
 from tatok_pipe.tokens.loading.windows import Draw, EpochPlanner, RowGroup, generator, random_shares
 
-_READ_THREADS = 4  # row groups that are read at a time
+# Row groups that are read at a time: a store is waited for. Those of a disk are there at once, and more than one thread
+# would only take turns at the interpreter, and memory.
+_NUM_READERS, _NUM_DISK_READERS = 4, 1
 _ON_DATASET_CHANGE = ("error", "restart_epoch")
 LAYOUTS = ("packed", "padded")
 _ReadAll = Callable[[Sequence[RowGroup]], list[Sequences]]
@@ -149,10 +151,11 @@ class WindowStream:
                 raise CancelledError
             return self._readers[group.source].read(group)
 
-        with ThreadPoolExecutor(_READ_THREADS, "token-rows") as pool:
+        num_readers = _NUM_DISK_READERS if all(each.is_local for each in self._readers) else _NUM_READERS
+        with ThreadPoolExecutor(num_readers, "token-rows") as pool:
 
             def read_all(groups: Sequence[RowGroup]) -> list[Sequences]:
-                return list(map_ahead(pool, read, groups, max_items=_READ_THREADS))
+                return list(map_ahead(pool, read, groups, max_items=num_readers))
 
             if isinstance(self._planner, MixPlanner):
                 yield from self._mix_windows(self._planner, begin, step, read_all)
