@@ -146,6 +146,19 @@ def test_from_looser_to_tighter_and_not_back(
     )
 
 
+def test_of_a_dataset_whose_rows_are_all_removed(
+    checkpoint: str, whole: dict[str, str], tmp_path: Path
+) -> None:
+    argv = [f"output.url={tmp_path}/source", "filter.rule=none", f"tokenizer.checkpoint={checkpoint}"]
+    assert main([f"input.url={whole['gain']}", *argv]) == EXIT_DONE
+    assert main([f"input.url={tmp_path}/source", "remove.where=width > 0"]) == EXIT_DONE
+    argv = [f"input.url={tmp_path}/source", f"output.url={tmp_path}/again", "filter.target_tokens=9"]
+    assert main([*argv, f"tokenizer.checkpoint={checkpoint}"]) == EXIT_DONE
+    again = TokenDataset(f"{tmp_path}/again")
+    assert len(again) == 0 and len(again.shards) == 2 and verify_dataset(again.url) == []
+    assert again.version.number == 1 and again.statistics.num_images == 0
+
+
 def test_what_was_removed_stays_out_and_the_same_command_does_the_rest(
     checkpoint: str, whole: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
