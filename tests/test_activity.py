@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from tatok_pipe.runs.activity import Activity, StatusBoard, WorkerStatus
+from tatok_pipe.runs.activity import Activity
 
 
 def test_a_shard_counts_from_its_turn_and_afresh_in_each_attempt() -> None:
@@ -63,17 +63,3 @@ def test_busy_time_is_a_mean_over_lanes_and_runs_while_a_batch_does() -> None:
     for thread in threads:
         thread.join()
     assert 0.09 <= activity.status.lane_busy_s - before < 0.3
-
-
-def test_the_board_keeps_the_last_word_of_each_worker() -> None:
-    board = StatusBoard()
-    board.report("a", 1, WorkerStatus(queued_samples=1))
-    board.report("b", 1, WorkerStatus())
-    board.report("a", 2, WorkerStatus(queued_samples=3))
-    assert {name: (number, status.queued_samples) for name, (number, status) in board.read().items()} == {
-        "a": (2, 3),
-        "b": (1, 0),
-    }
-    board.forget("a")
-    board.forget("gone")
-    assert list(board.read()) == ["b"]

@@ -54,7 +54,7 @@ def test_an_actor_that_cannot_start_says_why(tmp_path: Path) -> None:
         (replace(job, checkpoint=str(tmp_path / "gone")), "expected a folder"),
         (replace(job, spec=replace(job.spec, tokenizer_fingerprint="0" * 64)), "planned with 000000000000"),
     ):
-        assert reason in ShardActor(broken, plan, "actor", board=None)._error
+        assert reason in ShardActor(broken, plan)._error
 
 
 def test_progress_tells_rate_and_time_left() -> None:

@@ -30,7 +30,7 @@ from tatok_pipe.runs.stop_signal import StopSignal
 logger = logging.getLogger(__name__)
 
 _TICK_S = 0.5
-_LOOK_EVERY_S = 1.0  # at the board, for hung shards and leaving nodes
+_LOOK_EVERY_S = 1.0  # at reports, for hung shards and leaving nodes
 
 
 def run_shards(

@@ -5,19 +5,19 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
 import ray.exceptions
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tatok_pipe.errors import UserError
 from tatok_pipe.ray_runtime.actor_plan import ActorPlan, plan_actors
 from tatok_pipe.ray_runtime.cluster import leaving_nodes
 from tatok_pipe.ray_runtime.options import ActorsConfig
 from tatok_pipe.ray_runtime.shard_actor import CONCURRENCY_GROUPS, ActorStart, ShardActor
-from tatok_pipe.runs.activity import ShardStatus, StatusBoard, WorkerStatus
+from tatok_pipe.runs.activity import ShardStatus, WorkerStatus
 from tatok_pipe.runs.shard_queue import FailuresConfig
 from tatok_pipe.runs.shard_work import ShardJob
 
@@ -38,8 +38,7 @@ class Worker:
     node_id: str = ""  # empty until it is ready
     is_leaving: bool = False  # its node is; it gets no more shards
     shards: dict[str, ShardStatus] = field(default_factory=dict)  # the last word on each, by URL
-    report_number: int = 0
-    reported_s: float = field(default_factory=time.monotonic)  # when its last report was seen first
+    reported_s: float = field(default_factory=time.monotonic)  # when its last report was heard
     blamed: set[str] | None = None  # the shards for which we ended it, where they can be told apart
     blame: str = ""  # why we ended it; empty: we did not
 
@@ -59,11 +58,14 @@ class Worker:
         """What it has not begun comes back."""
         self.handle.stop_taking.options(concurrency_group="control").remote()
 
-    def hear(self, number: int, status: WorkerStatus) -> None:
+    def ask(self) -> Any:
+        """The reference of the WorkerStatus to come."""
+        return self.handle.report.options(concurrency_group="control").remote()
+
+    def hear(self, status: WorkerStatus) -> None:
         """Take note of a report. What it does not speak of any more is through, and its answer on the way."""
-        if number != self.report_number:
-            self.report_number, self.reported_s = number, time.monotonic()
-            self.shards |= {shard.url: shard for shard in status.shards}
+        self.reported_s = time.monotonic()
+        self.shards |= {shard.url: shard for shard in status.shards}
 
     def find_hung(self, held: Collection[str], limits: FailuresConfig) -> dict[str, str]:
         """Those of the shards it holds that hold it up, with the reason."""
@@ -104,12 +106,7 @@ class WorkerPool:
         self._start_failures = 0
         self._next_start_s = 0.0
         self._replanned_s = time.monotonic()
-        self._reading: Any = None  # the question to the board under way
-        # On the driver's node: it must not go with another one.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        self._board: Any = (
-            ray.remote(StatusBoard).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
-        )
+        self._asked: dict[Any, Worker] = {}  # who has a question to answer, by its reference
         remote: Any = ray.remote
         self._actor_class = remote(
             num_cpus=self.plan.cpus,
@@ -165,7 +162,7 @@ class WorkerPool:
     def _start(self) -> None:
         self._num_started += 1
         name = f"actor {self._num_started}"
-        worker = Worker(name, self._actor_class.remote(self._job, self.plan, name, self._board))
+        worker = Worker(name, self._actor_class.remote(self._job, self.plan))
         self.workers[name] = worker
         self.starts[worker.handle.start.options(concurrency_group="control").remote()] = worker
 
@@ -190,7 +187,7 @@ class WorkerPool:
 
     def look(self, busy: Collection[str]) -> None:
         """Read what the actors say, and let go of nodes that are leaving."""
-        self._read_board()
+        self._read_reports()
         leaving = leaving_nodes()
         for worker in list(self.workers.values()):
             if worker.node_id in leaving and not worker.is_leaving:
@@ -200,28 +197,27 @@ class WorkerPool:
             if worker.is_leaving and worker.name not in busy:
                 self.dismiss(worker)
 
-    def _read_board(self) -> None:
-        if self._reading is None:
-            self._reading = self._board.read.remote()
-        if not ray.wait([self._reading], timeout=0)[0]:
-            return
-        try:
-            statuses: dict[str, tuple[int, WorkerStatus]] = ray.get(self._reading)
-        except ray.exceptions.RayError:
-            statuses = {}  # it restarts, and is told again within a second
-        self._reading = None
-        for name, (number, status) in statuses.items():
-            if name in self.workers:
-                self.workers[name].hear(number, status)
+    def _read_reports(self) -> None:
+        """Hear those who have answered, and ask them again: an actor that is silent is asked once."""
+        if self._asked:
+            for reference in ray.wait(list(self._asked), num_returns=len(self._asked), timeout=0)[0]:
+                worker = self._asked.pop(reference)
+                # Where its process is gone the answers of its shards tell that.
+                with suppress(ray.exceptions.RayError):
+                    worker.hear(ray.get(reference))
+        asked = {worker.name for worker in self._asked.values()}
+        for worker in self.workers.values():
+            if worker.is_ready and worker.name not in asked:
+                self._asked[worker.ask()] = worker
 
     def dismiss(self, worker: Worker) -> None:
         """End an actor whose shards are settled, or that is dead already."""
         self.workers.pop(worker.name, None)
-        self.starts = {reference: other for reference, other in self.starts.items() if other is not worker}
+        for told in (self.starts, self._asked):
+            for reference in [reference for reference, other in told.items() if other is worker]:
+                del told[reference]
         ray.kill(worker.handle)
-        self._board.forget.remote(worker.name)
 
     def close(self) -> None:
         for worker in list(self.workers.values()):
             self.dismiss(worker)
-        ray.kill(self._board)

@@ -138,20 +138,3 @@ class Activity:
                 queued_batches=sum(track.depths.batches for track in self._tracks),
                 lane_busy_s=busy_s / self._num_lanes,
             )
-
-
-class StatusBoard:
-    """Where workers write their status and the driver reads it. Lives in a small process of its own."""
-
-    def __init__(self) -> None:
-        self._statuses: dict[str, tuple[int, WorkerStatus]] = {}
-
-    def report(self, worker: str, number: int, status: WorkerStatus) -> None:
-        self._statuses[worker] = (number, status)
-
-    def read(self) -> dict[str, tuple[int, WorkerStatus]]:
-        """By worker, the number of its last report and what it said."""
-        return self._statuses
-
-    def forget(self, worker: str) -> None:
-        self._statuses.pop(worker, None)

@@ -67,10 +67,15 @@ class Injector:
         found = [event for path in self._state.glob(f"fired-{index}-*") for event in _read(path)]
         return sorted(found, key=lambda event: event.time)
 
+    def begun(self) -> list[Event]:
+        """Each time that an actor began a shard, in order of time. A driver looks into the first one before it starts
+        Ray, which begins none."""
+        return [event for event in self.events("begin") if event.node]
+
     def attempts(self) -> dict[str, int]:
         """How often each shard was begun, over all runs."""
         counts: dict[str, int] = {}
-        for event in self.events("begin"):
+        for event in self.begun():
             counts[event.shard] = counts.get(event.shard, 0) + 1
         return counts
 

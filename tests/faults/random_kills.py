@@ -44,9 +44,8 @@ NUM_SHARDS, NUM_IMAGES = 12, 3
 _SHARD_S = 0.4  # that a shard takes at least: a kill is to meet a run at work
 _LOOK_EVERY_S = 0.05
 EMBEDDED, CLUSTER = "embedded", "cluster"
-_ACTORS = ("ray::ShardActor", "ray::StatusBoard")
 _KINDS: dict[str, Callable[[str], bool]] = {
-    "actor": lambda line: line.startswith(_ACTORS),
+    "actor": lambda line: line.startswith("ray::ShardActor"),
     "agent": lambda line: line.startswith(("ray::DashboardAgent", "ray::RuntimeEnvAgent")) or "log_monitor.py" in line,
     "raylet": is_raylet,
     "gcs": lambda line: Path(line.split()[0]).name == "gcs_server",
@@ -229,7 +228,7 @@ class Site:
         until = time.monotonic() + GONE_S
         while place == CLUSTER and self._cluster and not left:
             self._cluster.remember()
-            left = [line for line in self._cluster.alive().values() if line.startswith(_ACTORS)]
+            left = [line for line in self._cluster.alive().values() if line.startswith("ray::ShardActor")]
             if not left or time.monotonic() > until:
                 break
             left = []

@@ -49,7 +49,7 @@ def test_nodes_that_die_come_and_are_drained(
     assert job.digests(output) == world.expect(corpus)
     assert job.summary(output)["failed_shards"] == {}
 
-    begins = injector.events("begin")
+    begins = injector.begun()
     on_node = Counter(event.node for event in begins)
     names = {large.node_id: "large", doomed.node_id: "doomed", drained.node_id: "drained", new.node_id: "new"}
     late = [event for event in begins if event.node == drained.node_id and event.time > drained_at + NOTICE_S]

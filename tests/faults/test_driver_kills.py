@@ -26,10 +26,8 @@ def test_a_driver_that_is_killed_at_any_moment(world: World, tmp_path: Path) -> 
     num_done = []
     for kill in range(NUM_KILLS):
         with job.Job(arguments, env=injector.environment(), folder=tmp_path) as running:
-            begun = len(injector.events("begin"))
-            running.wait_until(
-                lambda begun=begun: len(injector.events("begin")) > begun, what="a shard is begun"
-            )
+            begun = len(injector.begun())
+            running.wait_until(lambda begun=begun: len(injector.begun()) > begun, what="a shard is begun")
             time.sleep(dice.uniform(0, 0.8))
             # Alone, the driver's raylet and actors end by themselves; or all of it goes at once, as a node does.
             running.kill(group=kill % 2 == 1)

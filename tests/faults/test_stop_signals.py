@@ -36,7 +36,7 @@ def test_sigterm_lets_shards_in_work_finish_and_begins_no_other(world: World, tm
         running.process.send_signal(signal.SIGTERM)
         stopped = running.wait(60)
     took = time.time() - told
-    late = [event.shard for event in injector.events("begin") if event.time > told + NOTICE_S]
+    late = [event.shard for event in injector.begun() if event.time > told + NOTICE_S]
     attempts, num_done = sum(injector.attempts().values()), len(job.committed(output))
     print(f"ended after {took:.1f} s; {attempts} begun, {num_done} done; late: {late}")
     assert stopped.code == 4, stopped.stderr
