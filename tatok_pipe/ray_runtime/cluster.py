@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import re
@@ -111,7 +110,7 @@ def start_ray(*, for_training: bool = False) -> None:
         if not address:
             own = EmbeddedRay(node.all_processes, address=node.gcs_address, logs=node.get_logs_dir_path())
             _watches.append(RayWatch(own))
-            atexit.register(own.end_monitor)  # called before Ray's own, which was registered earlier
+            own.end_monitor()
         elif node is not None:  # not where a proxy of Ray's (`ray://`) is asked for everything
             _watches.append(RayWatch(JoinedRay(node.gcs_address, _own_raylet())))
 

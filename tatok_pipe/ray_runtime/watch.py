@@ -74,8 +74,8 @@ class EmbeddedRay:
             process.kill()  # it may outlive us
 
     def end_monitor(self) -> None:
-        """The autoscaler's, which has nothing to scale. Ray tells it to end when the GCS server is gone, and waits for
-        a second in vain."""
+        """The autoscaler's, which has nothing to scale and takes memory. Ray tells it to end when the GCS server is
+        gone, and waits for a second in vain."""
         for process in self._processes.get("monitor", []):
             process.kill()
 

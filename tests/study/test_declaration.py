@@ -116,5 +116,5 @@ def test_the_study_of_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyP
     words = write_images(tmp_path, num_train=3, num_test=3)[:3]
     monkeypatch.chdir(ROOT)
     found = declare(load_study(["configs/study/headline.yaml", *words, f"output.url={tmp_path}/out"]))
-    assert [stage.seeds for stage in found.stages] == [(0, 1, 2), (0,)]
+    assert [stage.seeds for stage in found.stages] == [(0, 1, 2), (0,), (0,)]
     assert found.arms[0].name == "fixed" and found.arms[0].config.dtf.rule == "none"
