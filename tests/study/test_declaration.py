@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tatok_pipe import study
 from tatok_pipe.commands.study.declaration import declare
 from tests.entries import assert_told
+from tests.pictures import encode, write_shard
 from tests.study.studies import ROOT, load_study, write_images, write_tokenizer
 
 ARM = "fixed tokenizer=[model.num_globals=0] dtf.rule=none"
@@ -110,6 +112,19 @@ def test_a_dry_run_says_hours_and_makes_nothing(
         "4 generators on 3 images, measured on 3: about 0." in told and "generator          3 of    3" in told
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_images_without_labels_are_told_of_before_anything_is_made(words: list[str], tmp_path: Path) -> None:
+    picture = encode(Image.new("RGB", (32, 32)))
+    write_shard(tmp_path / "test.tar", [("one.png", picture), ("two.png", picture)])
+    assert_told(
+        study.main, [*words, f"arms=['{ARM}']", "--dry-run"], "data.test: one has no label; expected 0 to 2"
+    )
+    write_shard(tmp_path / "train.tar", [("one.png", picture), ("one.cls", b"7")])
+    assert_told(
+        study.main, [*words, f"arms=['{ARM}']"], "data.train: one has label 7; expected 0 to 2, or another"
+    )
+    assert not Path(tmp_path, "out/parts").exists()
 
 
 def test_the_study_of_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

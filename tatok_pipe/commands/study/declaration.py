@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tatok_pipe import storage
+from tatok_pipe.commands.study.labels import look_at_labels
 from tatok_pipe.commands.study.options import ArmConfig, StageConfig, StudyConfig
 from tatok_pipe.commands.train_ar.options import TrainArConfig
 from tatok_pipe.commands.train_tokenizer.options import TrainTokenizerConfig
@@ -78,6 +79,11 @@ def declare(config: StudyConfig) -> Declaration:
     looks = any(arm.tokenizer_words for arm in arms)
     images = {name: _find_shards(config, name) for name in ("train", "test", *["validation"] * looks)}
     _check_apart(images)
+    look_at_labels(
+        {f"data.{name}": images[name] for name in ("train", "test")},
+        image_size=config.data.image_size,
+        num_classes=config.data.num_classes,
+    )
     validation = images.get("validation", ())
     return Declaration(
         config, arms, _up_to(stages, config.stage), images["train"], images["test"], validation

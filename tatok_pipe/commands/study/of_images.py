@@ -17,10 +17,10 @@ from torch import Tensor
 from tatok_pipe import storage
 from tatok_pipe.ar.ragged_tokens import RaggedTokens
 from tatok_pipe.ar.requests import ImageTokens
+from tatok_pipe.commands.study.labels import check_label
 from tatok_pipe.commands.study.of_generators import DRAWN
 from tatok_pipe.commands.study.results import Result, interval_figures
 from tatok_pipe.commands.study.workshop import BATCH_IMAGES, Workshop
-from tatok_pipe.errors import UserError
 from tatok_pipe.evaluation.classifier import save_classifier, train_classifier
 from tatok_pipe.evaluation.metrics import frechet_distance, precision_recall
 from tatok_pipe.evaluation.pictures import read_pictures, share_out, to_pixels
@@ -87,11 +87,7 @@ def _read_labelled(
         pictures += read_pictures(source, image_size=workshop.settings["image_size"])
         workshop.touch(0)
     for picture in pictures:
-        if picture.label is None or not 0 <= picture.label < num_classes:
-            raise UserError(
-                f"{option}: {picture.key} has label {picture.label}; expected 0 to {num_classes - 1}, or another "
-                "data.num_classes"
-            )
+        check_label(picture, option=option, num_classes=num_classes)
     labels = np.array([picture.label for picture in pictures], np.int64)
     return np.stack([picture.pixels for picture in pictures]), labels
 
