@@ -91,9 +91,8 @@ class ShardWriter:
         self._schema = token_schema(spec)
         self._pending: list[TokenRecord] = []
         self._pending_table = self._schema.empty_table()
-        self._writer = pq.ParquetWriter(
-            self.path, self._schema, use_dictionary=_repetitive(self._schema), **_PARQUET
-        )
+        options = _PARQUET | {"use_dictionary": _repetitive(self._schema)}
+        self._writer = pq.ParquetWriter(self.path, self._schema, **options)
 
     def append(self, records: Sequence[TokenRecord]) -> None:
         """Add rows in source order. Raises ValueError naming the key of a row that breaks the format, UnusableShard

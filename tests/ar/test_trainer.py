@@ -200,7 +200,7 @@ def test_a_training_goes_on_with_another_number_of_processes(url: str, tmp_path:
 
 def test_a_number_of_codes_of_none_is_no_division_by_zero(url: str) -> None:
     trainer = make_trainer()
-    empty = make_loader(url)._empty_rows(2)
+    empty = empty_rows(2, row_tokens=make_loader(url).config.row_tokens, embedding_size=None)
     result = trainer.step([to_tensors(empty, "cpu", vocabulary=VOCABULARY)], num_codes=0)
     assert result.losses.num_sequences == 0 and float(result.grad_norm) == 0
     assert all(value.isfinite().all() for value in trainer.model.state_dict().values())

@@ -24,10 +24,10 @@ from tatok_pipe.tokenizer.rules import RULES
 from tatok_pipe.tokenizer.scores.table import SCORES
 
 
-def run(entry: Callable[[Sequence[str]], int], *words: str) -> float:
+def run(entry: Callable[[list[str]], int], *words: str) -> float:
     """Seconds that it took."""
     begin = time.monotonic()
-    code = entry(words)
+    code = entry([*words])
     assert code == 0, (words, code)
     return time.monotonic() - begin
 
