@@ -91,7 +91,7 @@ class ShardWriter:
         self._schema = token_schema(spec)
         self._pending: list[TokenRecord] = []
         self._pending_table = self._schema.empty_table()
-        options = _PARQUET | {"use_dictionary": _repetitive(self._schema)}
+        options: dict[str, Any] = _PARQUET | {"use_dictionary": _repetitive(self._schema)}
         self._writer = pq.ParquetWriter(self.path, self._schema, **options)
 
     def append(self, records: Sequence[TokenRecord]) -> None:

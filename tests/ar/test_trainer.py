@@ -15,6 +15,7 @@ from tatok_pipe.ar.model import Generator
 from tatok_pipe.ar.options import OptimizerConfig
 from tatok_pipe.errors import UserError
 from tatok_pipe.tokens.dataset import TokenDataset
+from tatok_pipe.tokens.loading.batches import empty_rows
 from tatok_pipe.training.schedule import ScheduleConfig
 from tests.ar.packed import Tokens, pack
 from tests.ar.trainings import (
