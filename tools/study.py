@@ -1,7 +1,8 @@
 """Write what a study found into pages: python -m tools.study runs/study [--write docs/results.md README.md]
 
 From arms.csv, claims.csv and seconds.csv of its output. A page is given the table between its two comments `begin:
-tatok_pipe.study` and `end: …`: all arms at both budgets, or with `short` in the comment the ones at equal seconds.
+tatok_pipe.study` and `end: …`: all arms at both budgets, or with `short` in the comment those at equal seconds that
+have as many seeds as the first one.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def make_table(output: str, *, is_short: bool) -> str:
         head = ["equal", "seeds", "steps", *head, *distances, "nats"]
     lines = [["arm", *head], ["---"] * (1 + len(head))]
     for arm, clock in zip(arms, seconds, strict=True):
-        if is_short and arm["equal"] != "seconds":
+        if is_short and (arm["equal"], arm["seeds"]) != ("seconds", arms[0]["seeds"]):
             continue
         better = [_ratio(claims, arm, first, name) for name in networks]
         speed = f"{_number(clock['images/s'])} ({_number(clock[f'times {first}'])} ×)"
