@@ -118,7 +118,9 @@ def test_images_without_labels_are_told_of_before_anything_is_made(words: list[s
     picture = encode(Image.new("RGB", (32, 32)))
     write_shard(tmp_path / "test.tar", [("one.png", picture), ("two.png", picture)])
     assert_told(
-        study.main, [*words, f"arms=['{ARM}']", "--dry-run"], "data.test: one has no label; expected 0 to 2"
+        study.main,
+        [*words, f"arms=['{ARM}']", "--dry-run"],
+        "data.test: one has no label; expected 0 to 2: a file .cls beside",
     )
     write_shard(tmp_path / "train.tar", [("one.png", picture), ("one.cls", b"7")])
     assert_told(

@@ -12,10 +12,15 @@ from tatok_pipe.storage import ShardFile
 
 def check_label(picture: Picture, *, option: str, num_classes: int) -> None:
     """Raise UserError where it is of none of the classes."""
-    if picture.label is None or not 0 <= picture.label < num_classes:
-        found = "no label" if picture.label is None else f"label {picture.label}"
+    if picture.label is None:
         raise UserError(
-            f"{option}: {picture.key} has {found}; expected 0 to {num_classes - 1}, or another data.num_classes"
+            f"{option}: {picture.key} has no label; expected 0 to {num_classes - 1}: a file .cls beside each image of "
+            "a tar, or a column label"
+        )
+    if not 0 <= picture.label < num_classes:
+        raise UserError(
+            f"{option}: {picture.key} has label {picture.label}; expected 0 to {num_classes - 1}, or another "
+            "data.num_classes"
         )
 
 
